@@ -1,0 +1,121 @@
+//! Options, checked once, as they travel from the command line to the daemon.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How to reach a remote.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteOptions {
+    /// An S3-compatible endpoint instead of AWS.
+    pub endpoint_url: Option<String>,
+    /// The bucket's region; discovered where it is not given.
+    pub region: Option<String>,
+    /// Named profile of the caller's AWS configuration.
+    pub profile: Option<String>,
+    /// Do not sign requests.
+    pub no_sign_request: bool,
+    /// The caller pays for requests and egress.
+    pub requester_pays: bool,
+    /// `bucket.endpoint` instead of `endpoint/bucket` with `endpoint_url`.
+    pub virtual_host_style: bool,
+}
+
+/// How a mount looks and behaves. Two mounts with equal options are the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountOptions {
+    /// How to reach the remote.
+    pub remote: RemoteOptions,
+    /// How long a listing is trusted.
+    pub metadata_ttl: Duration,
+    /// Whether users other than the one who mounts may read.
+    pub allow_other: bool,
+    /// Owner shown for every file.
+    pub uid: u32,
+    /// Group shown for every file.
+    pub gid: u32,
+    /// Permission bits of files.
+    pub file_mode: u16,
+    /// Permission bits of folders.
+    pub dir_mode: u16,
+    /// How files are opened towards the kernel; see `docs/kernel.md`.
+    pub open_mode: OpenModeOption,
+}
+
+/// `--open-mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OpenModeOption {
+    /// warmfs chooses.
+    #[default]
+    Auto,
+    /// OPEN is answered each time and the page cache kept.
+    KeepCache,
+    /// OPEN is answered with ENOSYS once and never sent again.
+    NoOpen,
+    /// Complete files are read by the kernel from the backing file itself.
+    Passthrough,
+}
+
+/// The caller's environment, as far as a remote may need it. Its values are
+/// secrets: they travel through the daemon's socket only, and never print.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerEnv(BTreeMap<String, String>);
+
+impl CallerEnv {
+    /// The variables that [`CallerEnv::from_process`] takes along.
+    const PREFIXES: [&str; 1] = ["AWS_"];
+    const NAMES: [&str; 1] = ["HOME"];
+
+    /// Takes what remotes may need out of this process's environment.
+    pub fn from_process() -> Self {
+        CallerEnv(std::env::vars().filter(|(name, _)| Self::is_taken(name)).collect())
+    }
+
+    /// Whether a variable is taken along.
+    pub fn is_taken(name: &str) -> bool {
+        Self::NAMES.contains(&name) || Self::PREFIXES.iter().any(|p| name.starts_with(p))
+    }
+
+    /// The value of a variable; an empty one counts as not set.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+}
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for CallerEnv {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(vars: I) -> Self {
+        CallerEnv(vars.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
+    }
+}
+
+impl fmt::Debug for CallerEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// A mount, asked for over the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// What to mount, as the user wrote it.
+    pub uri: String,
+    /// Where: an absolute path that may not exist yet.
+    pub dir: PathBuf,
+    /// How.
+    pub options: MountOptions,
+    /// The caller's credentials and configuration.
+    pub env: CallerEnv,
+}
+
+/// Where the cache lies and how large it may grow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// The cache directory, absolute.
+    pub dir: PathBuf,
+    /// `--cache-size` in bytes; by default what the disk has free, less a reserve.
+    pub size: Option<u64>,
+}

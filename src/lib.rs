@@ -1,0 +1,19 @@
+//! warmfs: a cloud bucket prefix as a read-only folder, with a local
+//! read-through cache.
+//!
+//! Knowledge flows one way; `tests/architecture.rs` holds the code to it:
+//!
+//! ```text
+//! main -> cli -> (daemon | control client)
+//! daemon -> fs -> cache -> remote
+//! daemon -> control server
+//! config, units, metrics: leaves
+//! ```
+//!
+//! `remote` knows objects and byte ranges, `cache` knows objects and chunks,
+//! `fs` knows inodes and file handles. See `ARCHITECTURE.md` for the map.
+
+pub mod config;
+pub mod metrics;
+pub mod remote;
+pub mod units;

@@ -1,0 +1,156 @@
+//! Object stores: what a remote must answer, and what every remote shares.
+//!
+//! A remote makes one request and classifies its failure. Retrying, counting,
+//! timeouts and the comparison of versions are the same for every store and
+//! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
+
+pub mod error;
+pub mod uri;
+
+use std::fmt;
+use std::ops::Range;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+pub use error::{ErrorKind, RemoteError};
+pub use uri::RemoteUri;
+
+/// An object store, or a folder that plays one.
+///
+/// Implementations send exactly one request per call (following redirects the
+/// protocol demands) and never retry by themselves.
+#[async_trait]
+pub trait Remote: Send + Sync + fmt::Debug {
+    /// Who this remote is: endpoint and bucket, without prefix or credentials.
+    /// Cached data is shared between mounts with an equal identity.
+    fn id(&self) -> &RemoteId;
+
+    /// What this remote can do beyond the three requests.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Size, version and time of one object.
+    async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError>;
+
+    /// One page of a listing.
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, RemoteError>;
+
+    /// The bytes `range` of `object`, which must be the version it names.
+    ///
+    /// A remote whose guard is not [`VersionGuard::CompareResponse`] makes the
+    /// store refuse another version ([`ErrorKind::Changed`]). The response's
+    /// version and total size are reported either way and compared by the
+    /// caller.
+    async fn get_range(
+        &self,
+        object: &ObjectMeta,
+        range: Range<u64>,
+    ) -> Result<RangeBody, RemoteError>;
+}
+
+/// The identity of a remote, such as `s3://s3.amazonaws.com/bucket`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RemoteId(pub String);
+
+/// An object's full name within its bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Key(pub String);
+
+/// What distinguishes two contents of one key: an etag without its quotes, a
+/// generation, or a size and mtime.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version(pub String);
+
+impl Version {
+    /// The version an HTTP etag names: weak marks and quotes are dropped,
+    /// since stores disagree on them between LIST, HEAD and GET.
+    pub fn from_etag(etag: &str) -> Self {
+        let etag = etag.trim();
+        let etag = etag.strip_prefix("W/").unwrap_or(etag);
+        Version(etag.trim_matches('"').to_owned())
+    }
+}
+
+/// One version of one object, as a store described it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Full key.
+    pub key: Key,
+    /// Size in bytes.
+    pub size: u64,
+    /// Content version.
+    pub version: Version,
+    /// Last modification, as the store tells it.
+    pub mtime: SystemTime,
+}
+
+/// How a remote keeps a range from belonging to another version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionGuard {
+    /// `If-Match` with the etag.
+    IfMatch,
+    /// The generation is part of the request.
+    Generation,
+    /// Objects never change.
+    Immutable,
+    /// The store cannot be asked; only the response tells.
+    CompareResponse,
+}
+
+/// What differs between stores in a way that callers plan with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// How versions are held apart.
+    pub version_guard: VersionGuard,
+    /// Whether a listing can begin after a given key.
+    pub list_start_after: bool,
+}
+
+/// One page's worth of listing, asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListRequest {
+    /// Keys begin with this. Empty for the whole bucket; else usually ends in `/`.
+    pub prefix: String,
+    /// Whether keys below a further `/` are listed themselves (`true`), or
+    /// folded into [`ListPage::prefixes`] (`false`).
+    pub recursive: bool,
+    /// Only keys after this one, where [`Capabilities::list_start_after`].
+    pub start_after: Option<String>,
+    /// The [`ListPage::next`] of the page before.
+    pub continuation: Option<String>,
+    /// Most entries wanted in the page; `None` for the store's own bound.
+    pub max_keys: Option<u16>,
+}
+
+/// One page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListPage {
+    /// Objects, full keys.
+    pub objects: Vec<ObjectMeta>,
+    /// Common prefixes, full, each ending in `/`.
+    pub prefixes: Vec<String>,
+    /// The token for the next page, if there is one.
+    pub next: Option<String>,
+}
+
+/// A response to a ranged GET, with its body still to come.
+pub struct RangeBody {
+    /// The version the bytes belong to.
+    pub version: Version,
+    /// The whole object's size in bytes.
+    pub total_size: u64,
+    /// The bytes, in order. May break off with an error at any point.
+    pub body: BoxStream<'static, Result<Bytes, RemoteError>>,
+}
+
+impl fmt::Debug for RangeBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RangeBody")
+            .field("version", &self.version)
+            .field("total_size", &self.total_size)
+            .finish_non_exhaustive()
+    }
+}

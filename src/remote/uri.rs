@@ -1,0 +1,118 @@
+//! What the user types: `s3://bucket/prefix`, `file:///folder`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A parsed URI of something mountable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemoteUri {
+    /// `s3://bucket[/prefix]`; the prefix is empty or ends in `/`.
+    S3 {
+        /// Bucket name.
+        bucket: String,
+        /// Key prefix: empty, or ending in `/`.
+        prefix: String,
+    },
+    /// `file:///folder`.
+    File {
+        /// Absolute path of the folder.
+        path: PathBuf,
+    },
+}
+
+impl RemoteUri {
+    /// The key prefix the mount's root stands for: empty, or ending in `/`.
+    pub fn prefix(&self) -> &str {
+        match self {
+            RemoteUri::S3 { prefix, .. } => prefix,
+            RemoteUri::File { .. } => "",
+        }
+    }
+}
+
+impl fmt::Display for RemoteUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RemoteUri::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            RemoteUri::S3 { bucket, prefix } => {
+                write!(f, "s3://{bucket}/{}", prefix.trim_end_matches('/'))
+            }
+            RemoteUri::File { path } => write!(f, "file://{}", path.display()),
+        }
+    }
+}
+
+/// Why a text is not a URI that can be mounted. One line, with a next step.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UriError(String);
+
+const EXAMPLES: &str = "use s3://BUCKET[/PREFIX] or file:///FOLDER";
+
+impl FromStr for RemoteUri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(UriError(format!("{text:?} is not a URI: {EXAMPLES}")));
+        };
+        match scheme {
+            "s3" => parse_s3(text, rest),
+            "file" => parse_file(text, rest),
+            _ => Err(UriError(format!("{scheme}:// is not supported: {EXAMPLES}"))),
+        }
+    }
+}
+
+fn parse_s3(text: &str, rest: &str) -> Result<RemoteUri, UriError> {
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let valid = (3..=255).contains(&bucket.len())
+        && bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b));
+    if !valid {
+        return Err(UriError(format!("{text:?} names no valid bucket: {EXAMPLES}")));
+    }
+    let prefix = prefix.trim_end_matches('/');
+    let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+    Ok(RemoteUri::S3 { bucket: bucket.to_owned(), prefix })
+}
+
+fn parse_file(text: &str, rest: &str) -> Result<RemoteUri, UriError> {
+    if !rest.starts_with('/') {
+        return Err(UriError(format!("{text:?} needs an absolute path: file:///FOLDER")));
+    }
+    let trimmed = rest.trim_end_matches('/');
+    let path = if trimmed.is_empty() { "/" } else { trimmed };
+    Ok(RemoteUri::File { path: PathBuf::from(path) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_and_prints() {
+        for (text, shown, prefix) in [
+            ("s3://bucket", "s3://bucket", ""),
+            ("s3://bucket/", "s3://bucket", ""),
+            ("s3://bucket/a/b", "s3://bucket/a/b", "a/b/"),
+            ("s3://bucket/a/b//", "s3://bucket/a/b", "a/b/"),
+            ("file:///data/", "file:///data", ""),
+            ("file:///", "file:///", ""),
+        ] {
+            let uri: RemoteUri = text.parse().unwrap();
+            assert_eq!(uri.to_string(), shown);
+            assert_eq!(uri.prefix(), prefix);
+        }
+    }
+
+    #[test]
+    fn refuses_with_a_next_step() {
+        for text in ["bucket/prefix", "http://host/x", "s3://", "s3:///x", "s3://a b/c", "file://x"]
+        {
+            let error = text.parse::<RemoteUri>().unwrap_err().to_string();
+            assert!(error.contains("://"), "{error}");
+            assert!(!error.contains('\n'));
+        }
+    }
+}

@@ -4,7 +4,12 @@
 //! timeouts and the comparison of versions are the same for every store and
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
+pub mod client;
 pub mod error;
+pub mod gate;
+pub mod local;
+pub mod retry;
+pub mod scripted;
 pub mod uri;
 
 use std::fmt;

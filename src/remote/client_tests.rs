@@ -1,0 +1,236 @@
+//! The client over a scripted remote: every fault, and what must come of it.
+
+use super::*;
+use crate::remote::gate::Gate;
+use crate::remote::scripted::{Fault, Request, RequestKind, ScriptedRemote};
+
+const KEY: &str = "data/a.bin";
+const MS: Duration = Duration::from_millis(1);
+
+struct Setup {
+    remote: ScriptedRemote,
+    metrics: Arc<RemoteMetrics>,
+    client: Arc<RemoteClient>,
+    object: ObjectMeta,
+    bytes: Vec<u8>,
+}
+
+fn setup() -> Setup {
+    let quick = Backoff { first_delay: MS, max_delay: MS, ..Backoff::default() };
+    setup_with(Limits { backoff: quick, ..Limits::default() })
+}
+
+fn setup_with(limits: Limits) -> Setup {
+    let remote = ScriptedRemote::new();
+    remote.set_piece_bytes(1000);
+    let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n * 7 / 3) as u8).collect();
+    let object = remote.put(KEY, bytes.clone());
+    let metrics = Arc::new(RemoteMetrics::default());
+    let client = RemoteClient::with_limits(Arc::new(remote.clone()), Arc::clone(&metrics), limits);
+    Setup { remote, metrics, client: Arc::new(client), object, bytes }
+}
+
+impl Setup {
+    async fn read(&self, range: Range<u64>) -> Result<Vec<u8>, RemoteError> {
+        read_all(&mut self.client.get_range(self.object.clone(), range)).await
+    }
+
+    fn gets(&self) -> Vec<Range<u64>> {
+        let range = |request| match request {
+            Request::Get(_, range) => Some(range),
+            _ => None,
+        };
+        self.remote.requests().into_iter().filter_map(range).collect()
+    }
+}
+
+async fn read_all(reader: &mut RangeReader) -> Result<Vec<u8>, RemoteError> {
+    let mut all = Vec::new();
+    while let Some(piece) = reader.next().await? {
+        assert!(!piece.is_empty());
+        all.extend_from_slice(&piece);
+    }
+    assert_eq!(reader.remaining(), 0);
+    Ok(all)
+}
+
+#[tokio::test]
+async fn reads_a_range_with_one_request() {
+    let s = setup();
+    assert_eq!(s.read(10..90_010).await.unwrap(), s.bytes[10..90_010]);
+    assert_eq!(s.gets(), vec![10..90_010]);
+    assert_eq!(s.metrics.get.requests.get(), 1);
+    assert_eq!(s.metrics.get.bytes.get(), 90_000);
+    assert_eq!(s.metrics.get.errors.get(), 0);
+}
+
+#[tokio::test]
+async fn an_empty_range_makes_no_request() {
+    let s = setup();
+    assert_eq!(s.read(5..5).await.unwrap(), []);
+    assert_eq!(s.metrics.get.requests.get(), 0);
+    assert_eq!(s.read(5..100_001).await.unwrap_err().kind, ErrorKind::Invalid);
+    assert!(s.remote.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_broken_or_short_body_goes_on_where_it_stopped() {
+    let s = setup();
+    s.remote.fail_next(RequestKind::Get, Fault::BreakAfter(1_500));
+    s.remote.fail_next(RequestKind::Get, Fault::ShortBody(2_500));
+    assert_eq!(s.read(100..9_000).await.unwrap(), s.bytes[100..9_000]);
+    assert_eq!(s.gets(), [100..9_000, 1_600..9_000, 4_100..9_000]);
+    assert_eq!(s.metrics.get.requests.get(), 3);
+    assert_eq!(s.metrics.get.errors.get(), 2);
+    assert_eq!(s.metrics.get.bytes.get(), 8_900);
+}
+
+#[tokio::test]
+async fn no_response_and_a_stalled_body_are_given_up_and_made_again() {
+    let s = setup_with(Limits { response: 30 * MS, stall: 30 * MS, ..Limits::default() });
+    s.remote.fail_next(RequestKind::Get, Fault::Hang);
+    s.remote.fail_next(RequestKind::Get, Fault::StallAfter(3_000));
+    assert_eq!(s.read(0..9_000).await.unwrap(), s.bytes[..9_000]);
+    assert_eq!(s.gets(), [0..9_000, 0..9_000, 3_000..9_000]);
+    s.remote.fail_next(RequestKind::Head, Fault::Hang);
+    assert_eq!(s.client.head(&s.object.key).await.unwrap(), s.object);
+    assert_eq!(s.metrics.head.requests.get(), 2);
+    assert_eq!(s.metrics.head.errors.get(), 1);
+}
+
+#[tokio::test]
+async fn a_call_never_outlasts_the_limit_on_no_progress() {
+    let s = setup_with(Limits { no_progress: 50 * MS, ..Limits::default() });
+    s.remote.script(|_| Some(Fault::Hang));
+    for error in [
+        s.read(0..10).await.unwrap_err(),
+        s.client.head(&s.object.key).await.unwrap_err(),
+        s.client.list(&ListRequest::default()).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind, ErrorKind::Transient);
+        assert!(error.message.contains("no answer"), "{error}");
+    }
+    assert_eq!(s.remote.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn a_slow_caller_is_not_a_stalled_body() {
+    let s = setup_with(Limits { stall: 40 * MS, ..Limits::default() });
+    let mut reader = s.client.get_range(s.object.clone(), 0..50_000);
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.extend(reader.next().await.unwrap().unwrap());
+        // Not for synchronisation: the caller's slowness is what is tested.
+        std::thread::sleep(20 * MS);
+    }
+    all.extend(read_all(&mut reader).await.unwrap());
+    assert_eq!(all, s.bytes[..50_000]);
+    assert_eq!(s.gets().len(), 1);
+}
+
+#[tokio::test]
+async fn another_version_or_size_is_never_handed_out() {
+    for fault in [Fault::OtherVersion, Fault::OtherSize] {
+        let s = setup();
+        s.remote.fail_next(RequestKind::Get, fault.clone());
+        assert_eq!(s.read(0..9_000).await.unwrap_err().kind, ErrorKind::Changed);
+        assert_eq!(s.gets().len(), 1, "a change is not worth a retry");
+
+        s.remote.fail_next(RequestKind::Get, Fault::BreakAfter(2_000));
+        s.remote.fail_next(RequestKind::Get, fault);
+        let mut reader = s.client.get_range(s.object.clone(), 0..9_000);
+        for n in 0..2 {
+            assert_eq!(reader.next().await.unwrap().unwrap(), s.bytes[n * 1000..][..1000]);
+        }
+        assert_eq!(reader.next().await.unwrap_err().kind, ErrorKind::Changed);
+        assert_eq!(reader.next().await.unwrap_err().kind, ErrorKind::Changed);
+    }
+}
+
+#[tokio::test]
+async fn a_put_between_two_attempts_is_a_change() {
+    let s = setup();
+    s.remote.fail_next(RequestKind::Get, Fault::BreakAfter(1_000));
+    let mut reader = s.client.get_range(s.object.clone(), 0..3_000);
+    reader.next().await.unwrap();
+    s.remote.put(KEY, s.bytes.clone());
+    assert_eq!(reader.next().await.unwrap_err().kind, ErrorKind::Changed);
+}
+
+#[tokio::test]
+async fn a_body_longer_than_its_range_is_cut() {
+    let s = setup();
+    s.remote.fail_next(RequestKind::Get, Fault::LongBody(2_500));
+    assert_eq!(s.read(0..1_500).await.unwrap(), s.bytes[..1_500]);
+    assert_eq!(s.gets().len(), 1);
+}
+
+#[tokio::test]
+async fn retries_what_may_pass_and_nothing_else() {
+    let throttled = ErrorKind::Throttled { retry_after: Some(MS) };
+    for kind in [throttled.clone(), ErrorKind::Transient, ErrorKind::Unreachable] {
+        let s = setup();
+        s.remote.fail_next(RequestKind::Get, Fault::Error(kind.clone()));
+        s.remote.fail_next(RequestKind::Head, Fault::Error(kind.clone()));
+        s.remote.fail_next(RequestKind::List, Fault::Error(kind));
+        assert_eq!(s.read(0..10).await.unwrap(), s.bytes[..10]);
+        assert_eq!(s.client.head(&s.object.key).await.unwrap(), s.object);
+        assert_eq!(s.client.list(&ListRequest::default()).await.unwrap().prefixes, ["data/"]);
+        for metrics in [&s.metrics.get, &s.metrics.head, &s.metrics.list] {
+            assert_eq!((metrics.requests.get(), metrics.errors.get()), (2, 1));
+        }
+    }
+    for kind in [ErrorKind::NotFound, ErrorKind::Denied, ErrorKind::Credentials] {
+        let s = setup();
+        s.remote.fail_next(RequestKind::Get, Fault::Error(kind.clone()));
+        assert_eq!(s.read(0..10).await.unwrap_err().kind, kind);
+        assert_eq!(s.gets().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn attempts_end_but_progress_renews_them() {
+    let s = setup();
+    s.remote.script(|_| Some(Fault::BreakAfter(10)));
+    let error = s.read(0..9_000).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Transient);
+    assert_eq!(s.gets().len(), 5);
+
+    let bytes: Vec<u8> = (0..(8 << 20) + 5_u32).map(|n| (n >> 8) as u8).collect();
+    let object = s.remote.put("large", bytes.clone());
+    s.remote.set_piece_bytes(256 << 10);
+    s.remote.script(|_| Some(Fault::BreakAfter(1 << 20)));
+    let size = object.size;
+    let mut reader = s.client.get_range(object, 0..size);
+    assert!(read_all(&mut reader).await.unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn a_missing_name_is_an_answer() {
+    let s = setup();
+    let error = s.client.head(&Key("nothing".into())).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert_eq!(s.metrics.head.requests.get(), 1);
+    assert_eq!(s.metrics.head.errors.get(), 0);
+}
+
+#[tokio::test]
+async fn a_dropped_call_loses_no_bytes() {
+    let s = setup();
+    let gate = Gate::closed();
+    s.remote.fail_next(RequestKind::Get, Fault::HoldAfter(2_000, gate.clone()));
+    let mut reader = s.client.get_range(s.object.clone(), 0..5_000);
+    let mut all = Vec::new();
+    for _ in 0..2 {
+        all.extend(reader.next().await.unwrap().unwrap());
+    }
+    tokio::select! {
+        biased;
+        _ = reader.next() => panic!("the body is held"),
+        () = gate.wait_for_held(1) => {}
+    }
+    gate.release_all();
+    all.extend(read_all(&mut reader).await.unwrap());
+    assert_eq!(all, s.bytes[..5_000]);
+    assert_eq!(s.gets().len(), 1);
+}

@@ -13,7 +13,9 @@
 //! `remote` knows objects and byte ranges, `cache` knows objects and chunks,
 //! `fs` knows inodes and file handles. See `ARCHITECTURE.md` for the map.
 
+pub mod cache;
 pub mod config;
+pub mod fs;
 pub mod metrics;
 pub mod remote;
 pub mod units;

@@ -1,0 +1,234 @@
+//! Requests on their way: single flight, and what may be in flight at once.
+//!
+//! A [`Flight`] is one GET for a run of chunks. Whoever needs one of its chunks
+//! waits on the flight instead of asking again, and is served from memory the
+//! moment the chunk is whole; the disk comes after.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::remote::{ErrorKind, RemoteError};
+
+/// GETs in flight at once. HTTP/1.1 over many connections fills a line that
+/// few cannot; more than this costs memory and gains nothing on two cores.
+const REQUESTS_MAX: usize = 64;
+
+/// Of these, how many readahead may hold: demand always finds a free one soon.
+const AHEAD_REQUESTS_MAX: usize = 48;
+
+/// Bytes in flight at once, in memory from the first byte until they are on disk.
+const MEMORY_MAX_BYTES: usize = 128 << 20;
+
+/// Of these, how many readahead may hold.
+const AHEAD_MEMORY_MAX_BYTES: usize = 96 << 20;
+
+/// Memory is counted in units, since a semaphore hands out `u32`s.
+const MEMORY_UNIT_BYTES: u64 = 4096;
+
+/// The bounds on what is in flight, one for the whole daemon.
+#[derive(Debug)]
+pub(super) struct Fetcher {
+    requests: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    ahead_requests: Arc<Semaphore>,
+    ahead_memory: Arc<Semaphore>,
+}
+
+/// The right to have one request in flight. The memory part lives as long as
+/// the flight's bytes may.
+#[derive(Debug)]
+pub(super) struct Admission {
+    _permits: Vec<OwnedSemaphorePermit>,
+}
+
+fn units(bytes: u64) -> u32 {
+    let units = bytes.div_ceil(MEMORY_UNIT_BYTES);
+    u32::try_from(units)
+        .unwrap_or(u32::MAX)
+        .min((MEMORY_MAX_BYTES as u64 / MEMORY_UNIT_BYTES) as u32)
+}
+
+impl Fetcher {
+    pub(super) fn new() -> Self {
+        let memory = |bytes: usize| Arc::new(Semaphore::new(bytes / MEMORY_UNIT_BYTES as usize));
+        Fetcher {
+            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            memory: memory(MEMORY_MAX_BYTES),
+            ahead_requests: Arc::new(Semaphore::new(AHEAD_REQUESTS_MAX)),
+            ahead_memory: memory(AHEAD_MEMORY_MAX_BYTES),
+        }
+    }
+
+    /// Waits until a reader's request of `bytes` may go out.
+    pub(super) async fn admit(&self, bytes: u64) -> Option<Admission> {
+        // Memory first: who holds a request never waits for more.
+        let memory = self.memory.clone().acquire_many_owned(units(bytes)).await.ok()?;
+        let request = self.requests.clone().acquire_owned().await.ok()?;
+        Some(Admission { _permits: vec![memory, request] })
+    }
+
+    /// Lets a request ahead of the reader go out at once, or not at all:
+    /// readahead never queues, so that a reader never waits behind it.
+    pub(super) fn try_admit_ahead(&self, bytes: u64) -> Option<Admission> {
+        let units = units(bytes);
+        let permits = vec![
+            self.ahead_memory.clone().try_acquire_many_owned(units).ok()?,
+            self.ahead_requests.clone().try_acquire_owned().ok()?,
+            self.memory.clone().try_acquire_many_owned(units).ok()?,
+            self.requests.clone().try_acquire_owned().ok()?,
+        ];
+        Some(Admission { _permits: permits })
+    }
+}
+
+/// One request for a run of chunks, and those who wait for it.
+#[derive(Debug)]
+pub(super) struct Flight {
+    chunks: Range<u32>,
+    slots: Mutex<Vec<Slot>>,
+    failure: OnceLock<RemoteError>,
+    progress: watch::Receiver<()>,
+}
+
+#[derive(Clone, Debug)]
+enum Slot {
+    Waiting,
+    Memory(Bytes),
+    OnDisk,
+}
+
+/// What a flight has for one who waits.
+#[derive(Debug)]
+pub(super) enum Landed {
+    /// The whole chunk.
+    Memory(Bytes),
+    /// The chunk is on disk by now.
+    OnDisk,
+}
+
+/// The side of a flight that brings the bytes. Dropped without an outcome, it
+/// fails the flight, so that nobody waits for ever.
+#[derive(Debug)]
+pub(super) struct Pilot {
+    flight: Arc<Flight>,
+    progress: watch::Sender<()>,
+}
+
+impl Flight {
+    pub(super) fn new(chunks: Range<u32>) -> (Arc<Flight>, Pilot) {
+        let (sender, progress) = watch::channel(());
+        let slots = vec![Slot::Waiting; chunks.len()];
+        let flight = Arc::new(Flight {
+            chunks,
+            slots: Mutex::new(slots),
+            failure: OnceLock::new(),
+            progress,
+        });
+        (flight.clone(), Pilot { flight, progress: sender })
+    }
+
+    pub(super) fn chunks(&self) -> &Range<u32> {
+        &self.chunks
+    }
+
+    pub(super) fn covers(&self, chunk: u32) -> bool {
+        self.chunks.contains(&chunk)
+    }
+
+    /// Waits for one chunk of this flight.
+    pub(super) async fn chunk(&self, chunk: u32) -> Result<Landed, RemoteError> {
+        let mut progress = self.progress.clone();
+        let mut open = true;
+        loop {
+            progress.mark_unchanged();
+            match super::lock(&self.slots)[(chunk - self.chunks.start) as usize].clone() {
+                Slot::Memory(bytes) => return Ok(Landed::Memory(bytes)),
+                Slot::OnDisk => return Ok(Landed::OnDisk),
+                Slot::Waiting => {}
+            }
+            if let Some(error) = self.failure.get() {
+                return Err(error.clone());
+            }
+            if !open {
+                return Err(RemoteError::new(ErrorKind::Transient, "a fetch was interrupted"));
+            }
+            open = progress.changed().await.is_ok();
+        }
+    }
+
+    /// A chunk is on disk: who comes later reads it there, and its memory is given back.
+    pub(super) fn on_disk(&self, chunk: u32) {
+        super::lock(&self.slots)[(chunk - self.chunks.start) as usize] = Slot::OnDisk;
+    }
+}
+
+impl Pilot {
+    pub(super) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// A whole chunk arrived: wakes those who wait for it.
+    pub(super) fn deliver(&self, chunk: u32, bytes: Bytes) {
+        let at = (chunk - self.flight.chunks.start) as usize;
+        super::lock(&self.flight.slots)[at] = Slot::Memory(bytes);
+        self.progress.send_replace(());
+    }
+
+    /// The flight ends early: those who still wait get `error`.
+    pub(super) fn fail(self, error: RemoteError) {
+        // Set once: a flight has one pilot.
+        let _ = self.flight.failure.set(error);
+        self.progress.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waiters_get_each_chunk_as_it_lands_and_failures_after() {
+        let (flight, pilot) = Flight::new(4..7);
+        let waiters: Vec<_> = (4..7)
+            .map(|chunk| {
+                let flight = flight.clone();
+                tokio::spawn(async move { flight.chunk(chunk).await })
+            })
+            .collect();
+        pilot.deliver(4, Bytes::from_static(b"four"));
+        pilot.deliver(5, Bytes::from_static(b"five"));
+        flight.on_disk(5);
+        pilot.fail(RemoteError::new(ErrorKind::Changed, "changed"));
+        let mut results = Vec::new();
+        for waiter in waiters {
+            results.push(waiter.await.unwrap());
+        }
+        assert!(matches!(&results[0], Ok(Landed::Memory(bytes)) if bytes == "four"));
+        assert!(results[1].is_ok());
+        assert_eq!(results[2].as_ref().unwrap_err().kind, ErrorKind::Changed);
+        assert!(matches!(flight.chunk(5).await, Ok(Landed::OnDisk)));
+    }
+
+    #[tokio::test]
+    async fn a_lost_pilot_fails_the_flight() {
+        let (flight, pilot) = Flight::new(0..1);
+        drop(pilot);
+        assert_eq!(flight.chunk(0).await.unwrap_err().kind, ErrorKind::Transient);
+    }
+
+    #[tokio::test]
+    async fn readahead_leaves_room_for_demand() {
+        let fetcher = Fetcher::new();
+        let mut ahead = Vec::new();
+        while let Some(admission) = fetcher.try_admit_ahead(4 << 20) {
+            ahead.push(admission);
+        }
+        assert_eq!(ahead.len(), AHEAD_MEMORY_MAX_BYTES / (4 << 20));
+        assert!(fetcher.admit(4 << 20).await.is_some());
+        ahead.pop();
+        assert!(fetcher.try_admit_ahead(4 << 20).is_some());
+    }
+}

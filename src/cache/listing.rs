@@ -1,0 +1,275 @@
+//! What a listing, or a single answer, changes in the index.
+//!
+//! A folder is listed page by page. Every entry carries the start time of the
+//! request that last saw it; when the last page is in, entries that were not
+//! seen since the listing began are gone from the remote. Nothing but the
+//! pages is held in memory.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::CacheError;
+use super::index::Write;
+use super::names;
+use super::record::{EntryRow, FolderRow, NodeId, NodeRow, ObjectAttr, Rollup, RollupDelta};
+use crate::remote::{ListPage, ObjectMeta};
+
+/// What changed, for those who hold copies of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Names that now mean something else, or nothing.
+    pub names: Vec<(NodeId, String)>,
+    /// Folders whose listing differs from before.
+    pub folders: Vec<NodeId>,
+    /// Object versions that are no longer current.
+    pub superseded: Vec<NodeId>,
+}
+
+/// Nanoseconds since the epoch, as rows keep times. Times before it are zero.
+pub(super) fn to_ns(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// One folder being brought up to date inside a write transaction.
+pub(super) struct FolderUpdate<'w, 'txn> {
+    write: &'w mut Write<'txn>,
+    folder: NodeId,
+    row: FolderRow,
+    /// Start of the request whose answer is applied.
+    seen_ms: u64,
+    delta: RollupDelta,
+    differs: bool,
+    changes: Changes,
+}
+
+impl<'w, 'txn> FolderUpdate<'w, 'txn> {
+    /// Begins to apply an answer to a request that began at `seen_ms`.
+    pub(super) fn begin(
+        write: &'w mut Write<'txn>,
+        folder: NodeId,
+        seen_ms: u64,
+    ) -> Result<Self, CacheError> {
+        let row = write.folder(folder)?;
+        Ok(FolderUpdate {
+            write,
+            folder,
+            row,
+            seen_ms,
+            delta: RollupDelta::default(),
+            differs: false,
+            changes: Changes::default(),
+        })
+    }
+
+    /// Writes the folder's own row and the sums above it.
+    pub(super) fn end(mut self) -> Result<Changes, CacheError> {
+        if self.differs {
+            // Strictly later, whatever the clock does: directory caches compare for equality.
+            self.row.changed_ms = self.seen_ms.max(self.row.changed_ms + 1);
+            self.changes.folders.push(self.folder);
+        }
+        self.write.put_folder(self.folder, &self.row)?;
+        self.write.roll_up(self.folder, self.delta)?;
+        Ok(self.changes)
+    }
+
+    /// Applies one page of this folder's listing, whose keys begin with `prefix`.
+    pub(super) fn page(&mut self, prefix: &str, page: &ListPage) -> Result<(), CacheError> {
+        for object in &page.objects {
+            let Some(name) = object.key.0.strip_prefix(prefix) else {
+                tracing::warn!(key = ?object.key.0, prefix, "the listing names a key outside its prefix; ignored");
+                continue;
+            };
+            if name.is_empty() && object.size == 0 {
+                continue; // This folder's own marker.
+            }
+            if names::is_showable(name) {
+                self.put_object(name, object)?;
+            } else {
+                self.row.hidden += 1;
+            }
+        }
+        for folder in &page.prefixes {
+            let name = folder.strip_prefix(prefix).and_then(|name| name.strip_suffix('/'));
+            match name {
+                Some(name) if names::is_showable(name) => self.put_folder(name).map(drop)?,
+                _ => self.row.hidden += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// The listing that began at `seen_ms` was read to its end.
+    pub(super) fn finish_listing(&mut self) -> Result<(), CacheError> {
+        self.row.listed_ms = Some(self.seen_ms);
+        let mut after: Option<String> = None;
+        loop {
+            let batch = self.write.entries_after(self.folder, after.as_deref(), 1024)?;
+            let Some((last, _)) = batch.last() else { break };
+            after = Some(last.clone());
+            for (name, entry) in batch {
+                if entry.seen_ms < self.seen_ms {
+                    self.remove(&name, &entry)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the count of hidden keys anew, for the first page of a listing.
+    pub(super) fn reset_hidden(&mut self) {
+        self.row.hidden = 0;
+    }
+
+    /// The remote has no `name` here, neither object nor folder.
+    pub(super) fn put_absent(&mut self, name: &str) -> Result<(), CacheError> {
+        if let Some(entry) = self.write.entry(self.folder, name)? {
+            self.remove(name, &entry)?;
+        }
+        Ok(())
+    }
+
+    /// The remote has no folder `name` here; an object it may have.
+    pub(super) fn put_no_folder(&mut self, name: &str) -> Result<(), CacheError> {
+        match self.write.entry(self.folder, name)? {
+            Some(entry @ EntryRow { object: None, .. }) => self.remove(name, &entry),
+            _ => Ok(()),
+        }
+    }
+
+    /// The remote has this object here.
+    pub(super) fn put_object(&mut self, name: &str, meta: &ObjectMeta) -> Result<(), CacheError> {
+        let beside = match self.write.entry(self.folder, name)? {
+            Some(EntryRow { object: None, .. }) => true,
+            _ => false,
+        };
+        let attr = ObjectAttr {
+            size: meta.size,
+            mtime_ns: to_ns(meta.mtime),
+            version: meta.version.clone(),
+            key_name: beside.then(|| name.to_owned()),
+        };
+        if !beside {
+            return self.place_object(name, attr);
+        }
+        match names::beside_folder(name) {
+            Some(shown) => self.place_object(&shown, attr),
+            None => {
+                self.row.hidden += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// The remote has a folder of this name here; returns its node.
+    pub(super) fn put_folder(&mut self, name: &str) -> Result<NodeId, CacheError> {
+        match self.write.entry(self.folder, name)? {
+            Some(entry @ EntryRow { object: None, .. }) => {
+                let node = entry.node;
+                let entry = EntryRow { seen_ms: entry.seen_ms.max(self.seen_ms), ..entry };
+                self.write.put_entry(self.folder, name, &entry)?;
+                return Ok(node);
+            }
+            Some(EntryRow { object: Some(mut attr), node, seen_ms }) => {
+                // A folder takes the name over; the object stays reachable beside it.
+                self.write.remove_entry(self.folder, name)?;
+                self.changes.names.push((self.folder, name.to_owned()));
+                attr.key_name.get_or_insert_with(|| name.to_owned());
+                if let Some(shown) = names::beside_folder(name) {
+                    let row = NodeRow::Current { parent: self.folder, name: shown.clone() };
+                    self.write.put_node(node, &row)?;
+                    let entry = EntryRow { node, seen_ms, object: Some(attr) };
+                    self.write.put_entry(self.folder, &shown, &entry)?;
+                } else {
+                    self.row.hidden += 1;
+                    self.supersede(node, name, attr)?;
+                }
+            }
+            None => {}
+        }
+        let node = self.insert(name, None)?;
+        let row = FolderRow { changed_ms: self.seen_ms, ..FolderRow::default() };
+        self.write.put_folder(node, &row)?;
+        Ok(node)
+    }
+
+    fn place_object(&mut self, name: &str, attr: ObjectAttr) -> Result<(), CacheError> {
+        if let Some(entry) = self.write.entry(self.folder, name)? {
+            if entry.object.as_ref() == Some(&attr) {
+                let entry = EntryRow { seen_ms: entry.seen_ms.max(self.seen_ms), ..entry };
+                return self.write.put_entry(self.folder, name, &entry);
+            }
+            if entry.seen_ms > self.seen_ms {
+                return Ok(()); // A later answer is there already.
+            }
+            self.remove(name, &entry)?;
+        }
+        self.insert(name, Some(attr)).map(drop)
+    }
+
+    fn insert(&mut self, name: &str, object: Option<ObjectAttr>) -> Result<NodeId, CacheError> {
+        let node = self.write.allocate_node()?;
+        if let Some(attr) = &object {
+            self.delta.objects += 1;
+            self.delta.bytes += attr.size.cast_signed();
+        }
+        self.write
+            .put_node(node, &NodeRow::Current { parent: self.folder, name: name.to_owned() })?;
+        let entry = EntryRow { node, seen_ms: self.seen_ms, object };
+        self.write.put_entry(self.folder, name, &entry)?;
+        self.differs = true;
+        Ok(node)
+    }
+
+    fn remove(&mut self, name: &str, entry: &EntryRow) -> Result<(), CacheError> {
+        self.write.remove_entry(self.folder, name)?;
+        self.changes.names.push((self.folder, name.to_owned()));
+        self.differs = true;
+        match entry.object.clone() {
+            Some(attr) => self.supersede(entry.node, name, attr),
+            None => self.remove_subtree(entry.node, name),
+        }
+    }
+
+    fn supersede(&mut self, node: NodeId, name: &str, attr: ObjectAttr) -> Result<(), CacheError> {
+        let cached = self.write.object(node)?.map_or(0, |row| row.present_bytes);
+        self.delta.objects -= 1;
+        self.delta.bytes -= attr.size.cast_signed();
+        self.delta.cached_bytes -= cached.cast_signed();
+        let row =
+            NodeRow::Superseded { parent: self.folder, name: name.to_owned(), attr: Some(attr) };
+        self.write.put_node(node, &row)?;
+        self.changes.superseded.push(node);
+        Ok(())
+    }
+
+    fn remove_subtree(&mut self, folder: NodeId, name: &str) -> Result<(), CacheError> {
+        let Rollup { objects, bytes, cached_bytes } = self.write.folder(folder)?.rollup;
+        self.delta.objects -= objects.cast_signed();
+        self.delta.bytes -= bytes.cast_signed();
+        self.delta.cached_bytes -= cached_bytes.cast_signed();
+        let row = NodeRow::Superseded { parent: self.folder, name: name.to_owned(), attr: None };
+        self.write.put_node(folder, &row)?;
+        let mut pending = vec![folder];
+        while let Some(parent) = pending.pop() {
+            loop {
+                let batch = self.write.entries_after(parent, None, 1024)?;
+                if batch.is_empty() {
+                    break;
+                }
+                for (name, entry) in batch {
+                    self.write.remove_entry(parent, &name)?;
+                    if entry.object.is_none() {
+                        pending.push(entry.node);
+                    } else {
+                        self.changes.superseded.push(entry.node);
+                    }
+                    let row = NodeRow::Superseded { parent, name, attr: entry.object };
+                    self.write.put_node(entry.node, &row)?;
+                }
+            }
+            self.write.remove_folder(parent)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,494 @@
+//! A bucket prefix as a tree of nodes.
+//!
+//! Answers come from the index while they are fresh (`--metadata-ttl`) and
+//! from the remote else: a folder by listing it, single-flight; a name in a
+//! folder that was never listed by HEAD and LIST side by side, so that opening
+//! one file of a huge folder does not list it. Listings outlive the mount.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use lru::LruCache;
+use tokio::runtime::Handle;
+
+use super::index::Index;
+use super::listing::{Changes, FolderUpdate};
+use super::names;
+use super::object::CachedObject;
+use super::record::{EntryRow, FolderRow, NodeId, NodeRow, ObjectAttr, Rollup};
+use super::store::Store;
+use super::{CacheError, Clock, Event, lock};
+use crate::remote::client::RemoteClient;
+use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta, RemoteError};
+
+/// Lookups in a folder that was never listed before its listing is started
+/// behind them: who opens three files pays for three, who goes on pays once.
+const POINT_LOOKUPS_BEFORE_LISTING: u32 = 3;
+
+/// Folders whose point lookups are counted.
+const COUNTED_FOLDERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// How long the absence of a name is trusted in a folder that was not listed.
+const POINT_ABSENCE_TTL: Duration = Duration::from_secs(1);
+
+/// Folders above each other at most: a key has at most 1,024 bytes.
+const DEPTH_MAX: usize = 1024;
+
+type Listing = Shared<BoxFuture<'static, Result<(), CacheError>>>;
+
+/// A mounted prefix.
+#[derive(Debug)]
+pub struct Tree {
+    pub(super) me: Weak<Tree>,
+    pub(super) index: Arc<Index>,
+    pub(super) store: Arc<Store>,
+    pub(super) remote: Arc<RemoteClient>,
+    pub(super) clock: Arc<Clock>,
+    pub(super) runtime: Handle,
+    pub(super) bucket: NodeId,
+    pub(super) root: NodeId,
+    pub(super) ttl: Duration,
+    pub(super) listings: Mutex<HashMap<NodeId, Listing>>,
+    pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
+}
+
+/// A folder or an object version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its id, for ever.
+    pub id: NodeId,
+    /// The folder it is in; itself for the root of a bucket.
+    pub parent: NodeId,
+    /// Its name there.
+    pub name: String,
+    /// What it is.
+    pub kind: NodeKind,
+    /// How long this is to be trusted from now on.
+    pub valid_for: Duration,
+}
+
+/// What a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A folder.
+    Folder {
+        /// When its listing last changed, nanoseconds since the epoch.
+        mtime_ns: u64,
+        /// Its listing is known and fresh.
+        listed: bool,
+    },
+    /// One version of an object.
+    Object(ObjectAttr),
+}
+
+/// What is known about a name without asking the remote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// It is this.
+    Known(Node),
+    /// There is none, for so long.
+    Absent(Duration),
+    /// The remote must be asked.
+    Unknown,
+}
+
+impl Tree {
+    pub(super) fn counted_folders() -> Mutex<LruCache<NodeId, u32>> {
+        Mutex::new(LruCache::new(COUNTED_FOLDERS_MAX))
+    }
+
+    /// The folder that is mounted.
+    pub fn root(&self) -> NodeId {
+        self.root
+    }
+
+    /// The objects' store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// A node, whether it is current or was replaced. Does not ask the remote.
+    pub fn node(&self, id: NodeId) -> Result<Option<Node>, CacheError> {
+        let row = match self.index.node(id)? {
+            Some(row) => row,
+            None if id == self.bucket => {
+                return self.folder_node(id, id, String::new(), self.ttl).map(Some);
+            }
+            None => return Ok(None),
+        };
+        match row {
+            NodeRow::Superseded { parent, name, attr } => {
+                let kind = match attr {
+                    Some(attr) => NodeKind::Object(attr),
+                    None => NodeKind::Folder { mtime_ns: 0, listed: false },
+                };
+                Ok(Some(Node { id, parent, name, kind, valid_for: self.ttl }))
+            }
+            NodeRow::Current { parent, name } => {
+                let Some(entry) = self.index.entry(parent, &name)? else { return Ok(None) };
+                if entry.node != id {
+                    return Ok(None);
+                }
+                let valid_for = self.entry_valid_for(parent, &entry)?;
+                self.entry_node(parent, name, entry, valid_for).map(Some)
+            }
+        }
+    }
+
+    /// What is known of `name` in `parent`. Does not ask the remote.
+    pub fn child(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
+        self.child_if(parent, name, |valid_for| !valid_for.is_zero())
+    }
+
+    fn child_if(
+        &self,
+        parent: NodeId,
+        name: &str,
+        accept: impl Fn(Duration) -> bool,
+    ) -> Result<Child, CacheError> {
+        if !names::is_showable(name) {
+            return Ok(Child::Absent(self.ttl));
+        }
+        let folder = self.index.folder(parent)?.unwrap_or_default();
+        let listed_for = self.listing_valid_for(&folder);
+        match self.index.entry(parent, name)? {
+            Some(entry) => {
+                let valid_for = listed_for.unwrap_or_default().max(self.seen_valid_for(&entry));
+                if accept(valid_for) {
+                    return Ok(Child::Known(self.entry_node(
+                        parent,
+                        name.to_owned(),
+                        entry,
+                        valid_for,
+                    )?));
+                }
+            }
+            None => {
+                if let Some(valid_for) = listed_for.filter(|valid_for| accept(*valid_for)) {
+                    return Ok(Child::Absent(valid_for));
+                }
+            }
+        }
+        Ok(Child::Unknown)
+    }
+
+    /// Finds `name` in `parent`, asking the remote if need be.
+    pub async fn lookup(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
+        match self.child(parent, name)? {
+            Child::Unknown => {}
+            known => return Ok(known),
+        }
+        let was_listed = self.index.folder(parent)?.is_some_and(|row| row.listed_ms.is_some());
+        // Only a listing tells which object stands beside a folder of its name.
+        if was_listed || names::behind_suffix(name).is_some() {
+            self.refresh(parent).await?;
+        } else {
+            self.count_point_lookup(parent);
+            self.point_lookup(parent, name).await?;
+        }
+        // Whatever the answer's age is by now, it is the newest there is.
+        match self.child_if(parent, name, |_| true)? {
+            Child::Unknown => Ok(Child::Absent(POINT_ABSENCE_TTL.min(self.ttl))),
+            known => Ok(known),
+        }
+    }
+
+    fn count_point_lookup(&self, folder: NodeId) {
+        let mut counts = lock(&self.point_lookups);
+        let count = counts.get_or_insert_mut(folder, || 0);
+        *count += 1;
+        if *count == POINT_LOOKUPS_BEFORE_LISTING + 1 {
+            drop(counts);
+            drop(self.listing(folder)); // Runs by itself.
+        }
+    }
+
+    /// Whether the folder's listing is known and fresh.
+    pub fn is_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
+        let row = self.index.folder(folder)?.unwrap_or_default();
+        Ok(self.listing_valid_for(&row).is_some_and(|valid_for| !valid_for.is_zero()))
+    }
+
+    /// Lists the folder unless its listing is fresh.
+    pub async fn ensure_listed(&self, folder: NodeId) -> Result<(), CacheError> {
+        if self.is_listed(folder)? {
+            return Ok(());
+        }
+        self.refresh(folder).await
+    }
+
+    /// Lists the folder. A listing that is known already stands in for one
+    /// that the remote cannot give just now.
+    async fn refresh(&self, folder: NodeId) -> Result<(), CacheError> {
+        let Err(error) = self.listing(folder).await else { return Ok(()) };
+        let known = self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some());
+        match &error {
+            CacheError::Remote(remote) if known && remote.is_retryable() => {
+                tracing::warn!(%error, "a folder cannot be listed; its last listing is used");
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// The sums over everything known below a folder.
+    pub fn rollup(&self, folder: NodeId) -> Result<Rollup, CacheError> {
+        Ok(self.index.folder(folder)?.unwrap_or_default().rollup)
+    }
+
+    /// Up to `limit` entries of a folder after the name `after`, as they are known.
+    pub fn children(
+        &self,
+        folder: NodeId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Node>, CacheError> {
+        let row = self.index.folder(folder)?.unwrap_or_default();
+        let listed_for = self.listing_valid_for(&row).unwrap_or_default();
+        let entries = self.index.entries_after(folder, after, limit)?;
+        let nodes = entries.into_iter().map(|(name, entry)| {
+            let valid_for = listed_for.max(self.seen_valid_for(&entry));
+            self.entry_node(folder, name, entry, valid_for)
+        });
+        nodes.collect()
+    }
+
+    /// The bytes of an object node. `None` if the node is no object.
+    pub fn open(&self, node: &Node) -> Result<Option<Arc<CachedObject>>, CacheError> {
+        let NodeKind::Object(attr) = &node.kind else { return Ok(None) };
+        if let Some(object) = self.store.live(node.id) {
+            return Ok(Some(object));
+        }
+        let meta = ObjectMeta {
+            key: Key(self.key(node)?),
+            size: attr.size,
+            version: attr.version.clone(),
+            mtime: UNIX_EPOCH + Duration::from_nanos(attr.mtime_ns),
+        };
+        Ok(Some(self.store.object(node.id, &meta, &self.remote)))
+    }
+
+    /// The remote no longer has the version that `node` stands for: what is
+    /// known of it is looked up again at the next use.
+    pub async fn expire(&self, node: &Node) -> Result<(), CacheError> {
+        let (parent, name) = (node.parent, node.name.clone());
+        self.write(move |index| {
+            index.write(|write| {
+                let mut folder = write.folder(parent)?;
+                folder.listed_ms = folder.listed_ms.map(|_| 0);
+                write.put_folder(parent, &folder)?;
+                if let Some(entry) = write.entry(parent, &name)? {
+                    write.put_entry(parent, &name, &EntryRow { seen_ms: 0, ..entry })?;
+                }
+                Ok(Changes { names: vec![(parent, name.clone())], ..Changes::default() })
+            })
+        })
+        .await
+    }
+
+    /// The full key of a node: where it stands, from the bucket on.
+    fn key(&self, node: &Node) -> Result<String, CacheError> {
+        let last = match &node.kind {
+            NodeKind::Object(ObjectAttr { key_name: Some(name), .. }) => name,
+            _ => &node.name,
+        };
+        Ok(format!("{}{last}", self.prefix(node.parent)?))
+    }
+
+    /// The prefix of the keys in a folder: empty, or ending in `/`.
+    pub(super) fn prefix(&self, folder: NodeId) -> Result<String, CacheError> {
+        let mut parts = Vec::new();
+        let mut at = folder;
+        while at != self.bucket && parts.len() < DEPTH_MAX {
+            match self.index.node(at)? {
+                Some(
+                    NodeRow::Current { parent, name } | NodeRow::Superseded { parent, name, .. },
+                ) => {
+                    parts.push(name);
+                    at = parent;
+                }
+                None => return Err(CacheError::Index(format!("node {} is lost", at.0))),
+            }
+        }
+        Ok(parts.iter().rev().fold(String::new(), |prefix, part| prefix + part + "/"))
+    }
+
+    /// The listing of a folder that is under way, or a new one. It goes on
+    /// when nobody waits for it any more.
+    fn listing(&self, folder: NodeId) -> Listing {
+        let mut listings = lock(&self.listings);
+        if let Some(listing) = listings.get(&folder) {
+            return listing.clone();
+        }
+        let Some(tree) = self.me.upgrade() else { unreachable!("a method runs on a live tree") };
+        let task = self.runtime.spawn(async move {
+            let result = tree.list(folder).await;
+            lock(&tree.listings).remove(&folder);
+            result
+        });
+        let listing = async move {
+            task.await.unwrap_or_else(|error| {
+                Err(CacheError::Index(format!("a listing ended abnormally: {error}")))
+            })
+        };
+        let listing = listing.boxed().shared();
+        listings.insert(folder, listing.clone());
+        listing
+    }
+
+    async fn list(&self, folder: NodeId) -> Result<(), CacheError> {
+        let prefix = self.prefix(folder)?;
+        let listed = self.index.folder(folder)?.and_then(|row| row.listed_ms);
+        let began_ms = self.clock.now_ms().max(listed.unwrap_or(0) + 1);
+        let mut continuation = None;
+        let mut first = true;
+        loop {
+            let request =
+                ListRequest { prefix: prefix.clone(), continuation, ..ListRequest::default() };
+            let mut page = self.remote.list(&request).await?;
+            continuation = page.next.take();
+            if continuation.is_some() && continuation == request.continuation {
+                let message = format!("the listing of {prefix:?} repeats itself");
+                return Err(RemoteError::new(ErrorKind::Transient, message).into());
+            }
+            let last = continuation.is_none();
+            let prefix = prefix.clone();
+            self.write(move |index| {
+                index.write(|write| {
+                    let mut update = FolderUpdate::begin(write, folder, began_ms)?;
+                    if first {
+                        update.reset_hidden();
+                    }
+                    update.page(&prefix, &page)?;
+                    if last {
+                        update.finish_listing()?;
+                    }
+                    update.end()
+                })
+            })
+            .await?;
+            if last {
+                return Ok(());
+            }
+            first = false;
+        }
+    }
+
+    /// Asks for one name: as an object and as a folder, side by side.
+    async fn point_lookup(&self, parent: NodeId, name: &str) -> Result<(), CacheError> {
+        let key = format!("{}{name}", self.prefix(parent)?);
+        let below = ListRequest {
+            prefix: format!("{key}/"),
+            recursive: true,
+            max_keys: Some(1),
+            ..ListRequest::default()
+        };
+        let key = Key(key);
+        let began_ms = self.clock.now_ms();
+        let (object, below) = tokio::join!(self.remote.head(&key), self.remote.list(&below));
+        let is_folder = match &below {
+            Ok(page) => !page.objects.is_empty() || !page.prefixes.is_empty(),
+            Err(error) if error.kind == ErrorKind::NotFound => false,
+            // An object that was found needs no second answer.
+            Err(error) if object.is_err() => return Err(error.clone().into()),
+            Err(_) => false,
+        };
+        let object = match object {
+            Ok(meta) => Some(meta),
+            Err(error) if error.kind == ErrorKind::NotFound || is_folder => None,
+            Err(error) => return Err(error.into()),
+        };
+        let name = name.to_owned();
+        self.write(move |index| {
+            index.write(|write| {
+                let mut update = FolderUpdate::begin(write, parent, began_ms)?;
+                if !is_folder {
+                    update.put_no_folder(&name)?;
+                }
+                if is_folder {
+                    update.put_folder(&name)?;
+                }
+                match &object {
+                    Some(meta) => update.put_object(&name, meta)?,
+                    None if !is_folder => update.put_absent(&name)?,
+                    None => {}
+                }
+                update.end()
+            })
+        })
+        .await
+    }
+
+    /// Changes the index where it blocks nobody, and tells what changed.
+    pub(super) async fn write(
+        &self,
+        change: impl FnOnce(&Index) -> Result<Changes, CacheError> + Send + 'static,
+    ) -> Result<(), CacheError> {
+        let index = self.index.clone();
+        let store = self.store.clone();
+        let task = self.runtime.spawn_blocking(move || {
+            let changes = change(&index)?;
+            store.discard(&changes.superseded)?;
+            for (parent, name) in changes.names {
+                store.emit(Event::Entry(parent, name));
+            }
+            for folder in changes.folders {
+                store.emit(Event::Folder(folder));
+            }
+            Ok(())
+        });
+        task.await.unwrap_or_else(|error| {
+            Err(CacheError::Index(format!("a change ended abnormally: {error}")))
+        })
+    }
+
+    fn entry_node(
+        &self,
+        parent: NodeId,
+        name: String,
+        entry: EntryRow,
+        valid_for: Duration,
+    ) -> Result<Node, CacheError> {
+        match entry.object {
+            Some(attr) => {
+                Ok(Node { id: entry.node, parent, name, kind: NodeKind::Object(attr), valid_for })
+            }
+            None => self.folder_node(entry.node, parent, name, valid_for),
+        }
+    }
+
+    fn folder_node(
+        &self,
+        id: NodeId,
+        parent: NodeId,
+        name: String,
+        valid_for: Duration,
+    ) -> Result<Node, CacheError> {
+        let row = self.index.folder(id)?.unwrap_or_default();
+        let listed = self.listing_valid_for(&row).is_some_and(|valid_for| !valid_for.is_zero());
+        let mtime_ns = row.changed_ms.saturating_mul(1_000_000);
+        Ok(Node { id, parent, name, kind: NodeKind::Folder { mtime_ns, listed }, valid_for })
+    }
+
+    fn entry_valid_for(&self, parent: NodeId, entry: &EntryRow) -> Result<Duration, CacheError> {
+        let folder = self.index.folder(parent)?.unwrap_or_default();
+        Ok(self.listing_valid_for(&folder).unwrap_or_default().max(self.seen_valid_for(entry)))
+    }
+
+    fn listing_valid_for(&self, folder: &FolderRow) -> Option<Duration> {
+        folder.listed_ms.map(|listed_ms| self.valid_for(listed_ms))
+    }
+
+    fn seen_valid_for(&self, entry: &EntryRow) -> Duration {
+        self.valid_for(entry.seen_ms)
+    }
+
+    fn valid_for(&self, since_ms: u64) -> Duration {
+        let age = Duration::from_millis(self.clock.wall_ms().saturating_sub(since_ms));
+        self.ttl.saturating_sub(age)
+    }
+}

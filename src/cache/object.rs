@@ -1,0 +1,551 @@
+//! One version of one object, as its readers see it.
+//!
+//! A read takes each chunk from where it is: the backing file, a fetch that is
+//! under way, memory on the way past a full disk, or else a new fetch. Bytes
+//! from the file are checked against their checksum before the first use if
+//! anything could have touched them since they were written; a chunk that
+//! fails is dropped, counted and fetched again, never an error to the reader.
+//!
+//! Lock order: `writing` before `state`. Neither is held across an await or
+//! while the file is read or written.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bytes::{Bytes, BytesMut};
+
+use super::backing_file::BackingFile;
+use super::budget::disk_bytes;
+use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
+use super::fetch::{Admission, Flight, Landed, Pilot};
+use super::index::Write;
+use super::pass_by::PASS_BY_WINDOW_BYTES;
+use super::readahead::{Plan, Readahead, WINDOW_MAX_BYTES};
+use super::record::{FileId, GROUP_CHUNKS, Location, NodeId, ObjectRow};
+use super::store::Store;
+use super::{CacheError, Event, lock};
+use crate::remote::client::RemoteClient;
+use crate::remote::{ErrorKind, ObjectMeta, RemoteError};
+
+/// How often a read looks again for bytes that moved (from memory to disk) or
+/// turned out damaged while it was looking. Each round settles one chunk.
+const ROUNDS_MAX: usize = 64;
+
+/// An object that somebody reads, or read lately.
+#[derive(Debug)]
+pub struct CachedObject {
+    node: NodeId,
+    meta: ObjectMeta,
+    remote: Arc<RemoteClient>,
+    store: Arc<Store>,
+    file_id: FileId,
+    file: OnceLock<BackingFile>,
+    /// Held while the file is created, so that nobody truncates another's bytes.
+    writing: Mutex<()>,
+    state: Mutex<State>,
+    /// Every chunk is on disk and verified: reads need no lock.
+    complete: AtomicBool,
+    /// Replaced by another version: nothing more is kept, the file is gone.
+    doomed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    map: ChunkMap,
+    flights: Vec<Arc<Flight>>,
+    readahead: Readahead,
+    dirty_groups: BTreeSet<u32>,
+}
+
+/// What the index had of an object when it was loaded.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub file: Option<BackingFile>,
+    pub map: ChunkMap,
+}
+
+/// Bytes for a reader, and where they came from.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ReadOutcome {
+    /// The bytes; shorter than asked for only at the end of the object.
+    pub data: Vec<u8>,
+    /// Bytes of `data` that waited for the remote.
+    pub miss_bytes: u64,
+}
+
+/// Where one stretch of a read comes from.
+#[derive(Debug)]
+enum Piece {
+    /// Verified bytes of the backing file.
+    File(Range<u64>),
+    /// Part of a chunk in the backing file that must be checked first.
+    Check { chunk: u32, crc: u32, range: Range<u64> },
+    /// Part of a chunk that is in memory.
+    Memory { chunk: u32, bytes: Bytes, range: Range<u64> },
+    /// Part of a chunk that is being fetched.
+    Flight { flight: Arc<Flight>, chunk: u32, range: Range<u64> },
+}
+
+impl CachedObject {
+    pub(super) fn new(
+        node: NodeId,
+        meta: ObjectMeta,
+        remote: Arc<RemoteClient>,
+        store: Arc<Store>,
+        loaded: Loaded,
+    ) -> Self {
+        let size = meta.size;
+        let file_id = FileId::of(remote.id(), &meta.key, &meta.version);
+        let complete = loaded.map.is_complete();
+        CachedObject {
+            node,
+            meta,
+            remote,
+            store,
+            file_id,
+            file: loaded.file.map_or_else(OnceLock::new, OnceLock::from),
+            writing: Mutex::new(()),
+            state: Mutex::new(State {
+                map: loaded.map,
+                flights: Vec::new(),
+                readahead: Readahead::new(size),
+                dirty_groups: BTreeSet::new(),
+            }),
+            complete: AtomicBool::new(complete),
+            doomed: AtomicBool::new(false),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.meta.size
+    }
+
+    /// Bytes in the cache.
+    pub fn present_bytes(&self) -> u64 {
+        lock(&self.state).map.present_bytes()
+    }
+
+    /// The backing file, if it holds the whole object and every chunk was
+    /// verified: only then may the kernel read it without us.
+    pub fn complete_file(&self) -> Option<&std::fs::File> {
+        if !self.complete.load(Ordering::Acquire) {
+            return None;
+        }
+        self.file.get().map(BackingFile::as_file)
+    }
+
+    /// Fills `buf` from `offset`, if that needs neither the remote nor the
+    /// disk. For FUSE threads, which wait for neither.
+    pub fn read_if_in_memory(self: &Arc<Self>, offset: u64, buf: &mut [u8]) -> bool {
+        let Some(file) = self.file.get() else { return false };
+        if !self.complete.load(Ordering::Acquire) {
+            let end = offset + buf.len() as u64;
+            let mut state = lock(&self.state);
+            let ready =
+                chunks_of(offset, end).all(|chunk| state.map.presence(chunk) == Presence::Verified);
+            if !ready {
+                return false;
+            }
+            // A reader that only hits must still move its window along.
+            self.plan(&mut state, offset, end);
+        }
+        file.read_if_in_memory(buf, offset)
+    }
+
+    /// Reads up to `len` bytes at `offset`.
+    pub async fn read(self: &Arc<Self>, offset: u64, len: u64) -> Result<ReadOutcome, RemoteError> {
+        let end = offset.saturating_add(len).min(self.meta.size);
+        if offset >= end {
+            return Ok(ReadOutcome::default());
+        }
+        let mut outcome = ReadOutcome::default();
+        outcome.data.reserve_exact((end - offset) as usize);
+        for _ in 0..ROUNDS_MAX {
+            let from = offset + outcome.data.len() as u64;
+            let pieces = {
+                let mut state = lock(&self.state);
+                self.plan(&mut state, from, end);
+                self.pieces(&state, from, end)
+            };
+            for piece in pieces {
+                if !self.append(piece, &mut outcome).await? {
+                    break;
+                }
+            }
+            if outcome.data.len() as u64 == end - offset {
+                return Ok(outcome);
+            }
+        }
+        Err(RemoteError::new(
+            ErrorKind::Transient,
+            format!("{:?} keeps slipping out of the cache while it is read", self.meta.key.0),
+        ))
+    }
+
+    /// Adds one piece to what was read; `false` if it is no longer there.
+    async fn append(
+        self: &Arc<Self>,
+        piece: Piece,
+        out: &mut ReadOutcome,
+    ) -> Result<bool, RemoteError> {
+        let (chunk, bytes, range) = match piece {
+            Piece::File(range) => return Ok(self.append_from_file(range, out).await),
+            Piece::Check { chunk, crc, range } => match self.checked_chunk(chunk, crc).await {
+                Some(bytes) => (chunk, bytes, range),
+                None => return Ok(false),
+            },
+            Piece::Memory { chunk, bytes, range } => (chunk, bytes, range),
+            Piece::Flight { flight, chunk, range } => match flight.chunk(chunk).await? {
+                Landed::Memory(bytes) => {
+                    out.miss_bytes += range.end - range.start;
+                    (chunk, bytes, range)
+                }
+                Landed::OnDisk => return Ok(false),
+            },
+        };
+        let start = u64::from(chunk) * CHUNK_BYTES;
+        let slice = &bytes[(range.start - start) as usize..(range.end - start) as usize];
+        out.data.extend_from_slice(slice);
+        Ok(true)
+    }
+
+    async fn append_from_file(self: &Arc<Self>, range: Range<u64>, out: &mut ReadOutcome) -> bool {
+        let object = self.clone();
+        let mut data = std::mem::take(&mut out.data);
+        let before = data.len();
+        let at = range.start;
+        let (data, read) = self
+            .store
+            .read_blocking(move || {
+                data.resize(before + (range.end - range.start) as usize, 0);
+                let read = match object.file.get() {
+                    Some(file) => file.read(&mut data[before..], range.start),
+                    None => Err(std::io::ErrorKind::NotFound.into()),
+                };
+                if read.is_err() {
+                    data.truncate(before);
+                }
+                (data, read)
+            })
+            .await;
+        out.data = data;
+        match read {
+            Ok(()) => true,
+            Err(error) => {
+                let chunk = chunks_of(at, at + 1).start;
+                tracing::warn!(key = ?self.meta.key.0, chunk, %error, "a cached chunk cannot be read; it is fetched again");
+                self.drop_chunk(chunk);
+                false
+            }
+        }
+    }
+
+    /// Reads a chunk whole and compares its checksum.
+    async fn checked_chunk(self: &Arc<Self>, chunk: u32, crc: u32) -> Option<Bytes> {
+        let object = self.clone();
+        let range = chunk_range(chunk, self.meta.size);
+        let bytes = self
+            .store
+            .read_blocking(move || {
+                let mut bytes = vec![0; (range.end - range.start) as usize];
+                object.file.get()?.read(&mut bytes, range.start).ok()?;
+                (crc32c::crc32c(&bytes) == crc).then_some(bytes)
+            })
+            .await;
+        match bytes {
+            Some(bytes) => {
+                let mut state = lock(&self.state);
+                state.map.mark_verified(chunk);
+                if state.map.is_all_verified() {
+                    // The row may now say that this boot has seen all of it.
+                    state.dirty_groups.insert(chunk / GROUP_CHUNKS);
+                    self.store.mark_dirty(self);
+                }
+                self.complete.store(state.map.is_complete(), Ordering::Release);
+                Some(Bytes::from(bytes))
+            }
+            None => {
+                tracing::warn!(key = ?self.meta.key.0, chunk, "a cached chunk is damaged; it is fetched again");
+                self.drop_chunk(chunk);
+                None
+            }
+        }
+    }
+
+    /// Takes a chunk that cannot be used out of the cache.
+    fn drop_chunk(self: &Arc<Self>, chunk: u32) {
+        let mut state = lock(&self.state);
+        self.complete.store(false, Ordering::Release);
+        if state.map.remove(chunk) {
+            state.dirty_groups.insert(chunk / GROUP_CHUNKS);
+            drop(state);
+            let range = chunk_range(chunk, self.meta.size);
+            self.store.release(disk_bytes(range.end - range.start));
+            self.store.metrics().repairs.add(1);
+            self.store.mark_dirty(self);
+        }
+    }
+
+    /// Where each stretch of `from..end` is to be had now. Fetches for what is
+    /// missing were started by [`CachedObject::plan`].
+    fn pieces(&self, state: &State, from: u64, end: u64) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        for chunk in chunks_of(from, end) {
+            let whole = chunk_range(chunk, self.meta.size);
+            let range = whole.start.max(from)..whole.end.min(end);
+            match state.map.presence(chunk) {
+                Presence::Verified => match pieces.last_mut() {
+                    Some(Piece::File(before)) => before.end = range.end,
+                    _ => pieces.push(Piece::File(range)),
+                },
+                Presence::Unverified { crc } => pieces.push(Piece::Check { chunk, crc, range }),
+                Presence::Absent => {
+                    if let Some(flight) = state.flights.iter().find(|f| f.covers(chunk)) {
+                        pieces.push(Piece::Flight { flight: flight.clone(), chunk, range });
+                    } else if let Some(bytes) = self.store.passing_by(self.node, chunk) {
+                        pieces.push(Piece::Memory { chunk, bytes, range });
+                    } else {
+                        break; // Pushed out of memory this moment; the next round asks again.
+                    }
+                }
+            }
+        }
+        pieces
+    }
+
+    /// Starts whatever fetches a read of `from..end` calls for.
+    fn plan(self: &Arc<Self>, state: &mut State, from: u64, end: u64) {
+        let keeping = !self.doomed.load(Ordering::Relaxed) && self.store.is_keeping();
+        let window_max = if keeping { WINDOW_MAX_BYTES } else { PASS_BY_WINDOW_BYTES };
+        let Plan { range, part } = state.readahead.on_read(from, end - from, window_max);
+        let demand = chunks_of(from, end);
+        let part = ((part / CHUNK_BYTES) as u32).max(1);
+        let mut chunk = chunks_of(range.start, range.end).start;
+        let until = chunks_of(range.start, range.end).end;
+        while chunk < until {
+            if !self.is_missing(state, chunk) {
+                chunk += 1;
+                continue;
+            }
+            let mut run = chunk + 1;
+            while run < until && run - chunk < part && self.is_missing(state, run) {
+                run += 1;
+            }
+            let chunks = chunk..run;
+            let bytes =
+                chunk_range(run - 1, self.meta.size).end - chunk_range(chunk, self.meta.size).start;
+            if chunks.start < demand.end && demand.start < chunks.end {
+                self.start(state, chunks, bytes, None);
+            } else if let Some(admission) = self.store.fetcher().try_admit_ahead(bytes) {
+                self.start(state, chunks, bytes, Some(admission));
+            } else {
+                state.readahead.refused(u64::from(chunk) * CHUNK_BYTES);
+                break;
+            }
+            chunk = run;
+        }
+    }
+
+    fn is_missing(&self, state: &State, chunk: u32) -> bool {
+        state.map.presence(chunk) == Presence::Absent
+            && !state.flights.iter().any(|flight| flight.covers(chunk))
+            && self.store.passing_by(self.node, chunk).is_none()
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        state: &mut State,
+        chunks: Range<u32>,
+        bytes: u64,
+        ahead: Option<Admission>,
+    ) {
+        let (flight, pilot) = Flight::new(chunks);
+        state.flights.push(flight);
+        let object = self.clone();
+        self.store.spawn(async move {
+            let flight = pilot.flight().clone();
+            let admission = match ahead {
+                Some(admission) => Some(admission),
+                None => object.store.fetcher().admit(bytes).await,
+            };
+            let result = object.fly(&pilot).await;
+            // First out of the list, then the verdict: who looks now starts anew.
+            lock(&object.state).flights.retain(|f| !Arc::ptr_eq(f, &flight));
+            if let Err(error) = result {
+                tracing::debug!(key = ?object.meta.key.0, %error, "a fetch failed");
+                pilot.fail(error);
+            }
+            drop(admission);
+        });
+    }
+
+    /// Brings the bytes of one flight: to those who wait first, then to disk.
+    async fn fly(self: &Arc<Self>, pilot: &Pilot) -> Result<(), RemoteError> {
+        let chunks = pilot.flight().chunks().clone();
+        let range = chunk_range(chunks.start, self.meta.size).start
+            ..chunk_range(chunks.end - 1, self.meta.size).end;
+        let mut reader = self.remote.get_range(self.meta.clone(), range);
+        let mut chunk = chunks.start;
+        let mut wanted = chunk_len(chunk, self.meta.size);
+        let mut partial = BytesMut::with_capacity(wanted);
+        let mut landed: Vec<(u32, Bytes)> = Vec::new();
+        let mut keeping: Option<tokio::task::JoinHandle<()>> = None;
+        let result = loop {
+            let mut bytes = match reader.next().await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
+            while !bytes.is_empty() && chunk < chunks.end {
+                let take = bytes.len().min(wanted - partial.len());
+                partial.extend_from_slice(&bytes.split_to(take));
+                if partial.len() < wanted {
+                    continue;
+                }
+                let whole = std::mem::take(&mut partial).freeze();
+                pilot.deliver(chunk, whole.clone());
+                landed.push((chunk, whole));
+                chunk += 1;
+                if chunk < chunks.end {
+                    wanted = chunk_len(chunk, self.meta.size);
+                    partial.reserve(wanted);
+                }
+            }
+            // One write at a time, behind the network: the next batch gathers meanwhile.
+            if !landed.is_empty() && keeping.as_ref().is_none_or(|task| task.is_finished()) {
+                keeping = Some(self.keep_in_background(pilot, std::mem::take(&mut landed)));
+            }
+        };
+        if let Some(task) = keeping {
+            self.joined(task).await;
+        }
+        if !landed.is_empty() {
+            let task = self.keep_in_background(pilot, landed);
+            self.joined(task).await;
+        }
+        result
+    }
+
+    async fn joined(&self, task: tokio::task::JoinHandle<()>) {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "writing to the cache ended abnormally");
+        }
+    }
+
+    fn keep_in_background(
+        self: &Arc<Self>,
+        pilot: &Pilot,
+        landed: Vec<(u32, Bytes)>,
+    ) -> tokio::task::JoinHandle<()> {
+        let object = self.clone();
+        let flight = pilot.flight().clone();
+        self.store.write_blocking(move || {
+            for (chunk, bytes) in landed {
+                if object.keep(chunk, &bytes) {
+                    flight.on_disk(chunk);
+                } else {
+                    object.store.pass_by(object.node, chunk, bytes);
+                }
+            }
+        })
+    }
+
+    /// Writes a chunk and notes that it is there; `false` if it cannot be kept.
+    fn keep(self: &Arc<Self>, chunk: u32, bytes: &Bytes) -> bool {
+        let disk = disk_bytes(bytes.len() as u64);
+        if self.doomed.load(Ordering::Relaxed) || !self.store.reserve(disk) {
+            return false;
+        }
+        let offset = chunk_range(chunk, self.meta.size).start;
+        if let Err(error) = self.writable_file().and_then(|file| file.write(bytes, offset)) {
+            self.store.release(disk);
+            self.store.disk_failed(&error);
+            return false;
+        }
+        let crc = crc32c::crc32c(bytes);
+        let mut state = lock(&self.state);
+        state.map.insert(chunk, crc, true);
+        state.dirty_groups.insert(chunk / GROUP_CHUNKS);
+        let complete = state.map.is_complete();
+        self.complete.store(complete, Ordering::Release);
+        drop(state);
+        self.store.mark_dirty(self);
+        if complete {
+            self.store.emit(Event::Completed(self.node));
+        }
+        true
+    }
+
+    fn writable_file(&self) -> std::io::Result<&BackingFile> {
+        let _writing = lock(&self.writing);
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = BackingFile::create(&self.file_id.path(self.store.data_dir()), self.meta.size)?;
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub(super) fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::Relaxed)
+    }
+
+    /// The object was replaced: nothing more is kept of it.
+    pub(super) fn doom(&self) {
+        self.doomed.store(true, Ordering::Relaxed);
+    }
+
+    /// What was written to the index is not there: all of it is to be written again.
+    pub(super) fn redirty(&self) {
+        let groups = chunk_count(self.meta.size).div_ceil(GROUP_CHUNKS);
+        lock(&self.state).dirty_groups.extend(0..groups);
+    }
+
+    /// Writes what changed since the last time to the index.
+    pub(super) fn write_rows(&self, write: &mut Write<'_>, boot: u128) -> Result<(), CacheError> {
+        let Some(file) = self.file.get() else { return Ok(()) };
+        let (groups, row) = {
+            let mut state = lock(&self.state);
+            let fingerprint = file.fingerprint().map_err(|e| CacheError::Io(e.to_string()))?;
+            let dirty = std::mem::take(&mut state.dirty_groups);
+            let groups: Vec<_> = dirty.into_iter().map(|g| (g, state.map.group_row(g))).collect();
+            let row = ObjectRow {
+                location: Location::OwnFile(self.file_id),
+                size: self.meta.size,
+                version: self.meta.version.clone(),
+                present_bytes: state.map.present_bytes(),
+                fingerprint,
+                verified_boot: state.map.is_all_verified().then_some(boot),
+            };
+            (groups, row)
+        };
+        for (group, row) in groups {
+            write.put_chunk_group(self.node, group, &row)?;
+        }
+        write.put_object(self.node, &row)
+    }
+}
+
+impl Drop for CachedObject {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let held = state.map.present_bytes();
+        self.store.dropped(self.node, self.is_doomed().then(|| disk_bytes(held)));
+    }
+}
+
+/// The chunks that the bytes `from..end` touch.
+fn chunks_of(from: u64, end: u64) -> Range<u32> {
+    (from / CHUNK_BYTES) as u32..end.div_ceil(CHUNK_BYTES) as u32
+}
+
+fn chunk_len(chunk: u32, size: u64) -> usize {
+    let range = chunk_range(chunk, size);
+    (range.end - range.start) as usize
+}

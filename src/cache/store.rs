@@ -1,0 +1,397 @@
+//! The store: objects on disk, what they may take, and what is known of them.
+//!
+//! Owns `data/` in the cache directory (one sparse file an object, see
+//! [`super::backing_file`]) and the rows about it in the index. Changes gather
+//! in memory and reach the index every [`FLUSH_INTERVAL`] in one durable
+//! transaction, never on a reader's path: a chunk is written first and noted
+//! after, so what the index says is there was written in this boot, or is
+//! checked before use.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::backing_file::BackingFile;
+use super::budget::{Budget, disk_bytes};
+use super::chunk_map::ChunkMap;
+use super::fetch::Fetcher;
+use super::index::Index;
+use super::object::{CachedObject, Loaded};
+use super::pass_by::PassBy;
+use super::record::{Location, NodeId};
+use super::{CacheError, Event, lock};
+use crate::metrics::CacheMetrics;
+use crate::remote::ObjectMeta;
+use crate::remote::client::RemoteClient;
+
+/// What was cached this long before a SIGKILL is found again.
+pub(super) const FLUSH_INTERVAL: Duration = Duration::from_millis(400);
+
+/// Objects kept open although nobody reads them: saves the index look-up and
+/// the open of a file that is opened again and again. Each costs one fd.
+const IDLE_OBJECTS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// Blocking reads of the cache disk at once: enough for 20 readers, few enough
+/// to leave threads for the index.
+const DISK_READS_MAX: usize = 24;
+
+/// Blocking writes at once. More only queue in the kernel.
+const DISK_WRITES_MAX: usize = 8;
+
+/// After a write failed, reads stream through this long before the disk is tried again.
+const DISK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Events a subscriber may be behind; later ones are dropped. They only make
+/// the kernel forget attributes early, which it does by itself in time.
+const EVENTS_MAX: usize = 16_384;
+
+/// Keeps events coming. When it is dropped, their receiver sees the end.
+#[derive(Debug)]
+pub struct Subscription(
+    #[expect(dead_code, reason = "held for the channel to stay open")] Arc<mpsc::SyncSender<Event>>,
+);
+
+/// Objects, by node.
+#[derive(Debug)]
+pub struct Store {
+    me: Weak<Store>,
+    runtime: Handle,
+    data_dir: PathBuf,
+    index: Arc<Index>,
+    boot: u128,
+    budget: Budget,
+    fetcher: Fetcher,
+    passing: PassBy,
+    disk_reads: Arc<Semaphore>,
+    disk_writes: Arc<Semaphore>,
+    metrics: CacheMetrics,
+    live: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
+    idle: Mutex<LruCache<NodeId, Arc<CachedObject>>>,
+    dirty: Mutex<HashMap<NodeId, Arc<CachedObject>>>,
+    failing: AtomicBool,
+    failure: Mutex<Option<(Instant, String)>>,
+    subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
+}
+
+impl Store {
+    pub(super) fn new(
+        runtime: Handle,
+        data_dir: PathBuf,
+        index: Arc<Index>,
+        boot: u128,
+        budget: Budget,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Store {
+            me: me.clone(),
+            runtime,
+            data_dir,
+            index,
+            boot,
+            budget,
+            fetcher: Fetcher::new(),
+            passing: PassBy::new(),
+            disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
+            disk_writes: Arc::new(Semaphore::new(DISK_WRITES_MAX)),
+            metrics: CacheMetrics::default(),
+            live: Mutex::default(),
+            idle: Mutex::new(LruCache::new(IDLE_OBJECTS_MAX)),
+            dirty: Mutex::default(),
+            failing: AtomicBool::new(false),
+            failure: Mutex::default(),
+            subscribers: Mutex::default(),
+        })
+    }
+
+    /// The object of `node`, ready to be read. There is one per node at a time.
+    pub fn object(
+        &self,
+        node: NodeId,
+        meta: &ObjectMeta,
+        remote: &Arc<RemoteClient>,
+    ) -> Arc<CachedObject> {
+        if let Some(object) = self.live(node) {
+            return object;
+        }
+        // Loaded without a lock, since that reads the index; the first one in wins.
+        let loaded = self.load(node, meta);
+        let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
+        let fresh = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
+        let object = {
+            let mut live = lock(&self.live);
+            match live.get(&node).and_then(Weak::upgrade) {
+                Some(object) => object,
+                None => {
+                    live.insert(node, Arc::downgrade(&fresh));
+                    fresh.clone()
+                }
+            }
+        };
+        let pushed_out = lock(&self.idle).push(node, object.clone());
+        drop(pushed_out); // After the lock: its drop takes another one.
+        object
+    }
+
+    /// The object of `node`, if it is in memory.
+    pub fn live(&self, node: NodeId) -> Option<Arc<CachedObject>> {
+        lock(&self.live).get(&node).and_then(Weak::upgrade)
+    }
+
+    /// Bytes of `node` in the cache.
+    pub fn present_bytes(&self, node: NodeId) -> u64 {
+        match self.live(node) {
+            Some(object) => object.present_bytes(),
+            None => self.index.object(node).ok().flatten().map_or(0, |row| row.present_bytes),
+        }
+    }
+
+    fn load(&self, node: NodeId, meta: &ObjectMeta) -> Loaded {
+        self.load_rows(node, meta)
+            .unwrap_or_else(|| Loaded { file: None, map: ChunkMap::new(meta.size) })
+    }
+
+    /// What the index has of a node; `None` for nothing, or nothing usable.
+    fn load_rows(&self, node: NodeId, meta: &ObjectMeta) -> Option<Loaded> {
+        let row = self.index.object(node).ok().flatten()?;
+        let Location::OwnFile(id) = row.location;
+        let loaded = BackingFile::open(&id.path(&self.data_dir)).ok().and_then(|file| {
+            let untouched = file.fingerprint().is_ok_and(|now| now == row.fingerprint);
+            let trusted = untouched && row.verified_boot == Some(self.boot);
+            let groups = self.index.chunk_groups(node).ok()?;
+            let map = ChunkMap::load(meta.size, &groups, trusted);
+            let whole = row.size == meta.size
+                && row.version == meta.version
+                && map.present_bytes() == row.present_bytes;
+            whole.then_some(Loaded { file: Some(file), map })
+        });
+        if loaded.is_none() {
+            tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
+            self.metrics.repairs.add(1);
+            self.budget.release(disk_bytes(row.present_bytes));
+            // No row may outlive its file: a new file of this name begins as holes.
+            if let Err(error) = self.index.write(|write| write.remove_object(node)) {
+                self.disk_failed(&std::io::Error::other(error));
+            }
+        }
+        loaded
+    }
+
+    /// Writes what changed to the index, durably. Blocks.
+    pub(super) fn flush(&self) -> Result<(), CacheError> {
+        let dirty = std::mem::take(&mut *lock(&self.dirty));
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        let written = self.index.write_durably(|write| {
+            for object in dirty.values().filter(|object| !object.is_doomed()) {
+                object.write_rows(write, self.boot)?;
+            }
+            Ok(())
+        });
+        if written.is_err() {
+            let mut again = lock(&self.dirty);
+            for (node, object) in dirty {
+                object.redirty();
+                again.entry(node).or_insert(object);
+            }
+        }
+        written
+    }
+
+    /// Lets go of every object that nobody reads.
+    pub(super) fn forget_idle(&self) {
+        let mut idle = Vec::new();
+        while let Some((_, object)) = lock(&self.idle).pop_lru() {
+            idle.push(object);
+        }
+    }
+
+    /// Object versions that nobody can look up any more: their files go at
+    /// once, their bytes when the last reader is gone. Blocks.
+    pub(super) fn discard(&self, nodes: &[NodeId]) -> Result<(), CacheError> {
+        let mut files = Vec::new();
+        let mut gone = Vec::new();
+        for node in nodes {
+            let live = self.live(*node);
+            if let Some(object) = &live {
+                object.doom();
+            }
+            lock(&self.dirty).remove(node);
+            let idle = lock(&self.idle).pop(node);
+            drop(idle);
+            if let Some(row) = self.index.object(*node)? {
+                let Location::OwnFile(id) = row.location;
+                files.push(id.path(&self.data_dir));
+                gone.push(*node);
+                if live.is_none() {
+                    self.budget.release(disk_bytes(row.present_bytes));
+                }
+            }
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.index.write(|write| gone.iter().try_for_each(|node| write.remove_object(*node)))?;
+        for file in files {
+            if let Err(error) = std::fs::remove_file(&file) {
+                tracing::warn!(file = %file.display(), %error, "cannot remove the file of a replaced object");
+            }
+        }
+        Ok(())
+    }
+
+    /// An object leaves memory; `freed` is the disk it held if its file is gone.
+    pub(super) fn dropped(&self, node: NodeId, freed: Option<u64>) {
+        let mut live = lock(&self.live);
+        if live.get(&node).is_some_and(|object| object.strong_count() == 0) {
+            live.remove(&node);
+        }
+        drop(live);
+        if let Some(bytes) = freed {
+            self.budget.release(bytes);
+        }
+    }
+
+    /// Whether fetched bytes are being kept on disk.
+    pub(super) fn is_keeping(&self) -> bool {
+        !self.is_pausing() && self.budget.used() + super::CHUNK_BYTES <= self.budget.limit()
+    }
+
+    fn is_pausing(&self) -> bool {
+        if !self.failing.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut failure = lock(&self.failure);
+        let pausing = failure.as_ref().is_some_and(|(at, _)| at.elapsed() < DISK_PAUSE);
+        if !pausing {
+            *failure = None;
+            self.failing.store(false, Ordering::Relaxed);
+        }
+        pausing
+    }
+
+    /// How the store is doing, in words.
+    pub fn state(&self) -> String {
+        if self.is_pausing()
+            && let Some((_, error)) = &*lock(&self.failure)
+        {
+            return format!("cache disk fails, reads stream through: {error}");
+        }
+        if !self.is_keeping() {
+            return "full, reads of new objects stream through".to_owned();
+        }
+        "ok".to_owned()
+    }
+
+    /// Takes disk for a chunk, or says no.
+    pub(super) fn reserve(&self, bytes: u64) -> bool {
+        !self.is_pausing() && self.budget.reserve(bytes)
+    }
+
+    pub(super) fn release(&self, bytes: u64) {
+        self.budget.release(bytes);
+    }
+
+    /// A write to the cache disk failed: reads stream through for a while.
+    pub(super) fn disk_failed(&self, error: &std::io::Error) {
+        let mut failure = lock(&self.failure);
+        if failure.is_none() {
+            tracing::warn!(%error, "cannot write to the cache disk; reads stream through");
+        }
+        *failure = Some((Instant::now(), error.to_string()));
+        self.failing.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn passing_by(&self, node: NodeId, chunk: u32) -> Option<Bytes> {
+        self.passing.get(node, chunk)
+    }
+
+    pub(super) fn pass_by(&self, node: NodeId, chunk: u32, bytes: Bytes) {
+        self.metrics.passed_by_bytes.add(bytes.len() as u64);
+        self.passing.insert(node, chunk, bytes);
+    }
+
+    pub(super) fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Counters of the cache.
+    pub fn metrics(&self) -> &CacheMetrics {
+        &self.metrics
+    }
+
+    pub(super) fn mark_dirty(&self, object: &Arc<CachedObject>) {
+        lock(&self.dirty).entry(object.node()).or_insert_with(|| object.clone());
+    }
+
+    /// Events from now on, for as long as the subscription is held.
+    pub fn subscribe(&self) -> (Subscription, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::sync_channel(EVENTS_MAX);
+        let sender = Arc::new(sender);
+        lock(&self.subscribers).push(Arc::downgrade(&sender));
+        (Subscription(sender), receiver)
+    }
+
+    pub(super) fn emit(&self, event: Event) {
+        lock(&self.subscribers).retain(|subscriber| {
+            let Some(sender) = subscriber.upgrade() else { return false };
+            !matches!(sender.try_send(event.clone()), Err(mpsc::TrySendError::Disconnected(_)))
+        });
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    /// Runs a read of the disk where it blocks nobody else.
+    pub(super) async fn read_blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let permit = self.disk_reads.clone().acquire_owned().await;
+        let task = self.runtime.spawn_blocking(move || {
+            let result = read();
+            drop(permit);
+            result
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Runs a write to the disk where it blocks nobody else.
+    pub(super) fn write_blocking(
+        &self,
+        write: impl FnOnce() + Send + 'static,
+    ) -> tokio::task::JoinHandle<()> {
+        let permits = self.disk_writes.clone();
+        let runtime = self.runtime.clone();
+        self.runtime.spawn(async move {
+            let permit = permits.acquire_owned().await;
+            let task = runtime.spawn_blocking(move || {
+                write();
+                drop(permit);
+            });
+            if let Err(error) = task.await {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        })
+    }
+}

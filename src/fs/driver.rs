@@ -1,0 +1,368 @@
+//! From FUSE messages to [`FileSystem`] and back. A translator, no more.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    BackingId, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    Request,
+};
+use tokio::runtime::Handle;
+
+use super::Answer;
+use super::errno::Errno;
+use super::inode::{Attr, Ino};
+use super::open_mode::{OpenMode, OpenNodes};
+use super::ops::{DirEntry, FileSystem};
+use crate::metrics::Counter;
+
+/// Requests the kernel may have waiting in the background (readahead), and
+/// where it begins to hold back. Its own 12 leave 20 readers waiting in turn.
+const MAX_BACKGROUND: u16 = 64;
+const CONGESTION_THRESHOLD: u16 = 48;
+
+/// Block size shown by `stat`: what `cp` and `cat` read at a time.
+const BLOCK_SIZE: u32 = 128 << 10;
+
+/// Generation of every inode: ids are never used twice.
+const GENERATION: Generation = Generation(0);
+
+thread_local! {
+    /// Bytes of a read that is answered at once; one buffer a FUSE thread.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The FUSE side of a mount.
+pub(super) struct Driver {
+    fs: Arc<FileSystem>,
+    runtime: Handle,
+    open: OpenNodes<BackingId>,
+    /// Cleared when the kernel refuses to pass a file through.
+    passthrough: AtomicBool,
+}
+
+impl Driver {
+    pub(super) fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
+        let passthrough = AtomicBool::new(fs.mode() == OpenMode::Passthrough);
+        Driver { fs, runtime, open: OpenNodes::new(), passthrough }
+    }
+
+    fn count(&self, op: &Counter) {
+        op.add(1);
+        self.fs.metrics().fuse_requests.add(1);
+    }
+
+    /// Replies now, or from a task: a FUSE thread does not wait.
+    fn answer<T: Send + 'static>(
+        &self,
+        answer: Answer<T>,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        match answer {
+            Answer::Now(result) => reply(result),
+            Answer::Later(later) => {
+                self.runtime.spawn(async move { reply(later.await) });
+            }
+        }
+    }
+
+    /// Hands a complete file to the kernel, or explains once why not.
+    fn register(&self, reply: &ReplyOpen, file: Option<&std::fs::File>) -> Option<BackingId> {
+        if !self.passthrough.load(Ordering::Relaxed) {
+            return None;
+        }
+        match reply.open_backing(file?) {
+            Ok(backing) => Some(backing),
+            Err(error) => {
+                if self.passthrough.swap(false, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the kernel passes no files through; reads go through the daemon");
+                }
+                None
+            }
+        }
+    }
+}
+
+impl Filesystem for Driver {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in [
+            // Without it lookups and readdirs of one folder come one by one.
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_ASYNC_DIO,
+            // A folder's cached entries go when its mtime changes. Files are
+            // not touched by it: an inode's mtime never changes.
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+        ] {
+            if let Err(unsupported) = config.add_capabilities(flag) {
+                tracing::debug!(?unsupported, "an older kernel: done without");
+            }
+        }
+        if self.fs.mode() == OpenMode::Passthrough {
+            // Depth 1: the cache lies on a plain file system. Deeper stacking
+            // is the second epoch's business.
+            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+                && config.set_max_stack_depth(1).is_ok();
+            if !offered {
+                self.passthrough.store(false, Ordering::Relaxed);
+                tracing::warn!("this kernel has no passthrough; reads go through the daemon");
+            }
+        }
+        // Both are plain preferences; a kernel that bounds them lower does so silently.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(CONGESTION_THRESHOLD);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(&self.fs.metrics().fuse_ops.lookup);
+        self.answer(self.fs.lookup(Ino(parent.0), name), move |result| match result {
+            Ok(found) => match found.attr {
+                Some(attr) => {
+                    reply.entry_with_ttls(&found.ttl, &attr.ttl, &file_attr(&attr), GENERATION);
+                }
+                None => reply.entry(&found.ttl, &NO_ENTRY, GENERATION),
+            },
+            Err(errno) => reply.error(errno.into()),
+        });
+    }
+
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
+        self.count(&self.fs.metrics().fuse_ops.forget);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.count(&self.fs.metrics().fuse_ops.getattr);
+        match self.fs.getattr(Ino(ino.0)) {
+            Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.count(&self.fs.metrics().fuse_ops.open);
+        if self.fs.mode() == OpenMode::NoOpen {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS.into());
+        }
+        let object = match self.fs.object(Ino(ino.0)) {
+            Ok(object) => object,
+            Err(errno) => return reply.error(errno.into()),
+        };
+        let node = Ino(ino.0).node(self.fs.tree().root());
+        let backing =
+            self.open.open(node, &object, |object| self.register(&reply, object.complete_file()));
+        match backing {
+            Some(backing) => reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing),
+            None => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.count(&self.fs.metrics().fuse_ops.read);
+        let ino = Ino(ino.0);
+        let open = self.open.object(ino.node(self.fs.tree().root()));
+        let object = match open.map_or_else(|| self.fs.object(ino), Ok) {
+            Ok(object) => object,
+            Err(errno) => return reply.error(errno.into()),
+        };
+        let reply = READ_BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size as usize {
+                buffer.resize(size as usize, 0);
+            }
+            match self.fs.read_in_memory(&object, offset, &mut buffer[..size as usize]) {
+                Some(len) => {
+                    reply.data(&buffer[..len]);
+                    None
+                }
+                None => Some(reply),
+            }
+        });
+        let Some(reply) = reply else { return };
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move {
+            match fs.read(ino, object, offset, u64::from(size)).await {
+                Ok(data) => reply.data(&data),
+                Err(errno) => reply.error(errno.into()),
+            }
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.count(&self.fs.metrics().fuse_ops.flush);
+        // Nothing is ever written; after this answer the kernel stops asking.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.count(&self.fs.metrics().fuse_ops.release);
+        self.open.release(Ino(ino.0).node(self.fs.tree().root()));
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.count(&self.fs.metrics().fuse_ops.opendir);
+        if self.fs.mode() == OpenMode::NoOpen {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.count(&self.fs.metrics().fuse_ops.readdir);
+        self.answer(self.fs.read_dir(Ino(ino.0), offset), move |result| match result {
+            Ok(entries) => {
+                for entry in &entries {
+                    let ino = INodeNo(entry.attr.ino.0);
+                    if reply.add(ino, entry.offset, kind(&entry.attr), &entry.name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno.into()),
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.count(&self.fs.metrics().fuse_ops.readdirplus);
+        self.answer(self.fs.read_dir(Ino(ino.0), offset), move |result| match result {
+            Ok(entries) => {
+                for DirEntry { name, offset, attr, ttl } in &entries {
+                    let ino = INodeNo(attr.ino.0);
+                    // One TTL for name and attributes: the shorter one.
+                    let ttl = attr.ttl.min(*ttl);
+                    if reply.add(ino, *offset, name, &ttl, &file_attr(attr), GENERATION) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno.into()),
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.count(&self.fs.metrics().fuse_ops.releasedir);
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.count(&self.fs.metrics().fuse_ops.statfs);
+        const BLOCK: u32 = 4096;
+        const NAME_MAX: u32 = 255;
+        let stat = self.fs.statfs();
+        // Size: the dataset. Used: what of it is cached.
+        let blocks = stat.bytes.div_ceil(u64::from(BLOCK));
+        let free = stat.not_cached_bytes / u64::from(BLOCK);
+        reply.statfs(blocks, free, free, stat.objects, 0, BLOCK, NAME_MAX, BLOCK);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        self.count(&self.fs.metrics().fuse_ops.lseek);
+        // The kernel then takes every file for all data: no holes to skip.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: fuser::ReplyXattr) {
+        self.count(&self.fs.metrics().fuse_ops.getxattr);
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: fuser::ReplyXattr) {
+        self.count(&self.fs.metrics().fuse_ops.listxattr);
+        reply.error(fuser::Errno::ENOSYS);
+    }
+}
+
+impl From<Errno> for fuser::Errno {
+    fn from(errno: Errno) -> Self {
+        fuser::Errno::from_i32(errno.0)
+    }
+}
+
+fn kind(attr: &Attr) -> FileType {
+    if attr.is_folder { FileType::Directory } else { FileType::RegularFile }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    let time = UNIX_EPOCH + Duration::from_nanos(attr.mtime_ns);
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: kind(attr),
+        perm: attr.mode,
+        nlink: if attr.is_folder { 2 } else { 1 },
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// Inode 0 in the answer to a LOOKUP: there is no such name, and that may be kept.
+const NO_ENTRY: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: UNIX_EPOCH,
+    mtime: UNIX_EPOCH,
+    ctime: UNIX_EPOCH,
+    crtime: UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};

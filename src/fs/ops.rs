@@ -1,0 +1,291 @@
+//! What each request means. No kernel here: tests call these directly.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::errno::Errno;
+use super::inode::{Attr, Ino};
+use super::{Answer, open_mode::OpenMode};
+use crate::cache::{CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Tree};
+use crate::config::MountOptions;
+use crate::metrics::MountMetrics;
+use crate::remote::ErrorKind;
+
+/// Entries of one READDIR answer at most. A page of 4 KiB, the kernel's usual
+/// buffer, holds fewer; more would only be read from the index for nothing.
+pub const READDIR_ENTRIES_MAX: usize = 128;
+
+/// Offset after `.`; the one after `..` is 2. Others are node ids, which begin higher.
+const OFFSET_DOT: u64 = 1;
+const OFFSET_DOT_DOT: u64 = 2;
+
+/// A mounted tree.
+#[derive(Debug)]
+pub struct FileSystem {
+    tree: Arc<Tree>,
+    options: MountOptions,
+    metrics: Arc<MountMetrics>,
+    mode: OpenMode,
+    mode_reason: &'static str,
+}
+
+/// The answer to a LOOKUP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What the name is, or `None`: there is nothing of that name.
+    pub attr: Option<Attr>,
+    /// How long the kernel may keep that.
+    pub ttl: Duration,
+}
+
+/// One entry of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Its name.
+    pub name: String,
+    /// Where to go on after it.
+    pub offset: u64,
+    /// Its attributes.
+    pub attr: Attr,
+    /// How long the kernel may keep the name; zero for `.` and `..`.
+    pub ttl: Duration,
+}
+
+/// What `statfs` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statfs {
+    /// Bytes of every object known below the mount.
+    pub bytes: u64,
+    /// Bytes of these that are not cached.
+    pub not_cached_bytes: u64,
+    /// Objects known below the mount.
+    pub objects: u64,
+}
+
+impl FileSystem {
+    /// A file system over `tree`.
+    pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
+        let (mode, mode_reason) = OpenMode::choose(options.open_mode);
+        Arc::new(FileSystem { tree, options, metrics, mode, mode_reason })
+    }
+
+    /// How files are opened.
+    pub fn mode(&self) -> OpenMode {
+        self.mode
+    }
+
+    /// Why they are opened so.
+    pub fn mode_reason(&self) -> &'static str {
+        self.mode_reason
+    }
+
+    /// What it was asked for.
+    pub fn metrics(&self) -> &Arc<MountMetrics> {
+        &self.metrics
+    }
+
+    pub(super) fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
+    pub(super) fn options(&self) -> &MountOptions {
+        &self.options
+    }
+
+    /// Finds a name in a folder.
+    pub fn lookup(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Answer<Found> {
+        // Names of nodes are UTF-8: keys that are not are hidden.
+        let Some(name) = name.to_str() else {
+            return Answer::Now(Ok(Found { attr: None, ttl: self.options.metadata_ttl }));
+        };
+        let parent = parent.node(self.tree.root());
+        match self.tree.child(parent, name) {
+            Ok(Child::Unknown) => {}
+            Ok(known) => return Answer::Now(Ok(self.found(known))),
+            Err(error) => return Answer::Now(Err(self.failed("lookup", name, &error))),
+        }
+        let fs = self.clone();
+        let name = name.to_owned();
+        Answer::Later(Box::pin(async move {
+            let child = fs.tree.lookup(parent, &name).await;
+            child.map(|child| fs.found(child)).map_err(|error| fs.failed("lookup", &name, &error))
+        }))
+    }
+
+    fn found(&self, child: Child) -> Found {
+        match child {
+            Child::Known(node) => Found { attr: Some(self.attr_of(&node)), ttl: node.valid_for },
+            Child::Absent(ttl) => Found { attr: None, ttl },
+            Child::Unknown => Found { attr: None, ttl: Duration::ZERO },
+        }
+    }
+
+    /// The attributes of an inode. Never asks the remote: an inode is one
+    /// version, and that does not change.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
+        self.node(ino).map(|node| self.attr_of(&node))
+    }
+
+    fn node(&self, ino: Ino) -> Result<Node, Errno> {
+        let id = ino.node(self.tree.root());
+        match self.tree.node(id) {
+            Ok(Some(node)) => Ok(node),
+            Ok(None) => Err(Errno::ESTALE),
+            Err(error) => Err(self.failed("node", &id.0.to_string(), &error)),
+        }
+    }
+
+    fn attr_of(&self, node: &Node) -> Attr {
+        let present = match &node.kind {
+            NodeKind::Object(object) if object.size > 0 => self.tree.store().present_bytes(node.id),
+            _ => 0,
+        };
+        Attr::new(node, self.tree.root(), present, &self.options)
+    }
+
+    /// The object of a file's inode.
+    pub fn object(&self, ino: Ino) -> Result<Arc<CachedObject>, Errno> {
+        if let Some(object) = self.tree.store().live(ino.node(self.tree.root())) {
+            return Ok(object);
+        }
+        let node = self.node(ino)?;
+        match self.tree.open(&node) {
+            Ok(Some(object)) => Ok(object),
+            Ok(None) => Err(Errno::EISDIR),
+            Err(error) => Err(self.failed("open", &node.name, &error)),
+        }
+    }
+
+    /// Fills `buf` from a file if that waits for nothing. Returns the bytes
+    /// filled: fewer than asked for at the end of the file only.
+    pub fn read_in_memory(
+        &self,
+        object: &Arc<CachedObject>,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Option<usize> {
+        let len = object.size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        if len > 0 && !object.read_if_in_memory(offset, &mut buf[..len]) {
+            return None;
+        }
+        self.metrics.hit_bytes.add(len as u64);
+        Some(len)
+    }
+
+    /// Reads from a file, waiting for the disk or the remote.
+    pub async fn read(
+        self: Arc<Self>,
+        ino: Ino,
+        object: Arc<CachedObject>,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<u8>, Errno> {
+        match object.read(offset, len).await {
+            Ok(ReadOutcome { data, miss_bytes }) => {
+                self.metrics.hit_bytes.add((data.len() as u64).saturating_sub(miss_bytes));
+                self.metrics.miss_bytes.add(miss_bytes);
+                Ok(data)
+            }
+            Err(error) => {
+                let node = self.node(ino);
+                let name = node.as_ref().map_or("?", |node| node.name.as_str());
+                tracing::warn!(name, offset, %error, "a read failed");
+                if matches!(error.kind, ErrorKind::Changed | ErrorKind::NotFound)
+                    && let Ok(node) = &node
+                    && let Err(error) = self.tree.expire(node).await
+                {
+                    tracing::warn!(name, %error, "a changed object could not be noted");
+                }
+                Err(Errno::of_read(&error))
+            }
+        }
+    }
+
+    /// Entries of a folder from `offset` on (0 is its beginning), up to
+    /// [`READDIR_ENTRIES_MAX`]. Empty at the end.
+    ///
+    /// An offset is the node id of the entry before, so it stays valid for as
+    /// long as anybody may keep it, whatever comes and goes in the folder.
+    pub fn read_dir(self: &Arc<Self>, ino: Ino, offset: u64) -> Answer<Vec<DirEntry>> {
+        let folder = ino.node(self.tree.root());
+        // Whoever is past the beginning goes on with what it began.
+        if offset == 0 {
+            match self.tree.is_listed(folder) {
+                Ok(true) => {}
+                Ok(false) => return self.list_then_read_dir(ino, folder),
+                Err(error) => return Answer::Now(Err(self.failed("readdir", "", &error))),
+            }
+        }
+        Answer::Now(self.entries(ino, folder, offset))
+    }
+
+    fn list_then_read_dir(self: &Arc<Self>, ino: Ino, folder: NodeId) -> Answer<Vec<DirEntry>> {
+        let fs = self.clone();
+        Answer::Later(Box::pin(async move {
+            fs.tree
+                .ensure_listed(folder)
+                .await
+                .map_err(|error| fs.failed("readdir", "", &error))?;
+            fs.entries(ino, folder, 0)
+        }))
+    }
+
+    fn entries(&self, ino: Ino, folder: NodeId, offset: u64) -> Result<Vec<DirEntry>, Errno> {
+        let mut entries = Vec::with_capacity(READDIR_ENTRIES_MAX);
+        if offset < OFFSET_DOT_DOT {
+            let node = self.node(ino)?;
+            let parent =
+                if ino == Ino::ROOT { ino } else { Ino::of(node.parent, self.tree.root()) };
+            let attr = self.attr_of(&node);
+            let above = Attr { ino: parent, ..attr };
+            let dots = [(".", OFFSET_DOT, attr), ("..", OFFSET_DOT_DOT, above)];
+            entries.extend(dots.into_iter().filter(|(_, at, _)| *at > offset).map(
+                |(name, offset, attr)| DirEntry {
+                    name: name.to_owned(),
+                    offset,
+                    attr,
+                    ttl: Duration::ZERO,
+                },
+            ));
+        }
+        let after = if offset > OFFSET_DOT_DOT {
+            match self.tree.node(NodeId(offset)) {
+                Ok(Some(node)) if node.parent == folder => Some(node.name),
+                Ok(_) => return Ok(entries), // An offset that was never given out.
+                Err(error) => return Err(self.failed("readdir", "", &error)),
+            }
+        } else {
+            None
+        };
+        let children = self
+            .tree
+            .children(folder, after.as_deref(), READDIR_ENTRIES_MAX)
+            .map_err(|error| self.failed("readdir", "", &error))?;
+        entries.extend(children.into_iter().map(|node| DirEntry {
+            offset: node.id.0,
+            attr: self.attr_of(&node),
+            ttl: node.valid_for,
+            name: node.name,
+        }));
+        Ok(entries)
+    }
+
+    /// Sizes of the dataset, as far as it is known.
+    pub fn statfs(&self) -> Statfs {
+        let rollup = self.tree.rollup(self.tree.root()).unwrap_or_default();
+        Statfs {
+            bytes: rollup.bytes,
+            not_cached_bytes: rollup.bytes.saturating_sub(rollup.cached_bytes),
+            objects: rollup.objects,
+        }
+    }
+
+    fn failed(&self, what: &str, name: &str, error: &CacheError) -> Errno {
+        let errno = Errno::of_lookup(error);
+        if errno != Errno::ENOENT {
+            tracing::warn!(what, name, %error, "a request failed");
+        }
+        errno
+    }
+}

@@ -13,7 +13,10 @@
 //! `remote` knows objects and byte ranges, `cache` knows objects and chunks,
 //! `fs` knows inodes and file handles. See `ARCHITECTURE.md` for the map.
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod metrics;
 pub mod remote;
 pub mod units;

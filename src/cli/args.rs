@@ -15,7 +15,7 @@ use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight;
 use crate::units::{parse_bytes, parse_duration};
 
-/// Mount a prefix. Returns once it can be read; a daemon serves it from then on.
+/// Mount a prefix; returns once it can be read.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -95,12 +95,13 @@ pub(super) struct LookArgs {
     /// Permissions of folders, octal
     #[arg(long, value_name = "MODE", env = "WARMFS_DIR_MODE", hide_env = true, default_value = "0555", value_parser = parse_mode)]
     pub(super) dir_mode: u16,
-    /// How files are opened towards the kernel
+    /// How files are opened: auto, keep-cache, no-open or passthrough
     #[arg(
         long,
         value_name = "HOW",
         env = "WARMFS_OPEN_MODE",
         hide_env = true,
+        hide_possible_values = true,
         default_value = "auto"
     )]
     pub(super) open_mode: OpenModeOption,

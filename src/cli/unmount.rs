@@ -15,7 +15,7 @@ use crate::daemon::{kernel, mountinfo, preflight, unmount_failed};
 /// How long a daemon may take to save its index.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Unmount a folder. Returns once the cache is saved and can be used again
+/// Unmount a folder; returns once the cache is saved
 #[derive(Debug, Args)]
 pub(super) struct UnmountArgs {
     /// The mount point

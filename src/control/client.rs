@@ -17,6 +17,7 @@ use nix::unistd::Uid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 
 use super::wire::{
     ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, WaitRequest,
@@ -178,14 +179,11 @@ async fn exchange<B: Serialize, T: DeserializeOwned>(
             .map_err(io::Error::other)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let driver = tokio::spawn(connection);
+        // Ends with this future, so that who gives up a request closes its connection.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
         let response = sender.send_request(request).await.map_err(io::Error::other);
-        let result = match response {
-            Ok(response) => collect(response).await,
-            Err(error) => Err(error),
-        };
-        driver.abort();
-        result
+        collect(response?).await
     };
     let outcome = match timeout {
         Some(limit) => tokio::time::timeout(limit, exchange).await.map_err(|_| {

@@ -199,8 +199,7 @@ mod tests {
         fs::write(tmp.path().join("file"), "").unwrap();
         let refusal = check_cache_dir(&tmp.path().join("file")).unwrap_err().to_string();
         assert!(refusal.contains("--cache-dir"), "{refusal}");
-        assert!(check_cache_dir(&tmp.path().join("file/below")).is_err());
-        let refusal = check_cache_dir(Path::new("/proc/warmfs")).unwrap_err().to_string();
+        let refusal = check_cache_dir(&tmp.path().join("file/below")).unwrap_err().to_string();
         assert!(!refusal.contains('\n'), "{refusal}");
     }
 

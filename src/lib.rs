@@ -14,7 +14,10 @@
 //! `fs` knows inodes and file handles. See `ARCHITECTURE.md` for the map.
 
 pub mod cache;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod fs;
 pub mod metrics;
 pub mod remote;

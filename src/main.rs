@@ -1,5 +1,7 @@
 //! The `warmfs` command.
 
-fn main() {
-    println!("warmfs {}", env!("CARGO_PKG_VERSION"));
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    warmfs::cli::main()
 }

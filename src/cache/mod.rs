@@ -125,7 +125,8 @@ impl Cache {
                 .map_err(CacheError::io(dir))?,
         };
         let budget = Budget::new(limit.saturating_sub(index_bytes), totals.disk_bytes);
-        let store = Store::new(runtime.clone(), data, index.clone(), boot_id(), budget);
+        let held = totals.objects;
+        let store = Store::new(runtime.clone(), data, index.clone(), boot_id(), budget, held);
         let superseded = index.superseded()?;
         let cache = Arc::new(Cache {
             dir: dir.clone(),
@@ -155,7 +156,7 @@ impl Cache {
         CacheFigures {
             used_bytes: budget.used() + index_bytes,
             limit_bytes: budget.limit() + index_bytes,
-            objects: self.index.totals().map_or(0, |totals| totals.objects),
+            objects: self.store.held_objects(),
         }
     }
 

@@ -281,7 +281,11 @@ impl CachedObject {
         self.complete.store(false, Ordering::Release);
         if state.map.remove(chunk) {
             state.dirty_groups.insert(chunk / GROUP_CHUNKS);
+            let emptied = state.map.present_bytes() == 0;
             drop(state);
+            if emptied {
+                self.store.count_held(false);
+            }
             let range = chunk_range(chunk, self.meta.size);
             self.store.release(disk_bytes(range.end - range.start));
             self.store.metrics().repairs.add(1);
@@ -467,11 +471,15 @@ impl CachedObject {
         }
         let crc = crc32c::crc32c(bytes);
         let mut state = lock(&self.state);
+        let first = state.map.present_bytes() == 0;
         state.map.insert(chunk, crc, true);
         state.dirty_groups.insert(chunk / GROUP_CHUNKS);
         let complete = state.map.is_complete();
         self.complete.store(complete, Ordering::Release);
         drop(state);
+        if first {
+            self.store.count_held(true);
+        }
         self.store.mark_dirty(self);
         if complete {
             self.store.emit(Event::Completed(self.node));

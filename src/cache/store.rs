@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,8 @@ pub struct Store {
     disk_reads: Arc<Semaphore>,
     disk_writes: Arc<Semaphore>,
     metrics: CacheMetrics,
+    /// Objects with at least one chunk on disk.
+    held: AtomicU64,
     live: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
     idle: Mutex<LruCache<NodeId, Arc<CachedObject>>>,
     dirty: Mutex<HashMap<NodeId, Arc<CachedObject>>>,
@@ -89,6 +91,7 @@ impl Store {
         index: Arc<Index>,
         boot: u128,
         budget: Budget,
+        held: u64,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Store {
             me: me.clone(),
@@ -102,6 +105,7 @@ impl Store {
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             disk_writes: Arc::new(Semaphore::new(DISK_WRITES_MAX)),
             metrics: CacheMetrics::default(),
+            held: AtomicU64::new(held),
             live: Mutex::default(),
             idle: Mutex::new(LruCache::new(IDLE_OBJECTS_MAX)),
             dirty: Mutex::default(),
@@ -176,6 +180,9 @@ impl Store {
             tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
             self.metrics.repairs.add(1);
             self.budget.release(disk_bytes(row.present_bytes));
+            if row.present_bytes > 0 {
+                self.count_held(false);
+            }
             // No row may outlive its file: a new file of this name begins as holes.
             if let Err(error) = self.index.write(|write| write.remove_object(node)) {
                 self.disk_failed(&std::io::Error::other(error));
@@ -233,6 +240,9 @@ impl Store {
                 gone.push(*node);
                 if live.is_none() {
                     self.budget.release(disk_bytes(row.present_bytes));
+                    if row.present_bytes > 0 {
+                        self.count_held(false);
+                    }
                 }
             }
         }
@@ -248,6 +258,17 @@ impl Store {
         Ok(())
     }
 
+    /// Objects with at least one chunk on disk.
+    pub fn held_objects(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// An object got its first chunk (`true`) or lost its last.
+    pub(super) fn count_held(&self, more: bool) {
+        let change = |held: u64| if more { held + 1 } else { held.saturating_sub(1) };
+        self.held.update(Ordering::Relaxed, Ordering::Relaxed, change);
+    }
+
     /// An object leaves memory; `freed` is the disk it held if its file is gone.
     pub(super) fn dropped(&self, node: NodeId, freed: Option<u64>) {
         let mut live = lock(&self.live);
@@ -255,8 +276,9 @@ impl Store {
             live.remove(&node);
         }
         drop(live);
-        if let Some(bytes) = freed {
+        if let Some(bytes) = freed.filter(|bytes| *bytes > 0) {
             self.budget.release(bytes);
+            self.count_held(false);
         }
     }
 

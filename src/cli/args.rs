@@ -1,0 +1,193 @@
+//! The options of `mount`, and what they become: parsed once, then checked
+//! values only.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::BoolishValueParser;
+use nix::unistd::{Gid, Uid, User};
+
+use crate::config::{
+    CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
+};
+use crate::control::wire::{ErrorCode, ErrorReply};
+use crate::daemon::preflight;
+use crate::units::{parse_bytes, parse_duration};
+
+/// Mount a prefix; returns once it can be read.
+#[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
+)]
+pub(super) struct MountArgs {
+    /// s3://BUCKET[/PREFIX] or file:///FOLDER
+    pub(super) uri: String,
+    /// Mount point; created if it is missing, and then removed at unmount
+    pub(super) dir: PathBuf,
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
+    #[command(flatten)]
+    pub(super) cache: CacheArgs,
+    #[command(flatten)]
+    pub(super) look: LookArgs,
+    /// Log here instead of warmfs.log in the cache directory
+    #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
+    pub(super) log_file: Option<PathBuf>,
+    /// Stay until unmounted; Ctrl-C unmounts
+    #[arg(long, env = "WARMFS_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub(super) foreground: bool,
+    /// Options as mount(8) passes them, these among them: ro,cache_size=20G
+    #[arg(short = 'o', value_name = "OPT,OPT", value_delimiter = ',', action = clap::ArgAction::Append)]
+    pub(super) options: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoteArgs {
+    /// S3-compatible endpoint to use instead of AWS
+    #[arg(long, value_name = "URL", env = "WARMFS_ENDPOINT_URL", hide_env = true)]
+    pub(super) endpoint_url: Option<String>,
+    /// Region of the bucket [default: discovered]
+    #[arg(long, env = "WARMFS_REGION", hide_env = true)]
+    pub(super) region: Option<String>,
+    /// Profile in the AWS configuration
+    #[arg(long, value_name = "NAME", env = "WARMFS_PROFILE", hide_env = true)]
+    pub(super) profile: Option<String>,
+    /// Read a public bucket without credentials
+    #[arg(long, env = "WARMFS_NO_SIGN_REQUEST", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub(super) no_sign_request: bool,
+    /// Pay for requests to a requester-pays bucket
+    #[arg(long, env = "WARMFS_REQUESTER_PAYS", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub(super) requester_pays: bool,
+    /// BUCKET.HOST instead of HOST/BUCKET, with --endpoint-url
+    #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub(super) virtual_host_style: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CacheArgs {
+    /// Where to keep what was read [default: ~/.cache/warmfs]
+    #[arg(long, value_name = "DIR", env = "WARMFS_CACHE_DIR", hide_env = true)]
+    pub(super) cache_dir: Option<PathBuf>,
+    /// Most bytes to keep, such as 20G [default: what is free, less a reserve]
+    #[arg(long, value_name = "SIZE", env = "WARMFS_CACHE_SIZE", hide_env = true, value_parser = parse_bytes)]
+    pub(super) cache_size: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LookArgs {
+    /// How long a listing is trusted, such as 90s, 1h, inf
+    #[arg(long, value_name = "TIME", env = "WARMFS_METADATA_TTL", hide_env = true, default_value = "1h", value_parser = parse_duration)]
+    pub(super) metadata_ttl: Duration,
+    /// Let other users read
+    #[arg(long, env = "WARMFS_ALLOW_OTHER", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub(super) allow_other: bool,
+    /// Owner of every file [default: you]
+    #[arg(long, env = "WARMFS_UID", hide_env = true)]
+    pub(super) uid: Option<u32>,
+    /// Group of every file [default: yours]
+    #[arg(long, env = "WARMFS_GID", hide_env = true)]
+    pub(super) gid: Option<u32>,
+    /// Permissions of files, octal
+    #[arg(long, value_name = "MODE", env = "WARMFS_FILE_MODE", hide_env = true, default_value = "0444", value_parser = parse_mode)]
+    pub(super) file_mode: u16,
+    /// Permissions of folders, octal
+    #[arg(long, value_name = "MODE", env = "WARMFS_DIR_MODE", hide_env = true, default_value = "0555", value_parser = parse_mode)]
+    pub(super) dir_mode: u16,
+    /// How files are opened: auto, keep-cache, no-open or passthrough
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "WARMFS_OPEN_MODE",
+        hide_env = true,
+        hide_possible_values = true,
+        default_value = "auto"
+    )]
+    pub(super) open_mode: OpenModeOption,
+}
+
+/// What `mount` was asked for, checked.
+#[derive(Debug)]
+pub(super) struct MountPlan {
+    pub(super) request: MountRequest,
+    pub(super) cache: CacheOptions,
+    pub(super) log_file: Option<PathBuf>,
+    pub(super) foreground: bool,
+}
+
+impl MountArgs {
+    /// Fills in defaults and makes paths canonical.
+    pub(super) fn check(self) -> Result<MountPlan, ErrorReply> {
+        let options = MountOptions {
+            remote: RemoteOptions {
+                endpoint_url: self.remote.endpoint_url,
+                region: self.remote.region,
+                profile: self.remote.profile,
+                no_sign_request: self.remote.no_sign_request,
+                requester_pays: self.remote.requester_pays,
+                virtual_host_style: self.remote.virtual_host_style,
+            },
+            metadata_ttl: self.look.metadata_ttl,
+            allow_other: self.look.allow_other,
+            uid: self.look.uid.unwrap_or_else(|| Uid::current().as_raw()),
+            gid: self.look.gid.unwrap_or_else(|| Gid::current().as_raw()),
+            file_mode: self.look.file_mode,
+            dir_mode: self.look.dir_mode,
+            open_mode: self.look.open_mode,
+        };
+        let request = MountRequest {
+            uri: self.uri,
+            dir: preflight::resolve(&self.dir)?,
+            options,
+            env: CallerEnv::from_process(),
+        };
+        let cache = CacheOptions {
+            dir: resolve_cache_dir(self.cache.cache_dir.as_deref())?,
+            size: self.cache.cache_size,
+        };
+        let log_file = self.log_file.map(|path| preflight::resolve(&path)).transpose()?;
+        Ok(MountPlan { request, cache, log_file, foreground: self.foreground })
+    }
+}
+
+/// The cache directory in canonical form: what was given, or the default.
+pub(super) fn resolve_cache_dir(given: Option<&Path>) -> Result<PathBuf, ErrorReply> {
+    match given {
+        Some(dir) => preflight::resolve(dir),
+        None => preflight::resolve(&home()?.join(".cache/warmfs")),
+    }
+}
+
+/// The caller's home; services may run without `$HOME`.
+pub(super) fn home() -> Result<PathBuf, ErrorReply> {
+    if let Some(home) = std::env::var_os("HOME").filter(|home| !home.is_empty()) {
+        return Ok(PathBuf::from(home));
+    }
+    match User::from_uid(Uid::effective()) {
+        Ok(Some(user)) => Ok(user.dir),
+        _ => Err(ErrorReply::new(ErrorCode::Environment, "there is no home for the cache")
+            .with_hint("set HOME, or give --cache-dir")),
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u16, String> {
+    u16::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| format!("{text:?} is not an octal mode such as 0444"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(parse_mode("0444"), Ok(0o444));
+        assert_eq!(parse_mode("755"), Ok(0o755));
+        for wrong in ["", "0o7", "8", "1777", "-1", "rwx"] {
+            assert!(parse_mode(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The command line: one verb a file.
+//!
+//! Commands check what they are given, find or start the daemon, and send it
+//! one request. Errors are one line on stderr with a next step; the exit code
+//! is 1, or 2 where the command line itself is wrong.
+
+mod args;
+mod daemon;
+mod launch;
+mod logging;
+mod mount;
+mod mount_o;
+mod output;
+mod status;
+mod unmount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::control::wire::{ErrorCode, ErrorReply};
+
+/// Mount a cloud bucket prefix as a read-only folder. What is read is kept on
+/// local disk and read from there the next time.
+#[derive(Debug, Parser)]
+#[command(name = "warmfs", version, max_term_width = 80, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Mount(Box<args::MountArgs>),
+    Unmount(unmount::UnmountArgs),
+    Status(status::StatusArgs),
+    #[command(hide = true)]
+    Daemon(daemon::DaemonArgs),
+}
+
+/// Runs the command that this process was started as.
+pub fn main() -> ExitCode {
+    match parse(std::env::args_os().collect()) {
+        Ok(cli) => report(run(cli)),
+        Err(error) => {
+            // Help and version come this way too, with a code of 0.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), ErrorReply> {
+    match cli.verb {
+        Verb::Mount(args) => mount::run(*args),
+        Verb::Unmount(args) => unmount::run(args),
+        Verb::Status(args) => status::run(args),
+        Verb::Daemon(args) => daemon::run(args),
+    }
+}
+
+fn report(result: Result<(), ErrorReply>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Parses twice if `-o` is there: what mount(8) passes in it becomes long
+/// options, which come first, so that those typed in full win.
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let cli = Cli::try_parse_from(&args)?;
+    let expanded = match &cli.verb {
+        Verb::Mount(mount) if !mount.options.is_empty() => mount_o::expand::<Cli>(&mount.options)?,
+        _ => return Ok(cli),
+    };
+    let verb = args.iter().position(|arg| arg == "mount").map_or(args.len(), |at| at + 1);
+    let mut all = args;
+    all.splice(verb..verb, expanded.into_iter().map(OsString::from));
+    Cli::try_parse_from(all)
+}
+
+/// A runtime for a command that waits for one answer.
+fn client_runtime() -> Result<tokio::runtime::Runtime, ErrorReply> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)
+}
+
+/// A runtime for a daemon.
+fn daemon_runtime() -> Result<tokio::runtime::Runtime, ErrorReply> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)
+}
+
+fn no_runtime(error: std::io::Error) -> ErrorReply {
+    ErrorReply::new(ErrorCode::Environment, format!("cannot start threads: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(args: &[&str]) -> Result<args::MountArgs, clap::Error> {
+        let all = ["warmfs", "mount"].iter().chain(args).map(OsString::from).collect();
+        parse(all).map(|cli| match cli.verb {
+            Verb::Mount(mount) => *mount,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn what_mount_8_passes_becomes_options() {
+        let args = mount(&["s3://b", "/d", "-o", "ro,allow_other,uid=7,_netdev,x-systemd.a=b"]);
+        let args = args.unwrap();
+        assert!(args.look.allow_other);
+        assert_eq!(args.look.uid, Some(7));
+        let args =
+            mount(&["-oendpoint_url=http://h:1,cache-size=1G", "-o", "gid=3", "s3://b", "/d"]);
+        let args = args.unwrap();
+        assert_eq!(args.remote.endpoint_url.as_deref(), Some("http://h:1"));
+        assert_eq!(args.cache.cache_size, Some(1 << 30));
+        assert_eq!(args.look.gid, Some(3));
+    }
+
+    #[test]
+    fn an_option_typed_in_full_wins() {
+        let args = mount(&["s3://b", "/d", "--uid", "1", "-o", "uid=2"]).unwrap();
+        assert_eq!(args.look.uid, Some(1));
+    }
+
+    #[test]
+    fn wrong_options_are_usage_errors() {
+        for (options, word) in [
+            ("rw", "read-only"),
+            ("nonsense", "nonsense"),
+            ("uid", "uid"),
+            ("uid=x", "uid"),
+            ("allow_other=1", "allow_other"),
+            ("foreground", "foreground"),
+            ("file_mode=999", "octal"),
+        ] {
+            let error = mount(&["s3://b", "/d", "-o", options]).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{options}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert_eq!(mount(&["s3://b"]).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,115 @@
+//! `warmfs mount`: checks, finds or starts the daemon, asks for the mount.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::{MountArgs, MountPlan};
+use super::launch::{self, Launched};
+use super::{client_runtime, daemon_runtime, logging, output};
+use crate::control::client::Client;
+use crate::control::wire::{ErrorCode, ErrorReply, MountReply, UnmountRequest, WaitRequest};
+use crate::daemon::{self, StartError, preflight, read_through};
+use crate::units::format_bytes;
+
+/// Daemons tried. One may exit between answering and mounting, since its last
+/// mount went; a second time in a row is chance, a third a defect.
+const ATTEMPTS_MAX: usize = 3;
+
+/// Mounts, and returns once the mount can be read.
+pub(super) fn run(args: MountArgs) -> Result<(), ErrorReply> {
+    let plan = args.check()?;
+    preflight::check(&plan.request, &plan.cache.dir)?;
+    if plan.foreground {
+        daemon_runtime()?.block_on(foreground(&plan))
+    } else {
+        client_runtime()?.block_on(background(&plan))
+    }
+}
+
+async fn background(plan: &MountPlan) -> Result<(), ErrorReply> {
+    for attempt in 1.. {
+        let daemon = match Client::of_cache(&plan.cache.dir).await? {
+            Some(client) => Launched::found(client),
+            None => launch::launch(plan).await?,
+        };
+        check_cache_size(plan, &daemon.client)?;
+        match daemon.client.mount(&plan.request).await {
+            Ok(reply) => return announce(plan, &reply),
+            Err(error) if error.code == ErrorCode::ShuttingDown && attempt < ATTEMPTS_MAX => {}
+            Err(error) => {
+                daemon.settle().await;
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
+    launch::create_cache_dir(plan)?;
+    logging::init(plan.log_file.as_deref().map(logging::open).transpose()?);
+    let open = |cache| async move { read_through::open(&cache).await };
+    let running = match daemon::start(plan.cache.clone(), open).await {
+        Ok(running) => running,
+        Err(StartError::Failed(error)) => return Err(error),
+        Err(StartError::AlreadyServed(_)) => return join(plan).await,
+    };
+    let mounted = match Client::connect(&running.socket).await? {
+        Some(client) => client.mount(&plan.request).await,
+        // Interrupted already.
+        None => Err(ErrorReply::new(ErrorCode::ShuttingDown, "interrupted")),
+    };
+    let result = mounted.and_then(|reply| announce(plan, &reply));
+    let _ = running.finished.await;
+    match result {
+        Err(error) if error.code != ErrorCode::ShuttingDown => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Stays in the foreground for a mount that another process's daemon serves.
+async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
+    let no_signals =
+        |error| ErrorReply::new(ErrorCode::Environment, format!("cannot handle signals: {error}"));
+    let Some(client) = Client::of_cache(&plan.cache.dir).await? else {
+        return Err(ErrorReply::new(ErrorCode::ShuttingDown, "the daemon ended in this moment")
+            .with_hint("try again"));
+    };
+    check_cache_size(plan, &client)?;
+    announce(plan, &client.mount(&plan.request).await?)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let wait = WaitRequest { dir: plan.request.dir.clone() };
+    tokio::select! {
+        result = client.wait(&wait) => return result,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    let unmount = |lazy| UnmountRequest { dir: plan.request.dir.clone(), lazy };
+    match client.unmount(&unmount(false)).await {
+        Err(error) if error.code == ErrorCode::Busy => {
+            client.unmount(&unmount(true)).await.map(drop)
+        }
+        result => result.map(drop),
+    }
+}
+
+/// A budget is the cache directory's, not a mount's.
+fn check_cache_size(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
+    let running = client.daemon().cache_size;
+    match plan.cache.size {
+        Some(asked) if running != Some(asked) => {
+            let cache = output::short(&plan.cache.dir);
+            let size = running.map_or("the default size".to_owned(), format_bytes);
+            let message = format!("the cache {cache} is in use with {size}");
+            Err(ErrorReply::new(ErrorCode::Invalid, message)
+                .with_hint("leave out --cache-size, or unmount what uses it first"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn announce(plan: &MountPlan, reply: &MountReply) -> Result<(), ErrorReply> {
+    let cache = output::short(&plan.cache.dir);
+    let dir = reply.dir.display();
+    output::line(&format!("{} mounted at {dir} (cache {cache})", reply.uri))
+}

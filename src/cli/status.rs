@@ -1,0 +1,281 @@
+//! `warmfs status`: what a daemon does, for people and for programs.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{args, client_runtime, output};
+use crate::control::client::Client;
+use crate::control::wire::{ErrorCode, ErrorReply, MountStatus, StatusReply};
+use crate::daemon::preflight;
+use crate::units::{format_bytes, format_duration};
+
+/// Width of the text where values allow it.
+const COLUMNS: usize = 80;
+
+/// Show mounts, cache and requests
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Only this mount point
+    dir: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// The daemon of this cache directory [default: ~/.cache/warmfs]
+    #[arg(long, value_name = "DIR", env = "WARMFS_CACHE_DIR", hide_env = true)]
+    cache_dir: Option<PathBuf>,
+}
+
+/// Prints the state of the daemon asked for.
+pub(super) fn run(args: StatusArgs) -> Result<(), ErrorReply> {
+    let status = client_runtime()?.block_on(ask(&args))?;
+    if !args.json {
+        return output::line(text(&status).trim_end());
+    }
+    match serde_json::to_string_pretty(&status) {
+        Ok(json) => output::line(&json),
+        Err(error) => Err(ErrorReply::new(ErrorCode::Internal, error.to_string())),
+    }
+}
+
+/// The daemon that serves `dir`, and its state.
+pub(super) async fn find_mount(dir: &Path) -> Result<Option<(Client, StatusReply)>, ErrorReply> {
+    let mut clients = Client::all().await;
+    // Its socket may lie in another session's runtime directory.
+    if let Ok(Some(client)) = Client::of_cache(&default_cache()?).await {
+        clients.push(client);
+    }
+    for client in clients {
+        let Ok(status) = client.status().await else { continue };
+        if status.mounts.iter().any(|mount| mount.dir == dir && !mount.detached) {
+            return Ok(Some((client, status)));
+        }
+    }
+    Ok(None)
+}
+
+/// The cache directory that the environment names, or the default one.
+fn default_cache() -> Result<PathBuf, ErrorReply> {
+    let named = std::env::var_os("WARMFS_CACHE_DIR").filter(|dir| !dir.is_empty());
+    args::resolve_cache_dir(named.map(PathBuf::from).as_deref())
+}
+
+async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
+    if let Some(dir) = &args.dir {
+        let dir = preflight::resolve(dir)?;
+        return match find_mount(&dir).await? {
+            Some((_, mut status)) => {
+                status.mounts.retain(|mount| mount.dir == dir);
+                Ok(status)
+            }
+            None => {
+                let message = format!("no daemon serves {}", dir.display());
+                Err(ErrorReply::new(ErrorCode::NotMounted, message)
+                    .with_hint(format!("`warmfs mount URI {}` mounts there", dir.display())))
+            }
+        };
+    }
+    let cache = args::resolve_cache_dir(args.cache_dir.as_deref())?;
+    if let Some(client) = Client::of_cache(&cache).await? {
+        return client.status().await;
+    }
+    let others = if args.cache_dir.is_some() { Vec::new() } else { Client::all().await };
+    match others.as_slice() {
+        [only] => only.status().await,
+        [] => {
+            let message = format!("no daemon serves the cache {}", output::short(&cache));
+            Err(ErrorReply::new(ErrorCode::NotMounted, message)
+                .with_hint("`warmfs mount URI DIR` starts one"))
+        }
+        several => {
+            let caches: Vec<String> =
+                several.iter().map(|client| output::short(&client.daemon().cache_dir)).collect();
+            let message = format!("daemons serve the caches {}", caches.join(", "));
+            Err(ErrorReply::new(ErrorCode::Invalid, message).with_hint("choose with --cache-dir"))
+        }
+    }
+}
+
+fn text(status: &StatusReply) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        let indent = " ".repeat(8);
+        for (number, part) in wrap(&value, COLUMNS - 8).iter().enumerate() {
+            let label = if number == 0 { format!("{label:<8}") } else { indent.clone() };
+            let _ = writeln!(text, "{label}{part}");
+        }
+    };
+    line("daemon", format!("warmfs {}, process {}", status.version, status.pid));
+    line("memory", format_bytes(status.memory.rss_bytes));
+    line("cache", output::short(&status.cache.dir));
+    line("", cache(status));
+    line("remote", remote(status));
+    for mount in &status.mounts {
+        line("", String::new());
+        line("mount", mount.uri.clone());
+        line(
+            "  at",
+            mount.dir.display().to_string() + if mount.detached { " (detached)" } else { "" },
+        );
+        line("  mode", mode(mount));
+        line("  since", format_duration(Duration::from_secs_f64(mount.uptime_s.max(0.0))));
+        line("  reads", reads(mount));
+    }
+    if !status.mounts.is_empty() {
+        text.push_str("\n(what reaches the daemon; page-cache reads are not counted)\n");
+    }
+    text
+}
+
+fn cache(status: &StatusReply) -> String {
+    let cache = &status.cache;
+    let used = format_bytes(cache.used_bytes);
+    let limit = format_bytes(cache.limit_bytes);
+    let mut text = format!("{used} of {limit}, {}", count(cache.objects, "object"));
+    if cache.state != "ok" && !cache.state.is_empty() {
+        let _ = write!(text, "; {}", cache.state);
+    }
+    if status.evictions.objects > 0 {
+        let bytes = format_bytes(status.evictions.bytes);
+        let _ = write!(text, "; {} ({bytes}) evicted", count(status.evictions.objects, "object"));
+    }
+    if status.repairs > 0 {
+        let _ = write!(text, "; {} repaired", count(status.repairs, "chunk"));
+    }
+    text
+}
+
+fn remote(status: &StatusReply) -> String {
+    let remote = &status.remote;
+    let failed = remote.get.errors + remote.list.errors + remote.head.errors;
+    let failed = if failed > 0 { format!("; {failed} failed") } else { String::new() };
+    format!(
+        "{} GET ({}), {} LIST, {} HEAD{failed}",
+        remote.get.requests,
+        format_bytes(remote.get.bytes),
+        remote.list.requests,
+        remote.head.requests,
+    )
+}
+
+fn mode(mount: &MountStatus) -> String {
+    match mount.mode_reason.as_str() {
+        "" => mount.mode.clone(),
+        reason => format!("{} ({reason})", mount.mode),
+    }
+}
+
+fn reads(mount: &MountStatus) -> String {
+    format!(
+        "{} from the cache, {} from the remote; {}",
+        format_bytes(mount.reads.hit_bytes),
+        format_bytes(mount.reads.miss_bytes),
+        count(mount.fuse.requests, "request"),
+    )
+}
+
+fn count(n: u64, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+/// Breaks at spaces. A word that is longer by itself stays whole, so that
+/// paths can be copied.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let Some(last) = lines.last_mut() else { continue };
+        if last.is_empty() {
+            last.push_str(word);
+        } else if last.chars().count() + 1 + word.chars().count() <= width {
+            last.push(' ');
+            last.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::wire::*;
+
+    fn status() -> StatusReply {
+        StatusReply {
+            schema: STATUS_SCHEMA,
+            pid: 4_194_303,
+            version: "0.1.0".to_owned(),
+            mounts: vec![MountStatus {
+                uri: "s3://a-bucket-with-a-long-name/and/a/prefix".to_owned(),
+                dir: "/content/drive/my data/train".into(),
+                mode: "keep-cache".to_owned(),
+                mode_reason: "passthrough needs kernel 6.9 and CAP_SYS_ADMIN, this is 6.6.122"
+                    .to_owned(),
+                uptime_s: 90_000.5,
+                detached: false,
+                reads: ReadStatus { hit_bytes: u64::MAX, miss_bytes: u64::MAX },
+                fuse: FuseStatus { requests: u64::MAX, ops: Default::default() },
+            }],
+            cache: CacheStatus {
+                dir: "/var/cache/warmfs".into(),
+                used_bytes: 123 << 30,
+                limit_bytes: 456 << 30,
+                objects: 1_300_000,
+                state: "the disk is full, reads pass by".to_owned(),
+            },
+            remote: RemoteStatus {
+                get: TransferStatus { requests: u64::MAX, bytes: u64::MAX, errors: 3 },
+                ..Default::default()
+            },
+            repairs: 1,
+            evictions: EvictionStatus { objects: 2, bytes: 1 << 30 },
+            memory: MemoryStatus { rss_bytes: 100 << 20 },
+        }
+    }
+
+    #[test]
+    fn the_text_fits_80_columns_and_has_everything() {
+        let text = text(&status());
+        for line in text.lines() {
+            assert!(line.chars().count() <= COLUMNS, "{line:?}");
+        }
+        for part in ["4194303", "keep-cache", "1d 1h", "my data/train", "1 chunk repaired", "LIST"]
+        {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn json_has_the_fields_that_programs_rely_on() {
+        let json = serde_json::to_value(status()).unwrap();
+        for pointer in [
+            "/schema",
+            "/pid",
+            "/mounts/0/uri",
+            "/mounts/0/dir",
+            "/mounts/0/mode",
+            "/mounts/0/mode_reason",
+            "/mounts/0/uptime_s",
+            "/mounts/0/reads/hit_bytes",
+            "/mounts/0/reads/miss_bytes",
+            "/mounts/0/fuse/requests",
+            "/cache/used_bytes",
+            "/cache/limit_bytes",
+            "/cache/objects",
+            "/remote/get/requests",
+            "/remote/get/bytes",
+            "/remote/get/errors",
+            "/remote/list/requests",
+            "/remote/head/requests",
+            "/repairs",
+            "/evictions/objects",
+            "/evictions/bytes",
+            "/memory/rss_bytes",
+        ] {
+            assert!(json.pointer(pointer).is_some(), "{pointer}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `<cache>/lock`: held by the one daemon that serves a cache directory, for
+//! as long as it lives, and naming its socket.
+//!
+//! The kernel drops the lock with its holder, whatever ends it, so a lock that
+//! can be taken is proof that nobody writes the cache. The record inside may
+//! be a dead daemon's; whoever reads it tries the socket.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Longest record ever written, in bytes.
+const RECORD_BYTES_MAX: u64 = 4_096;
+
+/// The exclusive right to serve a cache directory, until dropped.
+#[derive(Debug)]
+pub struct CacheLock(File);
+
+/// What the holder wrote about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockRecord {
+    /// The holder's process.
+    pub pid: u32,
+    /// Where it listens.
+    pub socket: PathBuf,
+}
+
+impl CacheLock {
+    /// Takes the lock of `cache_dir`; `None` while another process holds it.
+    ///
+    /// # Errors
+    /// If the lock file cannot be created or locked.
+    pub fn try_take(cache_dir: &Path) -> io::Result<Option<CacheLock>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(cache_dir.join("lock"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(CacheLock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Says who holds the lock.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_record(&mut self, record: &LockRecord) -> io::Result<()> {
+        self.clear_record()?;
+        self.0.write_all(&serde_json::to_vec(record)?)
+    }
+
+    /// Says that the holder listens no more.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn clear_record(&mut self) -> io::Result<()> {
+        self.0.set_len(0)?;
+        self.0.rewind()
+    }
+}
+
+/// Who served `cache_dir` last; `None` if nobody did, or cannot be told.
+pub fn read_record(cache_dir: &Path) -> Option<LockRecord> {
+    let file = File::open(cache_dir.join("lock")).ok()?;
+    let mut text = Vec::new();
+    file.take(RECORD_BYTES_MAX).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        assert_eq!(read_record(tmp.path()), None);
+        let mut held = CacheLock::try_take(tmp.path()).unwrap().unwrap();
+        assert!(CacheLock::try_take(tmp.path()).unwrap().is_none());
+        let record = LockRecord { pid: 7, socket: "/run/x.sock".into() };
+        held.write_record(&record).unwrap();
+        held.write_record(&record).unwrap();
+        assert_eq!(read_record(tmp.path()), Some(record));
+        held.clear_record().unwrap();
+        assert_eq!(read_record(tmp.path()), None);
+        drop(held);
+        assert!(CacheLock::try_take(tmp.path()).unwrap().is_some());
+    }
+}

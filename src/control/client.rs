@@ -1,0 +1,235 @@
+//! A command's end of the socket.
+//!
+//! One request per connection: commands send one or two and exit. A daemon of
+//! another user is never talked to, since requests carry credentials.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use nix::unistd::Uid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+use super::wire::{
+    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, WaitRequest,
+};
+use super::{BODY_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER, cache_lock, runtime_dir};
+use crate::config::MountRequest;
+
+/// For what a daemon answers from memory. Generous, since a busy 2-core VM may
+/// take its time.
+const QUICK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// For a mount: beyond every timeout and retry of a remote's first request.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// For an unmount: the kernel's and the daemon's own bounds are shorter.
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A daemon that answered.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    ping: Ping,
+}
+
+impl Client {
+    /// The daemon that listens at `socket`; `None` if nobody does.
+    ///
+    /// # Errors
+    /// If one does, and cannot be talked to: another user's, or incompatible.
+    pub async fn connect(socket: &Path) -> Result<Option<Client>, ErrorReply> {
+        let Some(stream) = open(socket).await? else { return Ok(None) };
+        let ping =
+            exchange(stream, socket, Method::GET, "/v1/ping", &(), Some(QUICK_TIMEOUT)).await;
+        match ping {
+            Ok(ping) => Ok(Some(Client { socket: socket.to_owned(), ping })),
+            // It went away between accepting and answering.
+            Err(error) if error.code == ErrorCode::ShuttingDown => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The daemon that serves `cache_dir`; `None` if nobody does.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn of_cache(cache_dir: &Path) -> Result<Option<Client>, ErrorReply> {
+        match cache_lock::read_record(cache_dir) {
+            Some(record) => Client::connect(&record.socket).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Every daemon of this user in reach. Those that cannot be talked to are
+    /// left out.
+    pub async fn all() -> Vec<Client> {
+        let mut clients: Vec<Client> = Vec::new();
+        for socket in runtime_dir::sockets() {
+            if let Ok(Some(client)) = Client::connect(&socket).await {
+                clients.push(client);
+            }
+        }
+        clients
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Who the daemon is.
+    pub fn daemon(&self) -> &Ping {
+        &self.ping
+    }
+
+    /// The daemon's state.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn status(&self) -> Result<StatusReply, ErrorReply> {
+        self.send(Method::GET, "/v1/status", &(), Some(QUICK_TIMEOUT)).await
+    }
+
+    /// Makes a mount.
+    ///
+    /// # Errors
+    /// Those of the daemon; [`ErrorCode::ShuttingDown`] if it is going away.
+    pub async fn mount(&self, request: &MountRequest) -> Result<MountReply, ErrorReply> {
+        self.send(Method::POST, "/v1/mounts", request, Some(MOUNT_TIMEOUT)).await
+    }
+
+    /// Ends a mount.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub async fn unmount(&self, request: &UnmountRequest) -> Result<UnmountReply, ErrorReply> {
+        self.send(Method::DELETE, "/v1/mounts", request, Some(UNMOUNT_TIMEOUT)).await
+    }
+
+    /// Returns once a mount has ended, or its daemon.
+    ///
+    /// # Errors
+    /// If there is no such mount.
+    pub async fn wait(&self, request: &WaitRequest) -> Result<(), ErrorReply> {
+        match self.send(Method::POST, "/v1/mounts/wait", request, None).await {
+            Err(error) if error.code == ErrorCode::ShuttingDown => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+        timeout: Option<Duration>,
+    ) -> Result<T, ErrorReply> {
+        match open(&self.socket).await? {
+            Some(stream) => exchange(stream, &self.socket, method, path, body, timeout).await,
+            None => Err(gone(&self.socket)),
+        }
+    }
+}
+
+/// Connects; `None` where no daemon listens.
+async fn open(socket: &Path) -> Result<Option<UnixStream>, ErrorReply> {
+    let stream = match tokio::time::timeout(QUICK_TIMEOUT, UnixStream::connect(socket)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
+            _ => return Err(unreachable(socket, &error.to_string())),
+        },
+        Err(_) => return Err(unreachable(socket, "it does not accept connections")),
+    };
+    let peer = stream.peer_cred().map_err(|error| unreachable(socket, &error.to_string()))?;
+    let own = Uid::effective();
+    if peer.uid() != own.as_raw() && !own.is_root() {
+        return Err(unreachable(socket, &format!("it belongs to user {}", peer.uid())));
+    }
+    Ok(Some(stream))
+}
+
+async fn exchange<B: Serialize, T: DeserializeOwned>(
+    stream: UnixStream,
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &B,
+    timeout: Option<Duration>,
+) -> Result<T, ErrorReply> {
+    let exchange = async {
+        let body = serde_json::to_vec(body).map_err(io::Error::other)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "warmfs")
+            .header(header::CONNECTION, "close")
+            .header(PROTOCOL_HEADER, PROTOCOL)
+            .body(Full::new(Bytes::from(body)))
+            .map_err(io::Error::other)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        // Ends with this future, so that who gives up a request closes its connection.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let response = sender.send_request(request).await.map_err(io::Error::other);
+        collect(response?).await
+    };
+    let outcome = match timeout {
+        Some(limit) => tokio::time::timeout(limit, exchange).await.map_err(|_| {
+            unreachable(socket, &format!("no answer to {path} within {} s", limit.as_secs()))
+        })?,
+        None => exchange.await,
+    };
+    // A connection that breaks before its answer is a daemon that went away.
+    let (parts, body) = outcome.map_err(|_| gone(socket))?;
+    understand(&parts, &body, socket)
+}
+
+async fn collect(
+    response: Response<Incoming>,
+) -> Result<(http::response::Parts, Bytes), io::Error> {
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await.map_err(io::Error::other)?;
+    Ok((parts, body.to_bytes()))
+}
+
+fn understand<T: DeserializeOwned>(
+    parts: &http::response::Parts,
+    body: &[u8],
+    socket: &Path,
+) -> Result<T, ErrorReply> {
+    let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    if text(PROTOCOL_HEADER) != Some(PROTOCOL) {
+        let version = text(VERSION_HEADER).unwrap_or("of an unknown version");
+        let message = format!("the running daemon is warmfs {version}, this is another");
+        return Err(ErrorReply::new(ErrorCode::Incompatible, message)
+            .with_hint("unmount its mounts with that version, or with umount, and try again"));
+    }
+    if parts.status == StatusCode::OK {
+        return serde_json::from_slice(body).map_err(|e| unreachable(socket, &e.to_string()));
+    }
+    Err(serde_json::from_slice(body)
+        .unwrap_or_else(|_| unreachable(socket, &format!("it answers {}", parts.status))))
+}
+
+fn unreachable(socket: &Path, why: &str) -> ErrorReply {
+    let message = format!("the daemon at {} cannot be used: {why}", socket.display());
+    ErrorReply::new(ErrorCode::Environment, message)
+}
+
+fn gone(socket: &Path) -> ErrorReply {
+    let message = format!("the daemon at {} ended", socket.display());
+    ErrorReply::new(ErrorCode::ShuttingDown, message)
+        .with_hint("see its log, warmfs.log in the cache directory")
+}

@@ -1,0 +1,35 @@
+//! How commands talk to the daemon: HTTP/1.1 with JSON bodies over a Unix
+//! socket.
+//!
+//! ```text
+//! GET    /v1/ping         Ping
+//! GET    /v1/status       StatusReply
+//! POST   /v1/mounts       MountRequest   -> MountReply
+//! DELETE /v1/mounts       UnmountRequest -> UnmountReply
+//! POST   /v1/mounts/wait  WaitRequest    -> {} once the mount has ended
+//! ```
+//!
+//! A failure is an [`wire::ErrorReply`] with a status of 400 and above. Both
+//! sides name their protocol in a header and check the other's user: requests
+//! carry credentials. On disk this module owns the socket in the runtime
+//! directory and `<cache>/lock`, which names the socket of its holder.
+
+pub mod cache_lock;
+pub mod client;
+pub mod runtime_dir;
+pub mod server;
+pub mod wire;
+
+/// The version of paths and bodies. Raised when an older peer would
+/// misunderstand a newer one; added fields do not raise it.
+pub const PROTOCOL: &str = "1";
+
+/// The header in which both sides name their [`PROTOCOL`].
+pub const PROTOCOL_HEADER: &str = "warmfs-protocol";
+
+/// The header in which a daemon names its version, readable whatever the protocol.
+pub const VERSION_HEADER: &str = "warmfs-version";
+
+/// Largest body in either direction. A mount request is a few KiB and a status
+/// about 1 KiB a mount; a peer that sends more is not one of ours.
+pub const BODY_BYTES_MAX: usize = 1 << 20;

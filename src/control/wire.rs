@@ -1,0 +1,273 @@
+//! The bodies of requests and replies.
+//!
+//! `StatusReply` is also what `warmfs status --json` prints: fields are added,
+//! never renamed, and [`STATUS_SCHEMA`] is raised if one changes its meaning.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of [`StatusReply`].
+pub const STATUS_SCHEMA: u32 = 1;
+
+/// Why a request failed: one line, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub struct ErrorReply {
+    /// What is wrong.
+    pub message: String,
+    /// What to do, unless the message says it already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// For programs.
+    pub code: ErrorCode,
+}
+
+impl ErrorReply {
+    /// A failure that explains itself.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        ErrorReply { message: message.into(), hint: None, code }
+    }
+
+    /// Adds a next step.
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for ErrorReply {
+    /// Always one line, since shells and notebooks show the last one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message.replace('\n', " "))?;
+        match &self.hint {
+            Some(hint) => write!(f, ": {}", hint.replace('\n', " ")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The kinds of failure a caller may want to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The request can never succeed as it is.
+    Invalid,
+    /// The mount point cannot be used: in use, not empty, not a folder.
+    MountPoint,
+    /// A process keeps the mount busy.
+    Busy,
+    /// No such mount.
+    NotMounted,
+    /// No such bucket, prefix or object.
+    NotFound,
+    /// The remote or the operating system refuses.
+    Denied,
+    /// The remote cannot be reached.
+    Unreachable,
+    /// This machine lacks something mounting needs.
+    Environment,
+    /// The daemon is about to exit; a new one can be started.
+    ShuttingDown,
+    /// The daemon speaks another protocol.
+    Incompatible,
+    /// A code this version does not know, or a defect.
+    #[serde(other)]
+    Internal,
+}
+
+/// The answer to a ping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// The daemon's process.
+    pub pid: u32,
+    /// The daemon's version.
+    pub version: String,
+    /// The cache directory it serves.
+    pub cache_dir: PathBuf,
+    /// `--cache-size` in bytes, if it was given.
+    pub cache_size: Option<u64>,
+}
+
+/// The answer to a mount request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountReply {
+    /// What is mounted, normalised.
+    pub uri: String,
+    /// Where.
+    pub dir: PathBuf,
+    /// Whether the same mount was there before.
+    pub existed: bool,
+}
+
+/// Asks for a mount to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmountRequest {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// Detach it although it is in use.
+    #[serde(default)]
+    pub lazy: bool,
+}
+
+/// The answer to [`UnmountRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmountReply {
+    /// It was the last mount: the daemon now saves its index and exits.
+    pub daemon_exits: bool,
+    /// Detached, but processes still have files open in it.
+    pub still_in_use: bool,
+}
+
+/// Asks for an answer once the mount at `dir` has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitRequest {
+    /// The mount point.
+    pub dir: PathBuf,
+}
+
+/// The state of a daemon. Counters run since it started and cover what
+/// reaches it: reads from the kernel's page cache do not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReply {
+    /// [`STATUS_SCHEMA`].
+    pub schema: u32,
+    /// The daemon's process.
+    pub pid: u32,
+    /// The daemon's version.
+    pub version: String,
+    /// Its mounts, in the order they were made.
+    pub mounts: Vec<MountStatus>,
+    /// Its cache.
+    pub cache: CacheStatus,
+    /// Requests sent to remotes.
+    pub remote: RemoteStatus,
+    /// Damaged chunks that were dropped and fetched again.
+    pub repairs: u64,
+    /// What was given up to make room.
+    pub evictions: EvictionStatus,
+    /// The daemon's memory.
+    pub memory: MemoryStatus,
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// What is mounted.
+    pub uri: String,
+    /// Where.
+    pub dir: PathBuf,
+    /// How files are opened; see `docs/kernel.md`.
+    pub mode: String,
+    /// Why that mode.
+    pub mode_reason: String,
+    /// Seconds since it was mounted.
+    pub uptime_s: f64,
+    /// Detached from `dir` and waiting for its last user.
+    #[serde(default)]
+    pub detached: bool,
+    /// READ by where its bytes came from.
+    pub reads: ReadStatus,
+    /// Requests from the kernel.
+    pub fuse: FuseStatus,
+}
+
+/// Bytes read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadStatus {
+    /// Answered without waiting for the remote, in bytes.
+    pub hit_bytes: u64,
+    /// Answered after waiting for the remote, in bytes.
+    pub miss_bytes: u64,
+}
+
+/// Requests from the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FuseStatus {
+    /// Of any kind.
+    pub requests: u64,
+    /// By operation; operations that never came are left out.
+    pub ops: BTreeMap<String, u64>,
+}
+
+/// The cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// Bytes held.
+    pub used_bytes: u64,
+    /// Bytes it may hold.
+    pub limit_bytes: u64,
+    /// Objects held, in whole or in part.
+    pub objects: u64,
+    /// `ok`, or in a few words why reads pass it by.
+    pub state: String,
+}
+
+/// Requests sent to remotes, one per attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteStatus {
+    /// Ranged GETs.
+    pub get: TransferStatus,
+    /// LIST pages.
+    pub list: RequestStatus,
+    /// HEADs.
+    pub head: RequestStatus,
+}
+
+/// Requests with a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferStatus {
+    /// Attempts.
+    pub requests: u64,
+    /// Body bytes received.
+    pub bytes: u64,
+    /// Attempts that failed.
+    pub errors: u64,
+}
+
+/// Requests whose bodies are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestStatus {
+    /// Attempts.
+    pub requests: u64,
+    /// Attempts that failed.
+    pub errors: u64,
+}
+
+/// What was evicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictionStatus {
+    /// Objects.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Memory of the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Resident set in bytes, as /proc has it.
+    pub rss_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_with_its_hint() {
+        let error = ErrorReply::new(ErrorCode::Busy, "a\nb").with_hint("do c");
+        assert_eq!(error.to_string(), "a b: do c");
+        let text = serde_json::to_string(&error).unwrap();
+        assert_eq!(serde_json::from_str::<ErrorReply>(&text).unwrap(), error);
+    }
+
+    #[test]
+    fn a_code_of_a_later_version_is_understood() {
+        let reply: ErrorReply = serde_json::from_str(r#"{"message":"m","code":"new"}"#).unwrap();
+        assert_eq!(reply.code, ErrorCode::Internal);
+    }
+}

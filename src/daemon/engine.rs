@@ -1,0 +1,70 @@
+//! The seam between the daemon and what serves files.
+//!
+//! The daemon knows mount points, requests and lifetimes; an engine knows
+//! remotes, the cache and FUSE. Tests of the daemon bring an engine without a
+//! kernel.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::config::MountRequest;
+use crate::control::wire::{CacheStatus, ErrorReply};
+use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
+
+/// One cache directory, and the mounts that read through it.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Connects the remote, checks that the prefix can be mounted, and mounts
+    /// it at `dir`: an empty folder that nothing is mounted on. Returns once
+    /// requests are served.
+    ///
+    /// # Errors
+    /// Nothing is left mounted. The message is one line with a next step.
+    async fn mount(
+        &self,
+        request: &MountRequest,
+        dir: &Path,
+    ) -> Result<Arc<dyn ActiveMount>, ErrorReply>;
+
+    /// What the cache holds.
+    fn cache_status(&self) -> CacheStatus;
+
+    /// Requests sent to remotes, by all mounts.
+    fn remote_metrics(&self) -> &RemoteMetrics;
+
+    /// What the cache did.
+    fn cache_metrics(&self) -> &CacheMetrics;
+
+    /// Saves what must survive. No mount is left, and none will come.
+    async fn shutdown(&self);
+}
+
+/// A mount that the kernel sends requests to.
+#[async_trait]
+pub trait ActiveMount: Send + Sync + 'static {
+    /// How files are opened, as `status` names it.
+    fn mode(&self) -> String;
+
+    /// Why that mode, in a few words.
+    fn mode_reason(&self) -> String;
+
+    /// What it was asked for.
+    fn metrics(&self) -> &MountMetrics;
+
+    /// Whether its mount point still leads to it. It does not after an
+    /// outside `umount -l`, while files are open.
+    fn is_attached(&self) -> bool;
+
+    /// Asks the kernel to unmount it, lazily if `lazy`. Blocks for as long as
+    /// the kernel or fusermount takes.
+    ///
+    /// # Errors
+    /// `ResourceBusy` while it is in use and not `lazy`.
+    fn unmount(&self, lazy: bool) -> io::Result<()>;
+
+    /// Returns once the kernel has ended the session, whoever unmounted it.
+    async fn ended(&self);
+}

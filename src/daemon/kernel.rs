@@ -1,0 +1,67 @@
+//! Unmounting by path, and telling a dead mount from a living one.
+
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::statvfs::statvfs;
+
+/// Programs that unmount for users who are not root, newest first.
+const FUSERMOUNTS: [&str; 2] = ["fusermount3", "fusermount"];
+
+/// Unmounts what is mounted at `dir`, lazily if `lazy`.
+///
+/// # Errors
+/// `ResourceBusy` while it is in use, `InvalidInput` if nothing is mounted there.
+pub fn unmount(dir: &Path, lazy: bool) -> io::Result<()> {
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    if lazy {
+        flags |= MntFlags::MNT_DETACH;
+    }
+    match umount2(dir, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => fusermount(dir, lazy),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn fusermount(dir: &Path, lazy: bool) -> io::Result<()> {
+    let Some(program) = FUSERMOUNTS.iter().find(|name| find_program(name)) else {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "no fusermount3 found"));
+    };
+    let output = Command::new(program)
+        .args(if lazy { ["-u", "-z", "--"].as_slice() } else { &["-u", "--"] })
+        .arg(dir)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let kind = match text.as_ref() {
+        busy if busy.contains("busy") => io::ErrorKind::ResourceBusy,
+        gone if gone.contains("not found") || gone.contains("Invalid") => {
+            io::ErrorKind::InvalidInput
+        }
+        _ => io::ErrorKind::Other,
+    };
+    Err(io::Error::new(kind, text.trim().to_owned()))
+}
+
+/// Whether a mount's server has died: "transport endpoint is not connected".
+///
+/// Asks with statfs, which the kernel always sends on. A stat would be
+/// answered from cached attributes for as long as they are valid.
+pub fn is_stale(dir: &Path) -> bool {
+    matches!(statvfs(dir), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+}
+
+/// Whether a program lies on `$PATH`.
+pub fn find_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .any(|dir| nix::unistd::access(&dir.join(name), nix::unistd::AccessFlags::X_OK).is_ok())
+}

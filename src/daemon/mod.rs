@@ -1,0 +1,244 @@
+//! The process behind the mounts: one per cache directory, any number of
+//! mounts.
+//!
+//! It starts with the first mount and exits with the last, whoever unmounts
+//! it, saving the index on the way. It owns the cache's lock, its socket, and
+//! the mount points it created; see [`table`] for who may end what. Everything
+//! about files is the [`engine`]'s.
+
+pub mod engine;
+mod holders;
+pub mod kernel;
+mod mount_point;
+pub mod mountinfo;
+pub mod preflight;
+pub mod read_through;
+mod serve;
+mod status;
+mod table;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::config::{CacheOptions, MountRequest};
+use crate::control::server::Service;
+use crate::control::wire::{
+    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, WaitRequest,
+};
+use engine::Engine;
+use mount_point::MountPoint;
+pub use serve::{Running, StartError, start};
+use table::{Entry, Table};
+
+/// How long an unmounted session may take to end: the kernel's part is done,
+/// the rest is the engine's threads.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an unmount waits for a lazily detached mount before it reports
+/// that files are still open. Without any the end comes in milliseconds.
+const DETACH_GRACE: Duration = Duration::from_millis(500);
+
+/// The mounts of one cache directory.
+#[derive(Clone)]
+struct Daemon {
+    cache: CacheOptions,
+    engine: Arc<dyn Engine>,
+    table: Arc<Table>,
+}
+
+#[async_trait]
+impl Service for Daemon {
+    fn ping(&self) -> Ping {
+        Ping {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cache_dir: self.cache.dir.clone(),
+            cache_size: self.cache.size,
+        }
+    }
+
+    async fn status(&self) -> StatusReply {
+        status::collect(self.engine.as_ref(), &self.table.all())
+    }
+
+    /// Runs to its end although the client may go away. A client that was
+    /// interrupted gets no mount behind its back: it is undone.
+    async fn mount(&self, request: MountRequest) -> Result<MountReply, ErrorReply> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let daemon = self.clone();
+        tokio::spawn(async move {
+            let dir = request.dir.clone();
+            let pending = match daemon.table.begin() {
+                Ok(pending) => pending,
+                Err(error) => return drop(answer.send(Err(error))),
+            };
+            let result = daemon.add_mount(request).await;
+            let added = result.as_ref().is_ok_and(|reply| !reply.existed);
+            drop(pending);
+            if answer.send(result).is_err() && added {
+                tracing::info!("the client went away, so {} is unmounted", dir.display());
+                let _ = daemon.remove_mount(UnmountRequest { dir, lazy: true }).await;
+            }
+        });
+        answered.await.unwrap_or_else(|_| {
+            Err(ErrorReply::new(ErrorCode::Internal, "the mount request was lost")
+                .with_hint("see the daemon's log"))
+        })
+    }
+
+    async fn unmount(&self, request: UnmountRequest) -> Result<UnmountReply, ErrorReply> {
+        let daemon = self.clone();
+        let task = tokio::spawn(async move { daemon.remove_mount(request).await });
+        task.await.unwrap_or_else(|error| Err(internal(&error)))
+    }
+
+    async fn wait(&self, request: WaitRequest) -> Result<(), ErrorReply> {
+        let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
+        entry.gone().await;
+        Ok(())
+    }
+}
+
+impl Daemon {
+    fn new(cache: CacheOptions, engine: Arc<dyn Engine>) -> Self {
+        Daemon { cache, engine, table: Arc::default() }
+    }
+
+    async fn add_mount(&self, request: MountRequest) -> Result<MountReply, ErrorReply> {
+        if !request.dir.is_absolute() {
+            let message = format!("{} is not an absolute path", request.dir.display());
+            return Err(ErrorReply::new(ErrorCode::Invalid, message));
+        }
+        let uri = preflight::check_uri(&request)?.to_string();
+        let _turn = self.table.lock_dir(&request.dir).await;
+        let dir = request.dir.clone();
+        if let Some(reply) = self.find_same(&request, &uri).await? {
+            return Ok(reply);
+        }
+        let cache_dir = self.cache.dir.clone();
+        let wanted = dir.clone();
+        let point = blocking(move || MountPoint::prepare(&wanted, &cache_dir)).await??;
+        let mount = match self.engine.mount(&request, &dir).await {
+            Ok(mount) => mount,
+            Err(error) => {
+                tracing::warn!("{uri} was not mounted at {}: {error}", dir.display());
+                blocking(move || point.remove()).await?;
+                return Err(error);
+            }
+        };
+        tracing::info!("{uri} is mounted at {}, {}", dir.display(), mount.mode());
+        let entry = Entry::new(request, uri.clone(), mount, point);
+        if let Err((error, entry)) = self.table.insert(entry) {
+            // Told to exit while the mount was being made.
+            let _ = blocking(move || {
+                let _ = entry.mount.unmount(true);
+                entry.detach();
+            })
+            .await;
+            return Err(error);
+        }
+        Ok(MountReply { uri, dir, existed: false })
+    }
+
+    /// Whether the mount is there already. Credentials may differ: those of
+    /// the first request stay in use.
+    async fn find_same(
+        &self,
+        request: &MountRequest,
+        uri: &str,
+    ) -> Result<Option<MountReply>, ErrorReply> {
+        let Some(entry) = self.table.at(&request.dir) else { return Ok(None) };
+        let probe = Arc::clone(&entry);
+        if !blocking(move || probe.mount.is_attached()).await? {
+            blocking(move || entry.detach()).await?;
+            return Ok(None);
+        }
+        if entry.uri == uri && entry.request.options == request.options {
+            let dir = request.dir.clone();
+            return Ok(Some(MountReply { uri: uri.to_owned(), dir, existed: true }));
+        }
+        let dir = request.dir.display();
+        let difference = if entry.uri == uri { " with other options" } else { "" };
+        let message = format!("{dir} is in use by {}{difference}", entry.uri);
+        Err(ErrorReply::new(ErrorCode::MountPoint, message)
+            .with_hint(format!("`warmfs unmount {dir}` first")))
+    }
+
+    async fn remove_mount(&self, request: UnmountRequest) -> Result<UnmountReply, ErrorReply> {
+        let _turn = self.table.lock_dir(&request.dir).await;
+        let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
+        let mount = Arc::clone(&entry.mount);
+        match blocking(move || mount.unmount(request.lazy)).await? {
+            Ok(()) => {}
+            // Unmounted from outside in this very moment: its end is on the way.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            Err(error) => return Err(blocking(move || unmount_failed(&entry.dir, &error)).await?),
+        }
+        let patience = if request.lazy { DETACH_GRACE } else { END_TIMEOUT };
+        let ended = tokio::time::timeout(patience, entry.gone()).await.is_ok();
+        if !ended {
+            blocking(move || entry.detach()).await?;
+        }
+        Ok(UnmountReply { daemon_exits: self.table.is_closed(), still_in_use: !ended })
+    }
+
+    /// Unmounts everything for an exit: politely, then lazily.
+    async fn remove_all(&self) {
+        for entry in self.table.all() {
+            let mount = Arc::clone(&entry.mount);
+            let done = blocking(move || mount.unmount(false).or_else(|_| mount.unmount(true)));
+            match done.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!("{} stays mounted: {error}", entry.dir.display());
+                }
+                Err(error) => tracing::error!("{error}"),
+            }
+            let _ = tokio::time::timeout(DETACH_GRACE, entry.gone()).await;
+            let _ = blocking(move || entry.detach()).await;
+        }
+    }
+}
+
+/// Runs what may block on a kernel or a disk beside the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ErrorReply> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| internal(&error))
+}
+
+fn internal(error: &tokio::task::JoinError) -> ErrorReply {
+    ErrorReply::new(ErrorCode::Internal, format!("a defect in warmfs: {error}"))
+        .with_hint("please report it, with the daemon's log")
+}
+
+/// Why an unmount of `dir` failed, naming who keeps it busy if it can be told.
+/// Looks through /proc, within a bounded time.
+pub fn unmount_failed(dir: &Path, error: &io::Error) -> ErrorReply {
+    let shown = dir.display();
+    if error.kind() != io::ErrorKind::ResourceBusy {
+        let message = format!("cannot unmount {shown}, {}", preflight::describe(error));
+        return ErrorReply::new(ErrorCode::Denied, message)
+            .with_hint(format!("try `umount {shown}` as root"));
+    }
+    let user = match holders::find(dir) {
+        Some(holder) => format!("process {} ({}) uses it", holder.pid, holder.name),
+        None => "it is in use".to_owned(),
+    };
+    ErrorReply::new(ErrorCode::Busy, format!("{shown} is busy, {user}"))
+        .with_hint(format!("end that, or detach it with `warmfs unmount --lazy {shown}`"))
+}
+
+fn not_mounted(dir: &Path) -> ErrorReply {
+    let message = format!("{} is not a warmfs mount", dir.display());
+    ErrorReply::new(ErrorCode::NotMounted, message)
+}
+
+/// `<cache>/warmfs.log`, unless `--log-file` says otherwise.
+pub fn log_file(cache: &CacheOptions) -> PathBuf {
+    cache.dir.join("warmfs.log")
+}

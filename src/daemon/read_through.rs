@@ -1,0 +1,213 @@
+//! The engine of the product: a cache, and file systems that read through it.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+
+use super::engine::{ActiveMount, Engine};
+use super::{kernel, mountinfo};
+use crate::cache::{AttachError, Cache, CacheError};
+use crate::config::{CacheOptions, MountRequest};
+use crate::control::wire::{CacheStatus, ErrorCode, ErrorReply};
+use crate::fs::FileSystem;
+use crate::fs::session::MountSession;
+use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
+use crate::remote::client::RemoteClient;
+use crate::remote::{self, ErrorKind, RemoteError, RemoteUri};
+
+/// Opens the engine of a cache directory whose lock the caller holds.
+///
+/// # Errors
+/// If the cache cannot be used.
+pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply> {
+    raise_fd_limit();
+    let options = options.clone();
+    let runtime = Handle::current();
+    let opened = tokio::task::spawn_blocking(move || Cache::open(&options, runtime)).await;
+    let cache = opened
+        .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?
+        .map_err(|error| {
+            ErrorReply::new(ErrorCode::Environment, format!("the cache cannot be used: {error}"))
+                .with_hint("choose another one with --cache-dir")
+        })?;
+    Ok(Arc::new(ReadThrough { cache, remote_metrics: Arc::default() }))
+}
+
+/// One descriptor per open object is no luxury; the soft limit is for programs
+/// that use `select`.
+fn raise_fd_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+}
+
+struct ReadThrough {
+    cache: Arc<Cache>,
+    remote_metrics: Arc<RemoteMetrics>,
+}
+
+#[async_trait]
+impl Engine for ReadThrough {
+    async fn mount(
+        &self,
+        request: &MountRequest,
+        dir: &Path,
+    ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
+        let uri = super::preflight::check_uri(request)?;
+        let options = &request.options;
+        let remote = remote::connect(&uri, &options.remote, &request.env, &self.remote_metrics)
+            .await
+            .map_err(|error| explain_remote(&uri, &error))?;
+        let client = Arc::new(RemoteClient::new(remote, self.remote_metrics.clone()));
+        let tree = self
+            .cache
+            .attach(client, uri.prefix(), options.metadata_ttl)
+            .await
+            .map_err(|error| explain_attach(&uri, error))?;
+        let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
+        let (dir, source) = (dir.to_owned(), uri.to_string());
+        let runtime = Handle::current();
+        let started =
+            tokio::task::spawn_blocking(move || MountSession::start(fs, &source, &dir, runtime));
+        let session = started
+            .await
+            .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?
+            .map_err(|error| explain_mount(&error))?;
+        Ok(Arc::new(Mounted { session }))
+    }
+
+    fn cache_status(&self) -> CacheStatus {
+        let figures = self.cache.figures();
+        CacheStatus {
+            dir: self.cache.dir().to_owned(),
+            used_bytes: figures.used_bytes,
+            limit_bytes: figures.limit_bytes,
+            objects: figures.objects,
+            state: self.cache.store().state(),
+        }
+    }
+
+    fn remote_metrics(&self) -> &RemoteMetrics {
+        &self.remote_metrics
+    }
+
+    fn cache_metrics(&self) -> &CacheMetrics {
+        self.cache.store().metrics()
+    }
+
+    async fn shutdown(&self) {
+        let cache = self.cache.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || cache.close()).await {
+            tracing::error!(%error, "the cache was not closed");
+        }
+    }
+}
+
+struct Mounted {
+    session: MountSession,
+}
+
+#[async_trait]
+impl ActiveMount for Mounted {
+    fn mode(&self) -> String {
+        self.session.mode().to_string()
+    }
+
+    fn mode_reason(&self) -> String {
+        self.session.file_system().mode_reason().to_owned()
+    }
+
+    fn metrics(&self) -> &MountMetrics {
+        self.session.file_system().metrics()
+    }
+
+    fn is_attached(&self) -> bool {
+        let device = self.session.device();
+        mountinfo::topmost_at(self.session.dir()).is_ok_and(|mount| {
+            mount.is_some_and(|m| m.device == (libc::major(device), libc::minor(device)))
+        })
+    }
+
+    fn unmount(&self, lazy: bool) -> io::Result<()> {
+        kernel::unmount(self.session.dir(), lazy)
+    }
+
+    async fn ended(&self) {
+        self.session.ended().await;
+    }
+}
+
+fn code_of(error: &RemoteError) -> ErrorCode {
+    match error.kind {
+        ErrorKind::NotFound | ErrorKind::NoSuchBucket => ErrorCode::NotFound,
+        ErrorKind::Denied | ErrorKind::Credentials => ErrorCode::Denied,
+        ErrorKind::Invalid => ErrorCode::Invalid,
+        ErrorKind::Changed
+        | ErrorKind::Throttled { .. }
+        | ErrorKind::Transient
+        | ErrorKind::Unreachable => ErrorCode::Unreachable,
+    }
+}
+
+fn explain_remote(uri: &RemoteUri, error: &RemoteError) -> ErrorReply {
+    ErrorReply::new(code_of(error), format!("cannot mount {uri}: {error}"))
+}
+
+/// What to mount instead, as the user would type it.
+fn uri_of(uri: &RemoteUri, prefix: &str) -> String {
+    match uri {
+        RemoteUri::S3 { bucket, .. } => {
+            RemoteUri::S3 { bucket: bucket.clone(), prefix: prefix.to_owned() }.to_string()
+        }
+        RemoteUri::File { .. } => uri.to_string(),
+    }
+}
+
+fn explain_attach(uri: &RemoteUri, error: AttachError) -> ErrorReply {
+    match error {
+        AttachError::Cache(CacheError::Remote(error)) => explain_remote(uri, &error),
+        AttachError::Cache(error) => ErrorReply::new(ErrorCode::Internal, error.to_string())
+            .with_hint("see the daemon's log, or choose another --cache-dir"),
+        AttachError::Unshowable { .. } => ErrorReply::new(
+            ErrorCode::Invalid,
+            format!("{uri} has a part that no folder can be named (empty, `.` or `..`)"),
+        )
+        .with_hint("mount a prefix above it"),
+        AttachError::OneObject { folder, .. } => {
+            ErrorReply::new(ErrorCode::NotFound, format!("{uri} is one object, not a folder"))
+                .with_hint(format!("mount {}", uri_of(uri, &folder)))
+        }
+        AttachError::NoKeys { nearest, .. } => {
+            let reply = ErrorReply::new(ErrorCode::NotFound, format!("{uri} holds no objects"));
+            let nearest: Vec<String> = nearest.iter().map(|prefix| uri_of(uri, prefix)).collect();
+            if nearest.is_empty() {
+                reply.with_hint(format!("mount {}", uri_of(uri, "")))
+            } else {
+                reply.with_hint(format!("did you mean {}?", nearest.join(", ")))
+            }
+        }
+    }
+}
+
+fn explain_mount(error: &io::Error) -> ErrorReply {
+    let text = error.to_string();
+    let reply =
+        ErrorReply::new(ErrorCode::Environment, format!("the kernel refused: {}", text.trim()));
+    if text.contains("user_allow_other") {
+        return reply
+            .with_hint("add `user_allow_other` to /etc/fuse.conf, or leave out --allow-other");
+    }
+    match error.kind() {
+        io::ErrorKind::NotFound => reply.with_hint("is fuse3 installed, and /dev/fuse there?"),
+        _ => {
+            reply.with_hint("in a container, run it with `--device /dev/fuse --cap-add SYS_ADMIN`")
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The daemon's state, as `warmfs status` shows it.
+
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::table::Entry;
+use crate::control::wire::{
+    EvictionStatus, FuseStatus, MemoryStatus, MountStatus, ReadStatus, RemoteStatus, RequestStatus,
+    STATUS_SCHEMA, StatusReply, TransferStatus,
+};
+use crate::metrics::{RemoteMetrics, RequestMetrics};
+
+pub(super) fn collect(engine: &dyn Engine, entries: &[Arc<Entry>]) -> StatusReply {
+    let cache = engine.cache_metrics();
+    StatusReply {
+        schema: STATUS_SCHEMA,
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mounts: entries.iter().map(|entry| mount(entry)).collect(),
+        cache: engine.cache_status(),
+        remote: remote(engine.remote_metrics()),
+        repairs: cache.repairs.get(),
+        evictions: EvictionStatus {
+            objects: cache.evicted_objects.get(),
+            bytes: cache.evicted_bytes.get(),
+        },
+        memory: MemoryStatus { rss_bytes: rss_bytes() },
+    }
+}
+
+fn mount(entry: &Entry) -> MountStatus {
+    let metrics = entry.mount.metrics();
+    let ops = metrics.fuse_ops.all().into_iter().filter(|(_, count)| *count > 0);
+    MountStatus {
+        uri: entry.uri.clone(),
+        dir: entry.dir.clone(),
+        mode: entry.mount.mode(),
+        mode_reason: entry.mount.mode_reason(),
+        uptime_s: entry.since.elapsed().as_secs_f64(),
+        detached: entry.is_detached(),
+        reads: ReadStatus {
+            hit_bytes: metrics.hit_bytes.get(),
+            miss_bytes: metrics.miss_bytes.get(),
+        },
+        fuse: FuseStatus {
+            requests: metrics.fuse_requests.get(),
+            ops: ops.map(|(name, count)| (name.to_owned(), count)).collect(),
+        },
+    }
+}
+
+fn remote(metrics: &RemoteMetrics) -> RemoteStatus {
+    let plain = |of: &RequestMetrics| RequestStatus {
+        requests: of.requests.get(),
+        errors: of.errors.get(),
+    };
+    RemoteStatus {
+        get: TransferStatus {
+            requests: metrics.get.requests.get(),
+            bytes: metrics.get.bytes.get(),
+            errors: metrics.get.errors.get(),
+        },
+        list: plain(&metrics.list),
+        head: plain(&metrics.head),
+    }
+}
+
+/// This process's resident set in bytes; 0 if /proc cannot be read.
+fn rss_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

@@ -60,7 +60,7 @@ impl Cache {
         if !parts.iter().all(|part| names::is_showable(part)) {
             return Err(AttachError::Unshowable { prefix: prefix.to_owned() });
         }
-        let began_ms = self.clock.now_ms();
+        let began_ms = self.clock.next_ms();
         let request = ListRequest { prefix: prefix.to_owned(), ..ListRequest::default() };
         let page = remote.list(&request).await.map_err(CacheError::from)?;
         if page.objects.is_empty() && page.prefixes.is_empty() && !prefix.is_empty() {

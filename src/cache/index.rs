@@ -19,7 +19,7 @@ use std::sync::{PoisonError, RwLock};
 
 use redb::{
     Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageError, TableDefinition, WriteTransaction,
+    TableDefinition, WriteTransaction,
 };
 
 use super::CacheError;
@@ -75,6 +75,8 @@ pub(super) struct Index {
     closed: AtomicBool,
     /// Something was written that is not durable yet.
     pending: AtomicBool,
+    /// Latest time in any row.
+    newest_ms: AtomicU64,
     path: PathBuf,
     next_node: AtomicU64,
     /// First id that is not reserved on disk.
@@ -107,14 +109,13 @@ impl Index {
     }
 
     fn try_open(path: &Path) -> Result<Opened, Unusable> {
-        let db = open_database(path)
-            .map_err(|error| Unusable { damaged: is_damage(&error), reason: error.into() })?;
-        let (next_node, fresh) =
-            Self::prepare(&db).map_err(|reason| Unusable { damaged: true, reason })?;
+        let db = open_database(path)?;
+        let Prepared { next_node, newest_ms, fresh } = Self::prepare(&db)?;
         let index = Index {
             db: RwLock::new(Some(db)),
             closed: AtomicBool::new(false),
             pending: AtomicBool::new(false),
+            newest_ms: AtomicU64::new(newest_ms),
             path: path.to_owned(),
             next_node: AtomicU64::new(next_node),
             reserved: AtomicU64::new(next_node + NODE_ID_BLOCK),
@@ -122,19 +123,21 @@ impl Index {
         Ok(Opened { index, fresh })
     }
 
-    /// Makes sure of every table, and reserves node ids; returns the first,
-    /// and whether the tables are new.
-    fn prepare(db: &Database) -> Result<(u64, bool), CacheError> {
-        let txn = begin_durable(db)?;
-        let (next_node, fresh);
+    /// Makes sure of every table, and reserves node ids.
+    fn prepare(db: &Database) -> Result<Prepared, Unusable> {
+        let mut txn = db.begin_write()?;
+        txn.set_quick_repair(true);
+        let prepared;
         {
             let mut meta = txn.open_table(META)?;
             let schema = meta.get("schema")?.map(|v| v.value());
             if schema.is_some_and(|found| found != SCHEMA) {
-                return Err(CacheError::Index(format!("schema {schema:?}, not {SCHEMA}")));
+                let reason = CacheError::Index(format!("schema {schema:?}, not {SCHEMA}"));
+                return Err(Unusable { reason, damaged: true });
             }
-            fresh = schema.is_none();
-            next_node = meta.get("next_node")?.map_or(FIRST_NODE_ID, |v| v.value());
+            let next_node = meta.get("next_node")?.map_or(FIRST_NODE_ID, |v| v.value());
+            let newest_ms = meta.get("newest_ms")?.map_or(0, |v| v.value());
+            prepared = Prepared { next_node, newest_ms, fresh: schema.is_none() };
             meta.insert("schema", SCHEMA)?;
             meta.insert("next_node", next_node + NODE_ID_BLOCK)?;
             txn.open_table(REMOTES)?;
@@ -146,7 +149,13 @@ impl Index {
             txn.open_table(SUPERSEDED)?;
         }
         txn.commit()?;
-        Ok((next_node, fresh))
+        Ok(prepared)
+    }
+
+    /// The latest time in any row. Clocks go back; what came later must not
+    /// seem to have come earlier for that.
+    pub(super) fn newest_ms(&self) -> u64 {
+        self.newest_ms.load(Ordering::Relaxed)
     }
 
     /// Lets go of the file, so that it can be opened again whoever still holds
@@ -249,7 +258,9 @@ impl Index {
                     remotes: txn.open_table(REMOTES)?,
                     meta: txn.open_table(META)?,
                 };
-                change(&mut write)?
+                let result = change(&mut write)?;
+                write.meta.insert("newest_ms", self.newest_ms())?;
+                result
             };
             txn.commit()?;
             Ok(result)
@@ -414,6 +425,7 @@ impl Write<'_> {
         name: &str,
         row: &EntryRow,
     ) -> Result<(), CacheError> {
+        self.index.newest_ms.fetch_max(row.seen_ms, Ordering::Relaxed);
         let bytes = encode(&entry_key(parent, name), row);
         self.entries.insert((parent.0, name), bytes.as_slice())?;
         Ok(())
@@ -440,6 +452,8 @@ impl Write<'_> {
     }
 
     pub(super) fn put_folder(&mut self, node: NodeId, row: &FolderRow) -> Result<(), CacheError> {
+        let newest_ms = row.changed_ms.max(row.listed_ms.unwrap_or(0));
+        self.index.newest_ms.fetch_max(newest_ms, Ordering::Relaxed);
         let bytes = encode(&RowKey(TAG_FOLDER, node.0, &[]), row);
         self.folders.insert(node.0, bytes.as_slice())?;
         Ok(())
@@ -540,6 +554,15 @@ impl Write<'_> {
     }
 }
 
+/// What an index that was opened says of itself.
+struct Prepared {
+    /// The first node id of those reserved.
+    next_node: u64,
+    newest_ms: u64,
+    /// The tables are new.
+    fresh: bool,
+}
+
 /// An index that cannot be opened, and whether another try could do better.
 struct Unusable {
     reason: CacheError,
@@ -550,16 +573,33 @@ fn open_database(path: &Path) -> Result<Database, DatabaseError> {
     Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)
 }
 
-/// Whether the file's content is at fault, not its disk or another process.
-fn is_damage(error: &DatabaseError) -> bool {
-    match error {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::TransactionInProgress => false,
-        DatabaseError::Storage(StorageError::Io(error)) => {
-            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-        }
-        _ => true,
+impl Unusable {
+    /// Sorts out whether the file's content is at fault, or its disk, or
+    /// another process that has it open.
+    fn of(error: &redb::Error) -> Self {
+        let damaged = match error {
+            redb::Error::DatabaseAlreadyOpen
+            | redb::Error::TransactionInProgress
+            | redb::Error::PreviousIo => false,
+            redb::Error::Io(error) => {
+                matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+            }
+            _ => true,
+        };
+        Unusable { reason: CacheError::Index(error.to_string()), damaged }
     }
 }
+
+macro_rules! unusable_from {
+    ($($error:ident),*) => {
+        $(impl From<redb::$error> for Unusable {
+            fn from(error: redb::$error) -> Self {
+                Unusable::of(&error.into())
+            }
+        })*
+    };
+}
+unusable_from!(DatabaseError, TransactionError, TableError, StorageError, CommitError);
 
 fn begin_durable(db: &Database) -> Result<WriteTransaction, CacheError> {
     let mut txn = db.begin_write()?;

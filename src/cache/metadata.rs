@@ -343,7 +343,7 @@ impl Tree {
     async fn list(&self, folder: NodeId) -> Result<(), CacheError> {
         let prefix = self.prefix(folder)?;
         let listed = self.index.folder(folder)?.and_then(|row| row.listed_ms);
-        let began_ms = self.clock.now_ms().max(listed.unwrap_or(0) + 1);
+        let began_ms = self.clock.next_ms().max(listed.unwrap_or(0) + 1);
         let mut continuation = None;
         let mut first = true;
         loop {
@@ -391,7 +391,7 @@ impl Tree {
             ..ListRequest::default()
         };
         let key = Key(key);
-        let began_ms = self.clock.now_ms();
+        let began_ms = self.clock.next_ms();
         let (object, below) = tokio::join!(self.remote.head(&key), self.remote.list(&below));
         let is_folder = match &below {
             Ok(page) => !page.objects.is_empty() || !page.prefixes.is_empty(),
@@ -496,7 +496,7 @@ impl Tree {
     }
 
     fn valid_for(&self, since_ms: u64) -> Duration {
-        let age = Duration::from_millis(self.clock.wall_ms().saturating_sub(since_ms));
+        let age = Duration::from_millis(self.clock.current_ms().saturating_sub(since_ms));
         self.ttl.saturating_sub(age)
     }
 }

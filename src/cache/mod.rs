@@ -25,7 +25,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 
@@ -137,13 +137,8 @@ impl Cache {
         let held = totals.objects;
         let store = Store::new(runtime.clone(), data, index.clone(), boot, budget, held);
         let superseded = index.superseded()?;
-        let cache = Arc::new(Cache {
-            dir: dir.clone(),
-            index,
-            store,
-            clock: Arc::new(Clock::default()),
-            runtime,
-        });
+        let clock = Arc::new(Clock::after(index.newest_ms()));
+        let cache = Arc::new(Cache { dir: dir.clone(), index, store, clock, runtime });
         cache.start_housekeeping(superseded);
         Ok(cache)
     }
@@ -237,24 +232,42 @@ fn set_aside(data: &Path) -> Result<(), CacheError> {
     remove.map(drop).map_err(CacheError::io(data))
 }
 
-/// Milliseconds since the epoch that never stand still or go back in one
-/// process, so that two requests never seem to have begun at once.
-#[derive(Debug, Default)]
-struct Clock(AtomicU64);
+/// Milliseconds since the epoch, as rows keep times. They never go back, over
+/// restarts either, and two requests never seem to have begun at once: what
+/// was seen later always has the later time, whatever the machine's clock does.
+#[derive(Debug)]
+struct Clock {
+    opened: Instant,
+    opened_ms: u64,
+    last_ms: AtomicU64,
+}
 
 impl Clock {
-    fn wall_ms(&self) -> u64 {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+    /// A clock that goes on after `newest_ms`.
+    fn after(newest_ms: u64) -> Self {
+        let opened_ms = wall_ms().max(newest_ms + 1);
+        Clock { opened: Instant::now(), opened_ms, last_ms: AtomicU64::new(opened_ms) }
     }
 
-    fn now_ms(&self) -> u64 {
-        let wall = self.wall_ms();
-        let next = |last: u64| Some(wall.max(last + 1));
-        match self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, next) {
-            Ok(last) | Err(last) => wall.max(last + 1),
+    /// The time, to tell the age of a row.
+    fn current_ms(&self) -> u64 {
+        let elapsed = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        wall_ms().max(self.opened_ms.saturating_add(elapsed))
+    }
+
+    /// The time at which a request begins; later than any before.
+    fn next_ms(&self) -> u64 {
+        let current = self.current_ms();
+        let next = |last: u64| Some(current.max(last + 1));
+        match self.last_ms.try_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            Ok(last) | Err(last) => current.max(last + 1),
         }
     }
+}
+
+fn wall_ms() -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Tells one boot of the machine from another.
@@ -268,3 +281,7 @@ fn boot_id() -> u128 {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

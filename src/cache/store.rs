@@ -353,8 +353,14 @@ impl Store {
         !self.is_pausing() && !self.is_full()
     }
 
+    /// Disk that no object may take: the index's, with room for it to grow.
+    fn index_share(&self) -> u64 {
+        let bytes = self.index.disk_bytes();
+        bytes + bytes / 8
+    }
+
     fn is_full(&self) -> bool {
-        let used = self.budget.used() + self.index.disk_bytes();
+        let used = self.budget.used() + self.index_share();
         used + super::CHUNK_BYTES > self.budget.limit()
             || !disk_has_room(&self.data_dir, super::CHUNK_BYTES)
     }
@@ -389,7 +395,7 @@ impl Store {
     pub(super) fn reserve(&self, bytes: u64) -> bool {
         !self.is_pausing()
             && disk_has_room(&self.data_dir, bytes)
-            && self.budget.reserve(bytes, self.index.disk_bytes())
+            && self.budget.reserve(bytes, self.index_share())
     }
 
     pub(super) fn release(&self, bytes: u64) {

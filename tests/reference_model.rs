@@ -18,7 +18,7 @@ use std::time::Duration;
 use offline::*;
 use proptest::prelude::*;
 use proptest::sample::select;
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 use tempfile::TempDir;
 use warmfs::cache::CachedObject;
 use warmfs::fs::Errno;
@@ -60,7 +60,6 @@ enum Op {
     },
     Remount {
         ttl: bool,
-        full: bool,
     },
     Crash,
     Fault(RequestKind, u8),
@@ -104,7 +103,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..HANDLES, 0.0..1.1, select(vec![1, 4096, CHUNK, 2 * CHUNK + 1, MIB]))
             .prop_map(|(handle, at, len)| Op::Read { handle, at, len }),
         5 => n().prop_map(|file| Op::ReadWhole { file }),
-        2 => (any::<bool>(), any::<bool>()).prop_map(|(ttl, full)| Op::Remount { ttl, full }),
+        2 => any::<bool>().prop_map(|ttl| Op::Remount { ttl }),
         1 => Just(Op::Crash),
         3 => (select(vec![RequestKind::Head, RequestKind::List, RequestKind::Get]), 0..6_u8)
             .prop_map(|(kind, fault)| Op::Fault(kind, fault)),
@@ -321,7 +320,7 @@ impl World {
             }
             Op::Read { handle, at, len } => return self.check_read(handle, at, len).await,
             Op::ReadWhole { file } => return self.check_read_whole(file).await,
-            Op::Remount { ttl, full } => return self.check_remount(ttl, full).await,
+            Op::Remount { ttl } => return self.check_remount(ttl).await,
             Op::Crash => self.crash().await,
             Op::Fault(kind, n) => {
                 let fault = match n {
@@ -501,7 +500,7 @@ impl World {
     }
 
     /// What was cached at a clean close is read afterwards without a GET.
-    async fn check_remount(&mut self, fresh: bool, full: bool) -> Outcome {
+    async fn check_remount(&mut self, fresh: bool) -> Outcome {
         let mut cached = Vec::new();
         for (path, key) in self.model.files() {
             let Some(ino) = self.file_ino(&path).await else {
@@ -514,9 +513,18 @@ impl World {
         }
         let repairs = self.rig().cache.store().metrics().repairs.get();
         prop_assert_eq!(repairs, 0, "repairs without damage");
+        if fresh {
+            // What is trusted for ever must be right to begin with.
+            for prefix in self.model.folders() {
+                let Some(folder) = self.folder_ino(&prefix).await else {
+                    return fail(format!("the folder {prefix:?} is not found"));
+                };
+                self.rig().list(folder).await;
+                self.rig().list(folder).await;
+            }
+        }
         self.close();
         self.fresh = fresh;
-        self.limit = full.then_some(5 * MIB);
         self.open().await;
         self.remote.clear_requests();
         for (path, key) in cached {
@@ -549,6 +557,7 @@ impl World {
         .await;
         std::fs::write(copy.path().join("index.redb"), bytes).unwrap();
         self.close();
+        self.fresh = false;
         self.dir = copy;
         self.open().await;
     }
@@ -583,7 +592,7 @@ fn walk(cases: u32, ops: usize) {
     let config =
         Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let runtime = runtime();
-    let start = (any::<bool>(), any::<bool>(), prop::collection::vec(op(), 20..ops));
+    let start = (any::<bool>(), any::<bool>(), prop::collection::vec(op(), 1..ops));
     let result = TestRunner::new(config).run(&start, |(fresh, full, ops)| {
         runtime.block_on(async {
             let mut world = World::new(fresh, full.then_some(5 * MIB)).await;
@@ -594,8 +603,13 @@ fn walk(cases: u32, ops: usize) {
             Ok(())
         })
     });
-    if let Err(error) = result {
-        panic!("{error}");
+    match result {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, (fresh, full, ops))) => {
+            let ops: Vec<_> = ops.iter().map(|op| format!("    {op:?}")).collect();
+            panic!("{reason}\nfresh {fresh}, full {full}:\n{}", ops.join("\n"));
+        }
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -26,6 +26,9 @@ use warmfs::fs::inode::Ino;
 use warmfs::remote::ErrorKind;
 use warmfs::remote::scripted::{Fault, Request, RequestKind, ScriptedRemote};
 
+/// The size of a cache that is soon full: the index and a few objects.
+const FULL_BYTES: u64 = 6 * MIB;
+
 /// Handles open at once.
 const HANDLES: usize = 4;
 
@@ -595,7 +598,7 @@ fn walk(cases: u32, ops: usize) {
     let start = (any::<bool>(), any::<bool>(), prop::collection::vec(op(), 1..ops));
     let result = TestRunner::new(config).run(&start, |(fresh, full, ops)| {
         runtime.block_on(async {
-            let mut world = World::new(fresh, full.then_some(5 * MIB)).await;
+            let mut world = World::new(fresh, full.then_some(FULL_BYTES)).await;
             for op in ops {
                 world.apply(op).await?;
             }

@@ -50,6 +50,10 @@ const DISK_WRITES_MAX: usize = 8;
 /// After a write failed, reads stream through this long before the disk is tried again.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
 
+/// Disk that objects leave to the index to grow into, at least: a copy of the
+/// pages that one commit rewrites, and the state of redb's own allocator.
+const INDEX_GROWTH_BYTES: u64 = 1 << 20;
+
 /// Longest that closing waits for bytes that were fetched to be on disk.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -356,7 +360,7 @@ impl Store {
     /// Disk that no object may take: the index's, with room for it to grow.
     fn index_share(&self) -> u64 {
         let bytes = self.index.disk_bytes();
-        bytes + bytes / 8
+        bytes + (bytes / 8).max(INDEX_GROWTH_BYTES)
     }
 
     fn is_full(&self) -> bool {

@@ -14,6 +14,7 @@
 //! `fs` knows inodes and file handles. See `ARCHITECTURE.md` for the map.
 
 pub mod config;
+pub mod embedded_store;
 pub mod metrics;
 pub mod remote;
 pub mod units;

@@ -13,6 +13,7 @@
 //! `remote` knows objects and byte ranges, `cache` knows objects and chunks,
 //! `fs` knows inodes and file handles. See `ARCHITECTURE.md` for the map.
 
+pub mod cli;
 pub mod config;
 pub mod embedded_store;
 pub mod metrics;

@@ -71,14 +71,9 @@ pub fn run(args: DemoArgs) -> ExitCode {
         Ok(program) => program,
         Err(error) => return failed(&format!("this program cannot be found: {error}"), 1),
     };
-    run_with(&args, program)
-}
-
-/// [`run`], with the mount made by `program`.
-fn run_with(args: &DemoArgs, program: PathBuf) -> ExitCode {
     let started = Instant::now();
     let stop = Arc::new(Stop::default());
-    let demonstrated = demonstrate(args, program, &stop);
+    let demonstrated = demonstrate(&args, Means { program, whole_machine: true }, &stop);
     match (demonstrated, stop.reason()) {
         (_, Some(reason)) => failed(&reason.message, reason.exit_code),
         (Err(Failure(message)), None) => failed(&message, 1),
@@ -123,8 +118,18 @@ fn io_failure(what: &str) -> impl FnOnce(std::io::Error) -> Failure {
     move |error| Failure(format!("{what}: {error}"))
 }
 
+/// What the demo works with, besides its options.
+#[derive(Debug)]
+struct Means {
+    /// Makes the mounts.
+    program: PathBuf,
+    /// Whether the process's signals and the machine's page cache are ours to
+    /// use: not in tests, which share both.
+    whole_machine: bool,
+}
+
 /// Sets the stage, measures, and clears everything away.
-fn demonstrate(args: &DemoArgs, program: PathBuf, stop: &Arc<Stop>) -> Result<Vec<Row>, Failure> {
+fn demonstrate(args: &DemoArgs, means: Means, stop: &Arc<Stop>) -> Result<Vec<Row>, Failure> {
     if args.small_files + args.large_files == 0 {
         return Err(Failure("nothing to read: both kinds of files are 0".to_owned()));
     }
@@ -142,8 +147,10 @@ fn demonstrate(args: &DemoArgs, program: PathBuf, stop: &Arc<Stop>) -> Result<Ve
         .build()
         .map_err(io_failure("cannot start threads"))?;
     let entered = runtime.enter();
-    stop::stop_on_signals(stop.clone(), work.mount())
-        .map_err(io_failure("cannot handle signals"))?;
+    if means.whole_machine {
+        stop::stop_on_signals(stop.clone(), work.mount())
+            .map_err(io_failure("cannot handle signals"))?;
+    }
     runtime.spawn(stop::watch(stop.clone(), work.mount()));
     let store = runtime
         .block_on(EmbeddedStore::start(StoreOptions {
@@ -158,7 +165,7 @@ fn demonstrate(args: &DemoArgs, program: PathBuf, stop: &Arc<Stop>) -> Result<Ve
     describe(args, dataset_bytes, &work);
 
     let mount = MountPlan {
-        program,
+        program: means.program,
         uri: format!("s3://{BUCKET}"),
         endpoint_url: store.url(),
         dir: work.mount(),
@@ -166,10 +173,16 @@ fn demonstrate(args: &DemoArgs, program: PathBuf, stop: &Arc<Stop>) -> Result<Ve
         cache_size_bytes,
         log_dir: work.logs(),
     };
-    let files: Files = dataset.files.into();
-    let readers = usize::from(args.readers);
-    let stage =
-        Stage { runtime: &runtime, store: &store, work: &work, mount, files, readers, stop };
+    let stage = Stage {
+        runtime: &runtime,
+        store: &store,
+        work: &work,
+        mount,
+        files: dataset.files.into(),
+        readers: usize::from(args.readers),
+        whole_machine: means.whole_machine,
+        stop,
+    };
     let rows = stage.measure();
     drop(entered);
     // A copy that was stopped may still write into the folder that goes next.
@@ -203,6 +216,7 @@ struct Stage<'a> {
     mount: MountPlan,
     files: Files,
     readers: usize,
+    whole_machine: bool,
     stop: &'a Arc<Stop>,
 }
 
@@ -281,7 +295,8 @@ impl Stage<'_> {
     fn drop_page_cache(&self) -> Result<Dropped, Failure> {
         self.stop.check()?;
         self.stop.progress(1);
-        page_cache::drop_page_cache(&[&self.work.cache(), &self.work.copy()])
+        let dirs: [&Path; 2] = [&self.work.cache(), &self.work.copy()];
+        page_cache::drop_page_cache(&dirs, self.whole_machine)
             .map_err(io_failure("cannot drop the page cache"))
     }
 }

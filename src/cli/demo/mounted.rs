@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -9,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// The longest that `mount`, `unmount` or `status` may take.
@@ -79,8 +80,6 @@ impl MountPlan {
         command.stdin(Stdio::null());
         command.stdout(File::create(&out).map_err(wrong)?);
         command.stderr(File::create(&err).map_err(wrong)?);
-        // Out of the terminal's reach: Ctrl-C is for the demo, which cleans up.
-        command.process_group(0);
         let status = run_limited(&mut command, COMMAND_MAX).map_err(wrong)?;
         if status.success() {
             return fs::read_to_string(out).map_err(wrong);
@@ -105,7 +104,9 @@ impl Mounted<'_> {
         if is_mounted(&self.plan.dir) {
             tear_off(&self.plan.dir);
         }
-        if let Some(daemon) = self.daemon {
+        // Unknown if the mount failed; it may be starting all the same.
+        let found = daemons_of(&self.plan.program, &self.plan.cache_dir);
+        for daemon in self.daemon.into_iter().chain(found) {
             end_daemon(daemon, &self.plan.program);
         }
         unmounted.map(drop)
@@ -122,14 +123,19 @@ impl Drop for Mounted<'_> {
 }
 
 fn run_limited(command: &mut Command, limit: Duration) -> io::Result<ExitStatus> {
-    let mut child = command.spawn()?;
+    // Out of the terminal's reach: Ctrl-C is for the demo, which cleans up.
+    let mut child = command.process_group(0).spawn()?;
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
         if started.elapsed() > limit {
-            child.kill()?;
+            // With whatever it runs in turn.
+            let group = i32::try_from(child.id()).map(Pid::from_raw);
+            if !group.is_ok_and(|group| killpg(group, Signal::SIGKILL).is_ok()) {
+                child.kill()?;
+            }
             child.wait()?;
             let message = format!("took longer than {} s", limit.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, message));
@@ -143,6 +149,20 @@ fn daemon_pid(status: &str) -> Option<Pid> {
     let pid = i32::try_from(status.get("pid")?.as_i64()?).ok()?;
     // 0 and below mean groups to kill(2), 1 is init.
     (pid > 1).then(|| Pid::from_raw(pid))
+}
+
+/// Other processes of `program` with the demo's own cache directory among
+/// their arguments.
+fn daemons_of(program: &Path, cache_dir: &Path) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let ours = pids.map(Pid::from_raw).filter(|&pid| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.split(|&byte| byte == 0).any(|arg| arg == cache_dir.as_os_str().as_bytes())
+            && pid != Pid::this()
+            && runs(pid, program)
+    });
+    ours.collect()
 }
 
 /// Waits for the daemon to end by itself, then asks it to, then makes it.
@@ -177,8 +197,11 @@ pub(super) fn is_mounted(dir: &Path) -> bool {
 pub(super) fn tear_off(dir: &Path) {
     // Each time round takes one of the mounts that lie over one another here.
     for _ in 0..4 {
-        let Some(minor) = device_at(dir) else { return };
-        let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+        let Some((major, minor)) = device_at(dir) else { return };
+        // FUSE has no device of its own; numbers of real ones mean others here.
+        if major == "0" {
+            let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+        }
         if umount2(dir, MntFlags::MNT_DETACH).is_err() {
             // Not root: the helper may do it for us.
             let mut helper = Command::new("fusermount3");
@@ -188,20 +211,20 @@ pub(super) fn tear_off(dir: &Path) {
     }
 }
 
-/// The minor device number of what is mounted at `dir`, by which the kernel
-/// also names FUSE connections.
-fn device_at(dir: &Path) -> Option<String> {
-    minor_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, dir)
+/// Major and minor device number of what is mounted at `dir`. The kernel names
+/// FUSE connections by the latter.
+fn device_at(dir: &Path) -> Option<(String, String)> {
+    device_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, dir)
 }
 
-fn minor_in(mountinfo: &str, dir: &Path) -> Option<String> {
+fn device_in(mountinfo: &str, dir: &Path) -> Option<(String, String)> {
     let dir = dir.to_str()?.replace('\\', "\\134").replace(' ', "\\040");
     mountinfo.lines().rev().find_map(|line| {
         let mut fields = line.split(' ');
         let device = fields.nth(2)?;
         let point = fields.nth(1)?;
-        let (_, minor) = device.split_once(':')?;
-        (point == dir).then(|| minor.to_owned())
+        let (major, minor) = device.split_once(':')?;
+        (point == dir).then(|| (major.to_owned(), minor.to_owned()))
     })
 }
 
@@ -213,8 +236,9 @@ mod tests {
     fn mounts_are_found_by_their_point() {
         let table = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
                      90 22 0:51 / /tmp/a\\040b rw - fuse.warmfs s3://demo ro\n";
-        assert_eq!(minor_in(table, Path::new("/tmp/a b")).as_deref(), Some("51"));
-        assert_eq!(minor_in(table, Path::new("/tmp/a")), None);
+        let device = |dir| device_in(table, Path::new(dir));
+        assert_eq!(device("/tmp/a b"), Some(("0".to_owned(), "51".to_owned())));
+        assert_eq!(device("/tmp/a"), None);
         assert!(is_mounted(Path::new("/proc")));
     }
 
@@ -224,6 +248,30 @@ mod tests {
         for wrong in ["", "{}", r#"{"pid":0}"#, r#"{"pid":-1}"#, r#"{"pid":1}"#, "[]"] {
             assert_eq!(daemon_pid(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn daemons_are_found_by_their_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let shell = fs::canonicalize("/bin/sh").unwrap();
+        // The shell has more to do, so that it does not become what it runs.
+        let script = "read line; true";
+        let mut daemon = Command::new(&shell)
+            .args(["-c", script, "sh"])
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(daemon.id()).unwrap());
+        let found = || daemons_of(&shell, dir.path());
+        while found().is_empty() {
+            thread::sleep(POLL);
+        }
+        assert_eq!(found(), [pid]);
+        assert_eq!(daemons_of(&shell, Path::new("/elsewhere")), []);
+        kill(pid, Signal::SIGKILL).unwrap();
+        daemon.wait().unwrap();
+        assert_eq!(found(), []);
     }
 
     #[test]

@@ -34,8 +34,8 @@ fn script(dir: &Path, mounting: &str) -> PathBuf {
 
 fn demonstrated(mounting: &str) -> (Result<Vec<Row>, Failure>, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
-    let program = script(dir.path(), mounting);
-    let rows = demonstrate(&args(dir.path()), program, &Arc::new(Stop::default()));
+    let means = Means { program: script(dir.path(), mounting), whole_machine: false };
+    let rows = demonstrate(&args(dir.path()), means, &Arc::new(Stop::default()));
     let entries = fs::read_dir(dir.path()).unwrap();
     let left = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     (rows, left.filter(|name| name != "warmfs").collect())
@@ -72,8 +72,8 @@ fn a_stop_ends_it_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let stop = Arc::new(Stop::default());
     stop.set("enough", 130);
-    let program = script(dir.path(), "true");
-    assert!(demonstrate(&args(dir.path()), program, &stop).is_err());
+    let means = Means { program: script(dir.path(), "true"), whole_machine: false };
+    assert!(demonstrate(&args(dir.path()), means, &stop).is_err());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 

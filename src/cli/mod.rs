@@ -6,6 +6,7 @@
 
 mod args;
 mod daemon;
+pub mod demo;
 mod launch;
 mod logging;
 mod mount;
@@ -35,6 +36,7 @@ enum Verb {
     Mount(Box<args::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Demo(demo::DemoArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
 }
@@ -42,7 +44,7 @@ enum Verb {
 /// Runs the command that this process was started as.
 pub fn main() -> ExitCode {
     match parse(std::env::args_os().collect()) {
-        Ok(cli) => report(run(cli)),
+        Ok(cli) => run(cli),
         Err(error) => {
             // Help and version come this way too, with a code of 0.
             let _ = error.print();
@@ -51,12 +53,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), ErrorReply> {
+fn run(cli: Cli) -> ExitCode {
     match cli.verb {
-        Verb::Mount(args) => mount::run(*args),
-        Verb::Unmount(args) => unmount::run(args),
-        Verb::Status(args) => status::run(args),
-        Verb::Daemon(args) => daemon::run(args),
+        Verb::Mount(args) => report(mount::run(*args)),
+        Verb::Unmount(args) => report(unmount::run(args)),
+        Verb::Status(args) => report(status::run(args)),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Daemon(args) => report(daemon::run(args)),
     }
 }
 

@@ -5,15 +5,19 @@
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
 pub mod client;
+pub mod credentials;
 pub mod error;
 pub mod gate;
+pub mod http;
 pub mod local;
 pub mod retry;
+pub mod s3;
 pub mod scripted;
 pub mod uri;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -23,6 +27,9 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{ErrorKind, RemoteError};
 pub use uri::RemoteUri;
+
+use crate::config::{CallerEnv, RemoteOptions};
+use crate::metrics::RemoteMetrics;
 
 /// An object store, or a folder that plays one.
 ///
@@ -157,5 +164,23 @@ impl fmt::Debug for RangeBody {
             .field("version", &self.version)
             .field("total_size", &self.total_size)
             .finish_non_exhaustive()
+    }
+}
+
+/// Opens the remote a URI names, with the caller's own credentials.
+///
+/// Whatever can be found out without a request for the prefix itself is found
+/// out here: the region of a bucket, and whether requests are signed.
+pub async fn connect(
+    uri: &RemoteUri,
+    options: &RemoteOptions,
+    env: &CallerEnv,
+    metrics: &Arc<RemoteMetrics>,
+) -> Result<Arc<dyn Remote>, RemoteError> {
+    match uri {
+        RemoteUri::S3 { bucket, .. } => {
+            Ok(Arc::new(s3::S3Remote::connect(bucket, options, env, metrics).await?))
+        }
+        RemoteUri::File { path } => Ok(Arc::new(local::LocalRemote::open(path)?)),
     }
 }

@@ -1,6 +1,7 @@
 //! A web server on loopback that answers as a test says, byte by byte, so that
 //! it can also break off, reset, or say nothing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -120,6 +121,7 @@ impl Reply {
 pub struct Stub {
     url: String,
     log: Arc<Mutex<Vec<Request>>>,
+    connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -129,20 +131,27 @@ impl Stub {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (answer, seen) = (Arc::new(answer), Arc::clone(&log));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (answer, seen, count) = (Arc::new(answer), log.clone(), connections.clone());
         let task = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
+            let mut served = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
                 let (answer, seen) = (Arc::clone(&answer), Arc::clone(&seen));
-                connections.spawn(async move { serve(stream, &*answer, &seen).await });
+                served.spawn(async move { serve(stream, &*answer, &seen).await });
             }
         });
-        Stub { url, log, task }
+        Stub { url, log, connections, task }
     }
 
     /// Its URL.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The connections so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// The requests so far.

@@ -170,7 +170,9 @@ impl Connector {
         let what = remote.what("LIST", "");
         let metrics = &self.metrics.list;
         let backoff = Backoff { attempts: ATTEMPTS, ..Backoff::default() };
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             metrics.requests.add(1);
             let request = remote
                 .client
@@ -197,7 +199,6 @@ impl Connector {
                 None => return Err((error, region)),
             }
         }
-        unreachable!("the policy ends every series of attempts")
     }
 
     fn remote(&self, credentials: Option<SharedCredentialsProvider>) -> S3Remote {

@@ -55,7 +55,7 @@ struct Mount {
     /// Open files and folders that the test itself holds.
     held: AtomicU64,
     base: PathBuf,
-    watchdog: Watchdog,
+    _watchdog: Watchdog,
     _tmp: tempfile::TempDir,
 }
 
@@ -81,7 +81,7 @@ impl Mount {
         let fs = FileSystem::new(tree, mount_options(mode, ttl), metrics.clone());
         let session = MountSession::start(fs, "file:///x", &base.join("mnt"), handle).unwrap();
         let (runtime, held) = (Some(runtime), AtomicU64::new(0));
-        Mount { mode, metrics, session, cache, runtime, held, base, watchdog, _tmp: tmp }
+        Mount { mode, metrics, session, cache, runtime, held, base, _watchdog: watchdog, _tmp: tmp }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -162,7 +162,6 @@ impl Drop for Mount {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(STEP_TIMEOUT);
         }
-        let _ = &self.watchdog; // Goes last but the folder.
     }
 }
 
@@ -324,7 +323,8 @@ fn keep_cache_opens_each_time_and_reads_once() {
     for op in ["read", "lookup", "flush"] {
         assert!(!warm.contains_key(op), "{op}: {warm:?}");
     }
-    assert!(warm.get("getattr").is_none_or(|count| *count <= 4), "{warm:?}");
+    // A second one if the notice of its completion comes in between.
+    assert!(warm.get("getattr").is_none_or(|count| *count <= 8), "{warm:?}");
     mount.soon_costs(&[("open", 4), ("release", 4)], || epoch(&mount, 4));
     // Without its pages a file is read again, from the cache.
     let file = File::open(mount.path("f0")).unwrap();
@@ -345,7 +345,7 @@ fn no_open_asks_once_and_then_a_warm_file_costs_nothing() {
     assert!(cold["read"] >= 4, "{cold:?}");
     let warm = mount.cost(|| epoch(&mount, 4));
     assert!(warm.keys().all(|op| *op == "getattr"), "{warm:?}");
-    assert!(warm.values().all(|count| *count <= 4), "{warm:?}");
+    assert!(warm.values().all(|count| *count <= 8), "{warm:?}");
     mount.soon_costs(&[], || epoch(&mount, 4));
     names(&mount.path(""));
     names(&mount.path("sub"));
@@ -632,7 +632,8 @@ fn names_are_kept_and_so_is_their_absence() {
         assert_eq!(mount.cost(|| absent("no")), BTreeMap::from([("lookup", 1)]));
         assert_eq!(mount.cost(|| absent("no")), BTreeMap::new());
         let stat = || assert!(fs::metadata(mount.path("f0")).unwrap().is_file());
-        assert_eq!(mount.cost(stat), BTreeMap::from([("lookup", 1)]));
+        // A GETATTR besides, if more than a second passes before the answer is used.
+        assert_eq!(mount.cost(stat)["lookup"], 1);
         epoch(&mount, 1);
         mount.wait_complete("f0");
         mount.soon_costs(&[], stat);

@@ -1,8 +1,10 @@
 //! The local file that holds an object's bytes.
 //!
 //! A sparse file of the object's full size under `data/`, mode 0600, named by
-//! a hash of remote, key and version: no key can name a path. Holes read as
-//! zeros, so only ranges that the chunk map has as present may be read.
+//! a hash of remote, key, version and node: no key can name a path, and no
+//! two nodes share a file, though a version may come back under a new node
+//! while the old one is still read. Holes read as zeros, so only ranges that
+//! the chunk map has as present may be read.
 
 use std::fmt::Write;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::record::{FileId, Fingerprint};
+use super::record::{FileId, Fingerprint, NodeId};
 use crate::remote::{Key, RemoteId, Version};
 
 /// An open backing file.
@@ -23,14 +25,16 @@ pub(super) struct BackingFile {
 }
 
 impl FileId {
-    /// The file of one version of one object.
-    pub(super) fn of(remote: &RemoteId, key: &Key, version: &Version) -> Self {
+    /// The file of one version of one object, as one node has it.
+    pub(super) fn of(remote: &RemoteId, key: &Key, version: &Version, node: NodeId) -> Self {
         let object = Sha256::new()
             .chain_update((remote.0.len() as u64).to_le_bytes())
             .chain_update(&remote.0)
             .chain_update((key.0.len() as u64).to_le_bytes())
             .chain_update(&key.0)
+            .chain_update((version.0.len() as u64).to_le_bytes())
             .chain_update(&version.0)
+            .chain_update(node.0.to_le_bytes())
             .finalize();
         let mut id = [0; 20];
         id[..4].copy_from_slice(&Sha256::digest(&remote.0)[..4]);

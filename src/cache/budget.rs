@@ -29,10 +29,12 @@ impl Budget {
         Budget { limit, used: AtomicU64::new(used) }
     }
 
-    /// Takes `bytes` of disk, or nothing if they would pass the limit.
-    pub(super) fn reserve(&self, bytes: u64) -> bool {
+    /// Takes `bytes` of disk, or nothing if they and the index, which takes
+    /// `index_bytes` by now, would pass the limit.
+    pub(super) fn reserve(&self, bytes: u64, index_bytes: u64) -> bool {
+        let limit = self.limit.saturating_sub(index_bytes);
         let taken = self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(bytes).filter(|sum| *sum <= self.limit)
+            used.checked_add(bytes).filter(|sum| *sum <= limit)
         });
         taken.is_ok()
     }
@@ -49,6 +51,19 @@ impl Budget {
     pub(super) fn limit(&self) -> u64 {
         self.limit
     }
+}
+
+/// Disk left to the index where others fill the file system: it must be able
+/// to note changes long after there is no room for another chunk.
+const INDEX_ROOM_BYTES: u64 = 64 << 20;
+
+/// Whether the file system of `dir` has room for `bytes` and then for the index.
+pub(super) fn disk_has_room(dir: &Path, bytes: u64) -> bool {
+    // Who cannot be asked is found out by writing.
+    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return true };
+    let block = stat.fragment_size();
+    let room = INDEX_ROOM_BYTES.min(stat.blocks() * block / 8);
+    stat.blocks_available() * block >= bytes + room
 }
 
 /// The limit where the user gave none: what is free and what the cache has
@@ -68,12 +83,14 @@ mod tests {
     #[test]
     fn never_passes_the_limit() {
         let budget = Budget::new(10_000, 4_096);
-        assert!(!budget.reserve(5_905));
-        assert!(budget.reserve(5_904));
-        assert!(!budget.reserve(1));
+        assert!(!budget.reserve(5_905, 0));
+        assert!(!budget.reserve(5_904, 1));
+        assert!(!budget.reserve(1, 20_000));
+        assert!(budget.reserve(5_904, 0));
+        assert!(!budget.reserve(1, 0));
         budget.release(1);
-        assert!(budget.reserve(1));
-        assert!(!budget.reserve(u64::MAX));
+        assert!(budget.reserve(1, 0));
+        assert!(!budget.reserve(u64::MAX, 0));
         assert_eq!(budget.used(), 10_000);
     }
 }

@@ -107,13 +107,15 @@ impl ChunkMap {
         }
     }
 
-    /// Chunk `chunk` was written, and its bytes have this checksum.
-    pub(super) fn insert(&mut self, chunk: u32, crc: u32, verified: bool) {
+    /// Chunk `chunk` was written, and its bytes have this checksum. Returns
+    /// whether it was absent before.
+    pub(super) fn insert(&mut self, chunk: u32, crc: u32, verified: bool) -> bool {
         if self.crcs.len() <= chunk as usize {
             self.crcs.resize(chunk as usize + 1, 0);
         }
         self.crcs[chunk as usize] = crc;
-        if self.present.set(chunk, true) {
+        let added = self.present.set(chunk, true);
+        if added {
             self.present_count += 1;
             let range = chunk_range(chunk, self.size);
             self.present_bytes += range.end - range.start;
@@ -121,6 +123,13 @@ impl ChunkMap {
         if verified {
             self.mark_verified(chunk);
         }
+        added
+    }
+
+    /// Somebody touched the file: every chunk is to be checked before its next use.
+    pub(super) fn distrust(&mut self) {
+        self.verified = Bitmap::default();
+        self.verified_count = 0;
     }
 
     /// A present chunk was checked.
@@ -218,6 +227,9 @@ mod tests {
         assert!(!map.is_complete());
         map.mark_verified(1);
         assert!(map.is_complete());
+        map.distrust();
+        assert!(!map.is_complete() && !map.is_all_verified());
+        assert_eq!(map.presence(0), Presence::Unverified { crc: 1 });
         map.remove(0);
         assert!(!map.is_complete());
         assert!(ChunkMap::new(0).is_complete());

@@ -9,12 +9,17 @@
 //! - Writes become visible at once and durable with the next [`Index::sync`],
 //!   which the store calls about twice a second. No reader waits for a disk.
 //! - No transaction outlives one call: a long reader pins pages.
+//! - An I/O error latches redb until the file is opened again, so it is opened
+//!   again: what was not durable is lost, and asked of the remote once more.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
+    StorageError, TableDefinition, WriteTransaction,
 };
 
 use super::CacheError;
@@ -65,7 +70,11 @@ pub(super) struct Totals {
 /// The open index.
 #[derive(Debug)]
 pub(super) struct Index {
-    db: Database,
+    /// `None` once closed, and after a failure until it can be opened again.
+    db: RwLock<Option<Database>>,
+    closed: AtomicBool,
+    /// Something was written that is not durable yet.
+    pending: AtomicBool,
     path: PathBuf,
     next_node: AtomicU64,
     /// First id that is not reserved on disk.
@@ -81,31 +90,50 @@ pub(super) struct Opened {
 
 impl Index {
     /// Opens `path`, or creates it. One that is damaged or of another schema
-    /// is set aside, and an empty one takes its place.
+    /// is set aside, and an empty one takes its place. One that somebody else
+    /// holds open, or that cannot be read just now, is left where it is.
     pub(super) fn open(path: &Path) -> Result<Opened, CacheError> {
         let existed = path.exists();
         match Self::try_open(path) {
-            Ok(index) => Ok(Opened { index, fresh: !existed }),
-            Err(reason) if existed => {
+            Ok(opened) => Ok(opened),
+            Err(Unusable { reason, damaged: true }) if existed => {
                 let aside = path.with_extension("redb.damaged");
                 tracing::warn!(%reason, "the cache index cannot be used and is set aside; the cache starts empty");
                 std::fs::rename(path, &aside).map_err(CacheError::io(&aside))?;
-                Ok(Opened { index: Self::try_open(path)?, fresh: true })
+                Self::try_open(path).map_err(|unusable| unusable.reason)
             }
-            Err(reason) => Err(reason),
+            Err(unusable) => Err(unusable.reason),
         }
     }
 
-    fn try_open(path: &Path) -> Result<Index, CacheError> {
-        let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)?;
-        let txn = begin_durable(&db)?;
-        let next_node;
+    fn try_open(path: &Path) -> Result<Opened, Unusable> {
+        let db = open_database(path)
+            .map_err(|error| Unusable { damaged: is_damage(&error), reason: error.into() })?;
+        let (next_node, fresh) =
+            Self::prepare(&db).map_err(|reason| Unusable { damaged: true, reason })?;
+        let index = Index {
+            db: RwLock::new(Some(db)),
+            closed: AtomicBool::new(false),
+            pending: AtomicBool::new(false),
+            path: path.to_owned(),
+            next_node: AtomicU64::new(next_node),
+            reserved: AtomicU64::new(next_node + NODE_ID_BLOCK),
+        };
+        Ok(Opened { index, fresh })
+    }
+
+    /// Makes sure of every table, and reserves node ids; returns the first,
+    /// and whether the tables are new.
+    fn prepare(db: &Database) -> Result<(u64, bool), CacheError> {
+        let txn = begin_durable(db)?;
+        let (next_node, fresh);
         {
             let mut meta = txn.open_table(META)?;
             let schema = meta.get("schema")?.map(|v| v.value());
             if schema.is_some_and(|found| found != SCHEMA) {
                 return Err(CacheError::Index(format!("schema {schema:?}, not {SCHEMA}")));
             }
+            fresh = schema.is_none();
             next_node = meta.get("next_node")?.map_or(FIRST_NODE_ID, |v| v.value());
             meta.insert("schema", SCHEMA)?;
             meta.insert("next_node", next_node + NODE_ID_BLOCK)?;
@@ -118,12 +146,57 @@ impl Index {
             txn.open_table(SUPERSEDED)?;
         }
         txn.commit()?;
-        Ok(Index {
-            db,
-            path: path.to_owned(),
-            next_node: AtomicU64::new(next_node),
-            reserved: AtomicU64::new(next_node + NODE_ID_BLOCK),
-        })
+        Ok((next_node, fresh))
+    }
+
+    /// Lets go of the file, so that it can be opened again whoever still holds
+    /// this. Everything fails from now on.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Runs `work` on the open database. If redb fails, opens it again for the next call.
+    fn with_database<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, CacheError>,
+    ) -> Result<T, CacheError> {
+        let result = {
+            let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+            match &*db {
+                Some(db) => work(db),
+                None => Err(CacheError::Index("it is not open".to_owned())),
+            }
+        };
+        if matches!(result, Err(CacheError::Index(_))) && !self.closed.load(Ordering::Relaxed) {
+            self.reopen();
+        }
+        result
+    }
+
+    fn reopen(&self) {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have been here first; and not every error is the disk's.
+        let works = |db: &Database| db.begin_write().is_ok_and(|txn| txn.abort().is_ok());
+        if self.closed.load(Ordering::Relaxed) || db.as_ref().is_some_and(works) {
+            return;
+        }
+        *db = None; // Before it is opened again: it holds a lock on the file.
+        match open_database(&self.path) {
+            Ok(opened) => *db = Some(opened),
+            Err(error) => tracing::warn!(%error, "the cache index cannot be opened again"),
+        }
+    }
+
+    fn read<T>(
+        &self,
+        read: impl Fn(&ReadTransaction) -> Result<T, CacheError>,
+    ) -> Result<T, CacheError> {
+        let run = |db: &Database| read(&db.begin_read()?);
+        match self.with_database(run) {
+            Err(CacheError::Index(_)) => self.with_database(run),
+            result => result,
+        }
     }
 
     /// Bytes of disk the index itself takes.
@@ -138,7 +211,9 @@ impl Index {
         &self,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
-        self.write_with(Durability::None, change)
+        let result = self.write_with(Durability::None, change);
+        self.pending.store(true, Ordering::Relaxed);
+        result
     }
 
     /// As [`Index::write`], and everything written so far is on disk when this returns.
@@ -146,7 +221,12 @@ impl Index {
         &self,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
-        self.write_with(Durability::Immediate, change)
+        self.pending.store(false, Ordering::Relaxed);
+        let result = self.write_with(Durability::Immediate, change);
+        if result.is_err() {
+            self.pending.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     fn write_with<T>(
@@ -154,24 +234,31 @@ impl Index {
         durability: Durability,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
-        let mut txn = begin_durable(&self.db)?;
-        txn.set_durability(durability).map_err(|e| CacheError::Index(e.to_string()))?;
-        let result = {
-            let mut write = Write {
-                index: self,
-                nodes: txn.open_table(NODES)?,
-                entries: txn.open_table(ENTRIES)?,
-                folders: txn.open_table(FOLDERS)?,
-                objects: txn.open_table(OBJECTS)?,
-                chunks: txn.open_table(CHUNKS)?,
-                superseded: txn.open_table(SUPERSEDED)?,
-                remotes: txn.open_table(REMOTES)?,
-                meta: txn.open_table(META)?,
+        self.with_database(|db| {
+            let mut txn = begin_durable(db)?;
+            txn.set_durability(durability).map_err(|e| CacheError::Index(e.to_string()))?;
+            let result = {
+                let mut write = Write {
+                    index: self,
+                    nodes: txn.open_table(NODES)?,
+                    entries: txn.open_table(ENTRIES)?,
+                    folders: txn.open_table(FOLDERS)?,
+                    objects: txn.open_table(OBJECTS)?,
+                    chunks: txn.open_table(CHUNKS)?,
+                    superseded: txn.open_table(SUPERSEDED)?,
+                    remotes: txn.open_table(REMOTES)?,
+                    meta: txn.open_table(META)?,
+                };
+                change(&mut write)?
             };
-            change(&mut write)?
-        };
-        txn.commit()?;
-        Ok(result)
+            txn.commit()?;
+            Ok(result)
+        })
+    }
+
+    /// Makes everything written so far durable, if anything is not.
+    pub(super) fn sync_pending(&self) -> Result<(), CacheError> {
+        if self.pending.load(Ordering::Relaxed) { self.sync() } else { Ok(()) }
     }
 
     /// Makes everything written so far durable.
@@ -186,16 +273,18 @@ impl Index {
 
     /// The row of a node.
     pub(super) fn node(&self, node: NodeId) -> Result<Option<NodeRow>, CacheError> {
-        let table = self.db.begin_read()?.open_table(NODES)?;
-        let row = table.get(node.0)?;
-        Ok(row.and_then(|v| decode(&RowKey(TAG_NODE, node.0, &[]), v.value())))
+        self.read(|txn| {
+            let row = txn.open_table(NODES)?.get(node.0)?;
+            Ok(row.and_then(|v| decode(&RowKey(TAG_NODE, node.0, &[]), v.value())))
+        })
     }
 
     /// What `parent` has under `name`.
     pub(super) fn entry(&self, parent: NodeId, name: &str) -> Result<Option<EntryRow>, CacheError> {
-        let table = self.db.begin_read()?.open_table(ENTRIES)?;
-        let row = table.get((parent.0, name))?;
-        Ok(row.and_then(|v| decode(&entry_key(parent, name), v.value())))
+        self.read(|txn| {
+            let row = txn.open_table(ENTRIES)?.get((parent.0, name))?;
+            Ok(row.and_then(|v| decode(&entry_key(parent, name), v.value())))
+        })
     }
 
     /// Up to `limit` entries of `parent` after the name `after`, in order.
@@ -205,22 +294,23 @@ impl Index {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, EntryRow)>, CacheError> {
-        let table = self.db.begin_read()?.open_table(ENTRIES)?;
-        entries_after(&table, parent, after, limit)
+        self.read(|txn| entries_after(&txn.open_table(ENTRIES)?, parent, after, limit))
     }
 
     /// The row of a folder.
     pub(super) fn folder(&self, node: NodeId) -> Result<Option<FolderRow>, CacheError> {
-        let table = self.db.begin_read()?.open_table(FOLDERS)?;
-        let row = table.get(node.0)?;
-        Ok(row.and_then(|v| decode(&RowKey(TAG_FOLDER, node.0, &[]), v.value())))
+        self.read(|txn| {
+            let row = txn.open_table(FOLDERS)?.get(node.0)?;
+            Ok(row.and_then(|v| decode(&RowKey(TAG_FOLDER, node.0, &[]), v.value())))
+        })
     }
 
     /// What the cache holds of a node.
     pub(super) fn object(&self, node: NodeId) -> Result<Option<ObjectRow>, CacheError> {
-        let table = self.db.begin_read()?.open_table(OBJECTS)?;
-        let row = table.get(node.0)?;
-        Ok(row.and_then(|v| decode(&RowKey(TAG_OBJECT, node.0, &[]), v.value())))
+        self.read(|txn| {
+            let row = txn.open_table(OBJECTS)?.get(node.0)?;
+            Ok(row.and_then(|v| decode(&RowKey(TAG_OBJECT, node.0, &[]), v.value())))
+        })
     }
 
     /// The chunk groups of a node; damaged ones are left out.
@@ -228,30 +318,36 @@ impl Index {
         &self,
         node: NodeId,
     ) -> Result<Vec<(u32, ChunkGroupRow)>, CacheError> {
-        let table = self.db.begin_read()?.open_table(CHUNKS)?;
-        let mut groups = Vec::new();
-        for row in table.range((node.0, 0)..=(node.0, u32::MAX))? {
-            let (key, value) = row?;
-            let group = key.value().1;
-            if let Some(row) = decode(&chunks_key(node, &group.to_le_bytes()), value.value()) {
-                groups.push((group, row));
+        self.read(|txn| {
+            let table = txn.open_table(CHUNKS)?;
+            let mut groups = Vec::new();
+            for row in table.range((node.0, 0)..=(node.0, u32::MAX))? {
+                let (key, value) = row?;
+                let group = key.value().1;
+                if let Some(row) = decode(&chunks_key(node, &group.to_le_bytes()), value.value()) {
+                    groups.push((group, row));
+                }
             }
-        }
-        Ok(groups)
+            Ok(groups)
+        })
     }
 
     /// What the cache holds in all.
     pub(super) fn totals(&self) -> Result<Totals, CacheError> {
-        let table = self.db.begin_read()?.open_table(META)?;
-        let get = |key| Ok::<_, CacheError>(table.get(key)?.map_or(0, |v| v.value()));
-        Ok(Totals { objects: get("objects")?, disk_bytes: get("disk_bytes")? })
+        self.read(|txn| {
+            let table = txn.open_table(META)?;
+            let get = |key| Ok::<_, CacheError>(table.get(key)?.map_or(0, |v| v.value()));
+            Ok(Totals { objects: get("objects")?, disk_bytes: get("disk_bytes")? })
+        })
     }
 
     /// Nodes that are no longer anybody's current version.
     pub(super) fn superseded(&self) -> Result<Vec<NodeId>, CacheError> {
-        let table = self.db.begin_read()?.open_table(SUPERSEDED)?;
-        let nodes = table.iter()?.map(|row| Ok(NodeId(row?.0.value())));
-        nodes.collect()
+        self.read(|txn| {
+            let table = txn.open_table(SUPERSEDED)?;
+            let nodes = table.iter()?.map(|row| Ok(NodeId(row?.0.value())));
+            nodes.collect()
+        })
     }
 }
 
@@ -367,12 +463,18 @@ impl Write<'_> {
         self.account(node, before.as_ref(), Some(row))
     }
 
-    /// Forgets what the cache holds of a node.
-    pub(super) fn remove_object(&mut self, node: NodeId) -> Result<(), CacheError> {
+    /// Forgets what the cache holds of a node; returns what that was.
+    pub(super) fn remove_object(&mut self, node: NodeId) -> Result<Option<ObjectRow>, CacheError> {
         let before = self.object(node)?;
         self.objects.remove(node.0)?;
         self.chunks.retain_in((node.0, 0)..=(node.0, u32::MAX), |_, _| false)?;
-        self.account(node, before.as_ref(), None)
+        self.account(node, before.as_ref(), None)?;
+        Ok(before)
+    }
+
+    /// Whether nobody can look this node up any more.
+    pub(super) fn is_superseded(&self, node: NodeId) -> Result<bool, CacheError> {
+        Ok(matches!(self.node(node)?, Some(NodeRow::Superseded { .. })))
     }
 
     /// Removes a superseded node for good.
@@ -435,6 +537,27 @@ impl Write<'_> {
             };
         }
         Ok(())
+    }
+}
+
+/// An index that cannot be opened, and whether another try could do better.
+struct Unusable {
+    reason: CacheError,
+    damaged: bool,
+}
+
+fn open_database(path: &Path) -> Result<Database, DatabaseError> {
+    Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)
+}
+
+/// Whether the file's content is at fault, not its disk or another process.
+fn is_damage(error: &DatabaseError) -> bool {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::TransactionInProgress => false,
+        DatabaseError::Storage(StorageError::Io(error)) => {
+            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        }
+        _ => true,
     }
 }
 

@@ -30,6 +30,15 @@ pub(super) fn to_ns(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// Whether two answers are about one content. Times do not tell: HEAD has them
+/// in seconds where LIST may have more, and a store keeps the etag of content
+/// that is uploaded again.
+fn is_same_version(a: &ObjectAttr, b: &ObjectAttr) -> bool {
+    a.size == b.size && a.version == b.version && a.key_name == b.key_name
+}
+
 /// One folder being brought up to date inside a write transaction.
 pub(super) struct FolderUpdate<'w, 'txn> {
     write: &'w mut Write<'txn>,
@@ -37,6 +46,7 @@ pub(super) struct FolderUpdate<'w, 'txn> {
     row: FolderRow,
     /// Start of the request whose answer is applied.
     seen_ms: u64,
+    is_listing: bool,
     delta: RollupDelta,
     /// A listing was known before: somebody may hold a copy of it.
     was_listed: bool,
@@ -58,6 +68,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
             folder,
             row,
             seen_ms,
+            is_listing: false,
             delta: RollupDelta::default(),
             was_listed,
             differs: false,
@@ -81,6 +92,15 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
 
     /// Applies one page of this folder's listing, whose keys begin with `prefix`.
     pub(super) fn page(&mut self, prefix: &str, page: &ListPage) -> Result<(), CacheError> {
+        self.is_listing = true;
+        // Folders first: they take the names that objects of the page share with them.
+        for folder in &page.prefixes {
+            let name = folder.strip_prefix(prefix).and_then(|name| name.strip_suffix('/'));
+            match name {
+                Some(name) if names::is_showable(name) => self.put_folder(name).map(drop)?,
+                _ => self.hide(),
+            }
+        }
         for object in &page.objects {
             let Some(name) = object.key.0.strip_prefix(prefix) else {
                 tracing::warn!(key = ?object.key.0, prefix, "the listing names a key outside its prefix; ignored");
@@ -92,14 +112,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
             if names::is_showable(name) {
                 self.put_object(name, object)?;
             } else {
-                self.row.hidden += 1;
-            }
-        }
-        for folder in &page.prefixes {
-            let name = folder.strip_prefix(prefix).and_then(|name| name.strip_suffix('/'));
-            match name {
-                Some(name) if names::is_showable(name) => self.put_folder(name).map(drop)?,
-                _ => self.row.hidden += 1,
+                self.hide();
             }
         }
         Ok(())
@@ -108,16 +121,26 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
     /// The listing that began at `seen_ms` was read to its end.
     pub(super) fn finish_listing(&mut self) -> Result<(), CacheError> {
         self.row.listed_ms = Some(self.seen_ms);
+        let mut list_again = false;
         let mut after: Option<String> = None;
         loop {
             let batch = self.write.entries_after(self.folder, after.as_deref(), 1024)?;
             let Some((last, _)) = batch.last() else { break };
             after = Some(last.clone());
             for (name, entry) in batch {
-                if entry.seen_ms < self.seen_ms {
-                    self.remove(&name, &entry)?;
+                if entry.seen_ms >= self.seen_ms {
+                    continue;
+                }
+                self.remove(&name, &entry)?;
+                if entry.object.is_none() {
+                    self.uncover(&name)?;
+                    // An object that this name hid is found by the next listing only.
+                    list_again |= names::behind_suffix(&name).is_some();
                 }
             }
+        }
+        if list_again {
+            self.row.listed_ms = Some(0);
         }
         Ok(())
     }
@@ -129,40 +152,80 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
 
     /// The remote has no `name` here, neither object nor folder.
     pub(super) fn put_absent(&mut self, name: &str) -> Result<(), CacheError> {
-        if let Some(entry) = self.write.entry(self.folder, name)? {
-            self.remove(name, &entry)?;
+        match self.write.entry(self.folder, name)? {
+            Some(entry) if entry.seen_ms <= self.seen_ms => self.remove(name, &entry),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The remote has no folder `name` here; an object it may have.
     pub(super) fn put_no_folder(&mut self, name: &str) -> Result<(), CacheError> {
         match self.write.entry(self.folder, name)? {
-            Some(entry @ EntryRow { object: None, .. }) => self.remove(name, &entry),
+            Some(entry @ EntryRow { object: None, .. }) if entry.seen_ms <= self.seen_ms => {
+                self.remove(name, &entry)?;
+                self.uncover(name)
+            }
             _ => Ok(()),
         }
     }
 
     /// The remote has this object here.
     pub(super) fn put_object(&mut self, name: &str, meta: &ObjectMeta) -> Result<(), CacheError> {
-        let entry = self.write.entry(self.folder, name)?;
-        let beside = matches!(entry, Some(EntryRow { object: None, .. }));
         let attr = ObjectAttr {
             size: meta.size,
             mtime_ns: to_ns(meta.mtime),
             version: meta.version.clone(),
-            key_name: beside.then(|| name.to_owned()),
+            key_name: None,
         };
-        if !beside {
-            return self.place_object(name, attr);
+        match self.write.entry(self.folder, name)? {
+            Some(EntryRow { object: None, .. }) => self.put_beside(name, attr, self.seen_ms),
+            _ => self.place_object(name, attr),
         }
-        match names::beside_folder(name) {
-            Some(shown) => self.place_object(&shown, attr),
-            None => {
-                self.row.hidden += 1;
+    }
+
+    /// A key of this folder cannot be shown. Counted by listings only: single
+    /// answers come again and again.
+    fn hide(&mut self) {
+        self.row.hidden += u64::from(self.is_listing);
+    }
+
+    /// The object `name`, seen at `seen_ms`, stands beside the folder `name`:
+    /// it is shown under another name, unless something else has that one.
+    fn put_beside(&mut self, name: &str, attr: ObjectAttr, seen_ms: u64) -> Result<(), CacheError> {
+        let attr = ObjectAttr { key_name: Some(name.to_owned()), ..attr };
+        let Some(shown) = names::beside_folder(name) else {
+            self.hide();
+            return Ok(());
+        };
+        match self.write.entry(self.folder, &shown)? {
+            Some(EntryRow { object: None, .. }) => {
+                self.hide();
                 Ok(())
             }
+            Some(EntryRow { object: Some(other), seen_ms: other_seen_ms, .. })
+                if other.key_name.is_none() && other_seen_ms >= seen_ms =>
+            {
+                self.hide();
+                Ok(())
+            }
+            _ => self.place_object_seen(&shown, attr, seen_ms),
         }
+    }
+
+    /// A folder gave up `name`: the object that stood beside it takes the name back.
+    fn uncover(&mut self, name: &str) -> Result<(), CacheError> {
+        let Some(shown) = names::beside_folder(name) else { return Ok(()) };
+        let Some(entry) = self.write.entry(self.folder, &shown)? else { return Ok(()) };
+        let Some(attr) = &entry.object else { return Ok(()) };
+        // What this listing has not seen is removed by it.
+        let is_gone = self.row.listed_ms == Some(self.seen_ms) && entry.seen_ms < self.seen_ms;
+        if attr.key_name.as_deref() != Some(name) || is_gone {
+            return Ok(());
+        }
+        // Under a new node: a place in the folder is told by the node before it.
+        self.remove(&shown, &entry)?;
+        let attr = ObjectAttr { key_name: None, ..attr.clone() };
+        self.insert_seen(name, Some(attr), entry.seen_ms).map(drop)
     }
 
     /// The remote has a folder of this name here; returns its node.
@@ -174,19 +237,16 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
                 self.write.put_entry(self.folder, name, &entry)?;
                 return Ok(node);
             }
-            Some(EntryRow { object: Some(mut attr), node, seen_ms }) => {
-                // A folder takes the name over; the object stays reachable beside it.
-                self.write.remove_entry(self.folder, name)?;
-                self.changes.names.push((self.folder, name.to_owned()));
-                attr.key_name.get_or_insert_with(|| name.to_owned());
-                if let Some(shown) = names::beside_folder(name) {
-                    let row = NodeRow::Current { parent: self.folder, name: shown.clone() };
-                    self.write.put_node(node, &row)?;
-                    let entry = EntryRow { node, seen_ms, object: Some(attr) };
-                    self.write.put_entry(self.folder, &shown, &entry)?;
-                } else {
-                    self.row.hidden += 1;
-                    self.supersede(node, name, attr)?;
+            Some(entry) => {
+                // A folder takes the name over; the object stays reachable beside
+                // it, under a new node: a place in the folder is told by the node
+                // before it, so a node that moves would hide or repeat others.
+                self.remove(name, &entry)?;
+                match entry.object {
+                    // Its own name is another one, which a folder has already.
+                    Some(ObjectAttr { key_name: Some(_), .. }) => self.hide(),
+                    Some(attr) => self.put_beside(name, attr, entry.seen_ms)?,
+                    None => {}
                 }
             }
             None => {}
@@ -198,20 +258,58 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
     }
 
     fn place_object(&mut self, name: &str, attr: ObjectAttr) -> Result<(), CacheError> {
-        if let Some(entry) = self.write.entry(self.folder, name)? {
-            if entry.object.as_ref() == Some(&attr) {
-                let entry = EntryRow { seen_ms: entry.seen_ms.max(self.seen_ms), ..entry };
-                return self.write.put_entry(self.folder, name, &entry);
+        self.place_object_seen(name, attr, self.seen_ms)
+    }
+
+    fn place_object_seen(
+        &mut self,
+        name: &str,
+        attr: ObjectAttr,
+        seen_ms: u64,
+    ) -> Result<(), CacheError> {
+        match self.write.entry(self.folder, name)? {
+            Some(entry) => {
+                if let Some(before) = &entry.object
+                    && is_same_version(before, &attr)
+                {
+                    if before.mtime_ns / NS_PER_S != attr.mtime_ns / NS_PER_S {
+                        self.changes.names.push((self.folder, name.to_owned()));
+                        self.differs = true;
+                    }
+                    let entry = EntryRow {
+                        seen_ms: entry.seen_ms.max(seen_ms),
+                        object: Some(attr),
+                        ..entry
+                    };
+                    return self.write.put_entry(self.folder, name, &entry);
+                }
+                if entry.seen_ms > seen_ms {
+                    return Ok(()); // A later answer is there already.
+                }
+                self.remove(name, &entry)?;
+                if entry.object.is_some_and(|before| before.key_name.is_some())
+                    && attr.key_name.is_none()
+                {
+                    self.hide(); // It stood beside a folder, and lost that name too.
+                }
             }
-            if entry.seen_ms > self.seen_ms {
-                return Ok(()); // A later answer is there already.
-            }
-            self.remove(name, &entry)?;
+            // A later listing did not find it.
+            None if self.row.listed_ms.is_some_and(|listed| listed > seen_ms) => return Ok(()),
+            None => {}
         }
-        self.insert(name, Some(attr)).map(drop)
+        self.insert_seen(name, Some(attr), seen_ms).map(drop)
     }
 
     fn insert(&mut self, name: &str, object: Option<ObjectAttr>) -> Result<NodeId, CacheError> {
+        self.insert_seen(name, object, self.seen_ms)
+    }
+
+    fn insert_seen(
+        &mut self,
+        name: &str,
+        object: Option<ObjectAttr>,
+        seen_ms: u64,
+    ) -> Result<NodeId, CacheError> {
         let node = self.write.allocate_node()?;
         if let Some(attr) = &object {
             self.delta.objects += 1;
@@ -219,7 +317,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         }
         self.write
             .put_node(node, &NodeRow::Current { parent: self.folder, name: name.to_owned() })?;
-        let entry = EntryRow { node, seen_ms: self.seen_ms, object };
+        let entry = EntryRow { node, seen_ms, object };
         self.write.put_entry(self.folder, name, &entry)?;
         self.differs = true;
         Ok(node)

@@ -364,6 +364,9 @@ impl Tree {
             let prefix = prefix.clone();
             self.write(move |index| {
                 index.write(|write| {
+                    if write.is_superseded(folder)? {
+                        return Ok(Changes::default());
+                    }
                     let mut update = FolderUpdate::begin(write, folder, began_ms)?;
                     if first {
                         update.reset_hidden();
@@ -402,6 +405,8 @@ impl Tree {
             Err(error) if object.is_err() => return Err(error.clone().into()),
             Err(_) => false,
         };
+        // A folder is gone only if the remote said so.
+        let is_no_folder = !is_folder && below.is_ok();
         let object = match object {
             Ok(meta) => Some(meta),
             Err(error) if error.kind == ErrorKind::NotFound || is_folder => None,
@@ -410,8 +415,11 @@ impl Tree {
         let name = name.to_owned();
         self.write(move |index| {
             index.write(|write| {
+                if write.is_superseded(parent)? {
+                    return Ok(Changes::default());
+                }
                 let mut update = FolderUpdate::begin(write, parent, began_ms)?;
-                if !is_folder {
+                if is_no_folder {
                     update.put_no_folder(&name)?;
                 }
                 if is_folder {

@@ -108,6 +108,15 @@ impl Cache {
     /// Opens the cache in `options.dir`, or begins one. The caller holds the
     /// directory's lock. Blocks for milliseconds, whatever the cache holds.
     pub fn open(options: &CacheOptions, runtime: Handle) -> Result<Arc<Cache>, CacheError> {
+        Self::open_in_boot(options, runtime, boot_id())
+    }
+
+    /// As [`Cache::open`], in a given boot of the machine.
+    fn open_in_boot(
+        options: &CacheOptions,
+        runtime: Handle,
+        boot: u128,
+    ) -> Result<Arc<Cache>, CacheError> {
         let dir = &options.dir;
         let data = dir.join("data");
         let Opened { index, fresh } = Index::open(&dir.join("index.redb"))?;
@@ -124,9 +133,9 @@ impl Cache {
             None => budget::default_limit(dir, totals.disk_bytes + index_bytes)
                 .map_err(CacheError::io(dir))?,
         };
-        let budget = Budget::new(limit.saturating_sub(index_bytes), totals.disk_bytes);
+        let budget = Budget::new(limit, totals.disk_bytes);
         let held = totals.objects;
-        let store = Store::new(runtime.clone(), data, index.clone(), boot_id(), budget, held);
+        let store = Store::new(runtime.clone(), data, index.clone(), boot, budget, held);
         let superseded = index.superseded()?;
         let cache = Arc::new(Cache {
             dir: dir.clone(),
@@ -155,18 +164,21 @@ impl Cache {
         let budget = self.store.budget();
         CacheFigures {
             used_bytes: budget.used() + index_bytes,
-            limit_bytes: budget.limit() + index_bytes,
+            limit_bytes: budget.limit(),
             objects: self.store.held_objects(),
         }
     }
 
-    /// Writes everything to the index, durably. Blocks. Called before the
-    /// directory's lock is given up.
+    /// Writes everything to the index, durably, and lets go of it. Blocks.
+    /// Called before the directory's lock is given up. What is still open can
+    /// be read on, but nothing more is found or kept.
     pub fn close(&self) {
-        self.store.forget_idle();
+        self.store.settle();
         if let Err(error) = self.store.flush().and_then(|()| self.index.sync()) {
             tracing::warn!(%error, "the last changes did not reach the cache index");
         }
+        self.store.close();
+        self.index.close();
     }
 
     fn start_housekeeping(self: &Arc<Self>, superseded: Vec<NodeId>) {
@@ -199,6 +211,13 @@ impl Cache {
         if let Err(error) = removed.and_then(|()| self.store.flush()) {
             tracing::warn!(%error, "the cache index cannot be written; it is tried again");
         }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // Objects hold the store: without this, the two would never go.
+        self.store.close();
     }
 }
 
@@ -241,9 +260,8 @@ impl Clock {
 /// Tells one boot of the machine from another.
 fn boot_id() -> u128 {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // Zero, where /proc is hidden, still finds the cache unharmed after a crash
-    // of the daemon alone: fingerprints and checksums guard the rest.
-    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
+    // Where /proc is hidden, every start may follow a boot: all is checked again.
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or_else(|_| fastrand::u128(..))
 }
 
 /// Locks a mutex whose data stays consistent whatever panicked while it was held.

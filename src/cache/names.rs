@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `name` | `name` |
 //! | `name`, while `name/…` exists too | `name~object` |
+//! | `name`, while `name/…` and a key or folder `name~object` exist too | hidden |
 //! | `name/` with no bytes (a folder marker) | the folder `name` |
 //! | `name/` with bytes | hidden |
 //! | an empty component (`a//b`), `.`, `..`, NUL, over 255 bytes | hidden |

@@ -42,7 +42,8 @@ pub struct CachedObject {
     store: Arc<Store>,
     file_id: FileId,
     file: OnceLock<BackingFile>,
-    /// Held while the file is created, so that nobody truncates another's bytes.
+    /// Held while the file is created or given up, so that nobody truncates
+    /// another's bytes or brings a file back that was removed.
     writing: Mutex<()>,
     state: Mutex<State>,
     /// Every chunk is on disk and verified: reads need no lock.
@@ -64,6 +65,8 @@ struct State {
 pub(super) struct Loaded {
     pub file: Option<BackingFile>,
     pub map: ChunkMap,
+    /// Nobody can look the node up any more: nothing is kept of it.
+    pub doomed: bool,
 }
 
 /// Bytes for a reader, and where they came from.
@@ -97,7 +100,7 @@ impl CachedObject {
         loaded: Loaded,
     ) -> Self {
         let size = meta.size;
-        let file_id = FileId::of(remote.id(), &meta.key, &meta.version);
+        let file_id = FileId::of(remote.id(), &meta.key, &meta.version, node);
         let complete = loaded.map.is_complete();
         CachedObject {
             node,
@@ -114,7 +117,7 @@ impl CachedObject {
                 dirty_groups: BTreeSet::new(),
             }),
             complete: AtomicBool::new(complete),
-            doomed: AtomicBool::new(false),
+            doomed: AtomicBool::new(loaded.doomed),
         }
     }
 
@@ -203,7 +206,12 @@ impl CachedObject {
                     out.miss_bytes += range.end - range.start;
                     (chunk, bytes, range)
                 }
-                Landed::OnDisk => return Ok(false),
+                Landed::OnDisk => {
+                    let bytes = range.end - range.start;
+                    let read = self.append_from_file(range, out).await;
+                    out.miss_bytes += if read { bytes } else { 0 };
+                    return Ok(read);
+                }
             },
         };
         let start = u64::from(chunk) * CHUNK_BYTES;
@@ -235,9 +243,12 @@ impl CachedObject {
         match read {
             Ok(()) => true,
             Err(error) => {
-                let chunk = chunks_of(at, at + 1).start;
-                tracing::warn!(key = ?self.meta.key.0, chunk, %error, "a cached chunk cannot be read; it is fetched again");
-                self.drop_chunk(chunk);
+                // A file that is shorter than it was grows holes where it is
+                // written again: nothing in it is taken on trust any more.
+                tracing::warn!(key = ?self.meta.key.0, at, %error, "a cached object cannot be read; it is checked");
+                let mut state = lock(&self.state);
+                self.complete.store(false, Ordering::Release);
+                state.map.distrust();
                 false
             }
         }
@@ -257,29 +268,34 @@ impl CachedObject {
             .await;
         match bytes {
             Some(bytes) => {
-                let mut state = lock(&self.state);
-                state.map.mark_verified(chunk);
-                if state.map.is_all_verified() {
+                let all_verified = {
+                    let mut state = lock(&self.state);
+                    state.map.mark_verified(chunk);
+                    self.complete.store(state.map.is_complete(), Ordering::Release);
+                    state.map.is_all_verified()
+                };
+                if all_verified {
                     // The row may now say that this boot has seen all of it.
-                    state.dirty_groups.insert(chunk / GROUP_CHUNKS);
                     self.store.mark_dirty(self);
                 }
-                self.complete.store(state.map.is_complete(), Ordering::Release);
                 Some(Bytes::from(bytes))
             }
             None => {
                 tracing::warn!(key = ?self.meta.key.0, chunk, "a cached chunk is damaged; it is fetched again");
-                self.drop_chunk(chunk);
+                self.drop_damaged(chunk, crc);
                 None
             }
         }
     }
 
-    /// Takes a chunk that cannot be used out of the cache.
-    fn drop_chunk(self: &Arc<Self>, chunk: u32) {
+    /// Takes a chunk that failed its check out of the cache, unless another
+    /// reader did so first, and perhaps brought it back since.
+    fn drop_damaged(self: &Arc<Self>, chunk: u32, crc: u32) {
         let mut state = lock(&self.state);
-        self.complete.store(false, Ordering::Release);
-        if state.map.remove(chunk) {
+        if state.map.presence(chunk) == (Presence::Unverified { crc }) {
+            state.map.remove(chunk);
+            // A flight that brought this chunk says that it is on disk.
+            state.flights.retain(|flight| !flight.covers(chunk));
             state.dirty_groups.insert(chunk / GROUP_CHUNKS);
             let emptied = state.map.present_bytes() == 0;
             drop(state);
@@ -410,6 +426,7 @@ impl CachedObject {
                     continue;
                 }
                 let whole = std::mem::take(&mut partial).freeze();
+                self.store.chunk_landed();
                 pilot.deliver(chunk, whole.clone());
                 landed.push((chunk, whole));
                 chunk += 1;
@@ -448,13 +465,19 @@ impl CachedObject {
         let flight = pilot.flight().clone();
         self.store.write_blocking(move || {
             for (chunk, bytes) in landed {
-                if object.keep(chunk, &bytes) {
+                if object.is_kept(chunk) || object.keep(chunk, &bytes) {
                     flight.on_disk(chunk);
                 } else {
                     object.store.pass_by(object.node, chunk, bytes);
                 }
+                object.store.chunk_settled();
             }
         })
+    }
+
+    /// Whether a chunk is on disk already: after damage, two flights may bring it.
+    fn is_kept(&self, chunk: u32) -> bool {
+        lock(&self.state).map.presence(chunk) == Presence::Verified
     }
 
     /// Writes a chunk and notes that it is there; `false` if it cannot be kept.
@@ -464,19 +487,29 @@ impl CachedObject {
             return false;
         }
         let offset = chunk_range(chunk, self.meta.size).start;
-        if let Err(error) = self.writable_file().and_then(|file| file.write(bytes, offset)) {
+        let written = match self.writable_file() {
+            Ok(Some(file)) => file.write(bytes, offset).map(|()| true),
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &written {
+            self.store.disk_failed(error);
+        }
+        if !matches!(written, Ok(true)) {
             self.store.release(disk);
-            self.store.disk_failed(&error);
             return false;
         }
         let crc = crc32c::crc32c(bytes);
         let mut state = lock(&self.state);
         let first = state.map.present_bytes() == 0;
-        state.map.insert(chunk, crc, true);
+        let added = state.map.insert(chunk, crc, true);
         state.dirty_groups.insert(chunk / GROUP_CHUNKS);
         let complete = state.map.is_complete();
         self.complete.store(complete, Ordering::Release);
         drop(state);
+        if !added {
+            self.store.release(disk);
+        }
         if first {
             self.store.count_held(true);
         }
@@ -487,13 +520,17 @@ impl CachedObject {
         true
     }
 
-    fn writable_file(&self) -> std::io::Result<&BackingFile> {
+    /// The file, created if need be; `None` once the object is doomed.
+    fn writable_file(&self) -> std::io::Result<Option<&BackingFile>> {
         let _writing = lock(&self.writing);
+        if self.is_doomed() {
+            return Ok(None);
+        }
         if let Some(file) = self.file.get() {
-            return Ok(file);
+            return Ok(Some(file));
         }
         let file = BackingFile::create(&self.file_id.path(self.store.data_dir()), self.meta.size)?;
-        Ok(self.file.get_or_init(|| file))
+        Ok(Some(self.file.get_or_init(|| file)))
     }
 
     pub(super) fn node(&self) -> NodeId {
@@ -504,9 +541,12 @@ impl CachedObject {
         self.doomed.load(Ordering::Relaxed)
     }
 
-    /// The object was replaced: nothing more is kept of it.
-    pub(super) fn doom(&self) {
-        self.doomed.store(true, Ordering::Relaxed);
+    /// The object was replaced: nothing more is kept of it. Its drop gives
+    /// back the disk it holds. Returns its file, which the caller removes;
+    /// `None` if it was doomed already.
+    pub(super) fn doom(&self) -> Option<FileId> {
+        let _writing = lock(&self.writing);
+        (!self.doomed.swap(true, Ordering::Relaxed)).then_some(self.file_id)
     }
 
     /// What was written to the index is not there: all of it is to be written again.

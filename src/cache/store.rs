@@ -12,7 +12,7 @@ use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,13 +21,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::backing_file::BackingFile;
-use super::budget::{Budget, disk_bytes};
+use super::budget::{Budget, disk_bytes, disk_has_room};
 use super::chunk_map::ChunkMap;
 use super::fetch::Fetcher;
 use super::index::Index;
 use super::object::{CachedObject, Loaded};
 use super::pass_by::PassBy;
-use super::record::{Location, NodeId};
+use super::record::{Location, NodeId, NodeRow};
 use super::{CacheError, Event, lock};
 use crate::metrics::CacheMetrics;
 use crate::remote::ObjectMeta;
@@ -49,6 +49,13 @@ const DISK_WRITES_MAX: usize = 8;
 
 /// After a write failed, reads stream through this long before the disk is tried again.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Longest that closing waits for bytes that were fetched to be on disk.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Locks under which objects are loaded, so that an object is loaded once and
+/// not while it is being discarded. By node, so that cold opens run side by side.
+const LOADING_LOCKS: usize = 16;
 
 /// Events a subscriber may be behind; later ones are dropped. They only make
 /// the kernel forget attributes early, which it does by itself in time.
@@ -76,9 +83,17 @@ pub struct Store {
     metrics: CacheMetrics,
     /// Objects with at least one chunk on disk.
     held: AtomicU64,
+    /// Taken before any other lock, and held while the index is read.
+    loading: [Mutex<()>; LOADING_LOCKS],
     live: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
     idle: Mutex<LruCache<NodeId, Arc<CachedObject>>>,
     dirty: Mutex<HashMap<NodeId, Arc<CachedObject>>>,
+    /// Chunks that were fetched and are neither on disk nor passed by yet.
+    landed: Mutex<usize>,
+    settled: Condvar,
+    /// Nothing is kept in memory any more: objects hold the store, and must
+    /// not be held by it for ever.
+    closed: AtomicBool,
     failing: AtomicBool,
     failure: Mutex<Option<(Instant, String)>>,
     subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
@@ -106,9 +121,13 @@ impl Store {
             disk_writes: Arc::new(Semaphore::new(DISK_WRITES_MAX)),
             metrics: CacheMetrics::default(),
             held: AtomicU64::new(held),
+            loading: std::array::from_fn(|_| Mutex::default()),
             live: Mutex::default(),
             idle: Mutex::new(LruCache::new(IDLE_OBJECTS_MAX)),
             dirty: Mutex::default(),
+            landed: Mutex::default(),
+            settled: Condvar::new(),
+            closed: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             failure: Mutex::default(),
             subscribers: Mutex::default(),
@@ -125,23 +144,26 @@ impl Store {
         if let Some(object) = self.live(node) {
             return object;
         }
-        // Loaded without a lock, since that reads the index; the first one in wins.
+        let loading = lock(self.loading_lock(node));
+        if let Some(object) = self.live(node) {
+            return object;
+        }
         let loaded = self.load(node, meta);
         let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
-        let fresh = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
-        let object = {
-            let mut live = lock(&self.live);
-            match live.get(&node).and_then(Weak::upgrade) {
-                Some(object) => object,
-                None => {
-                    live.insert(node, Arc::downgrade(&fresh));
-                    fresh.clone()
-                }
-            }
-        };
-        let pushed_out = lock(&self.idle).push(node, object.clone());
-        drop(pushed_out); // After the lock: its drop takes another one.
+        let object = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
+        lock(&self.live).insert(node, Arc::downgrade(&object));
+        drop(loading);
+        let mut idle = lock(&self.idle);
+        if !self.closed.load(Ordering::Relaxed) {
+            let pushed_out = idle.push(node, object.clone());
+            drop(idle);
+            drop(pushed_out); // After the lock: its drop takes another one.
+        }
         object
+    }
+
+    fn loading_lock(&self, node: NodeId) -> &Mutex<()> {
+        &self.loading[node.0 as usize % LOADING_LOCKS]
     }
 
     /// The object of `node`, if it is in memory.
@@ -158,8 +180,13 @@ impl Store {
     }
 
     fn load(&self, node: NodeId, meta: &ObjectMeta) -> Loaded {
-        self.load_rows(node, meta)
-            .unwrap_or_else(|| Loaded { file: None, map: ChunkMap::new(meta.size) })
+        let nothing = |doomed| Loaded { file: None, map: ChunkMap::new(meta.size), doomed };
+        // A replaced version can still be opened by who knows its node. Its
+        // rows and its file are about to go, or are gone.
+        if matches!(self.index.node(node), Ok(Some(NodeRow::Superseded { .. }))) {
+            return nothing(true);
+        }
+        self.load_rows(node, meta).unwrap_or_else(|| nothing(false))
     }
 
     /// What the index has of a node; `None` for nothing, or nothing usable.
@@ -174,7 +201,7 @@ impl Store {
             let whole = row.size == meta.size
                 && row.version == meta.version
                 && map.present_bytes() == row.present_bytes;
-            whole.then_some(Loaded { file: Some(file), map })
+            whole.then_some(Loaded { file: Some(file), map, doomed: false })
         });
         if loaded.is_none() {
             tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
@@ -184,7 +211,7 @@ impl Store {
                 self.count_held(false);
             }
             // No row may outlive its file: a new file of this name begins as holes.
-            if let Err(error) = self.index.write(|write| write.remove_object(node)) {
+            if let Err(error) = self.index.write(|write| write.remove_object(node).map(drop)) {
                 self.disk_failed(&std::io::Error::other(error));
             }
         }
@@ -195,7 +222,7 @@ impl Store {
     pub(super) fn flush(&self) -> Result<(), CacheError> {
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         if dirty.is_empty() {
-            return Ok(());
+            return self.index.sync_pending();
         }
         let written = self.index.write_durably(|write| {
             for object in dirty.values().filter(|object| !object.is_doomed()) {
@@ -204,13 +231,37 @@ impl Store {
             Ok(())
         });
         if written.is_err() {
-            let mut again = lock(&self.dirty);
-            for (node, object) in dirty {
+            for object in dirty.values() {
                 object.redirty();
-                again.entry(node).or_insert(object);
+                self.mark_dirty(object);
             }
         }
         written
+    }
+
+    /// A chunk was fetched, and is on its way to the disk.
+    pub(super) fn chunk_landed(&self) {
+        *lock(&self.landed) += 1;
+    }
+
+    /// A chunk is on disk, or passed by.
+    pub(super) fn chunk_settled(&self) {
+        *lock(&self.landed) -= 1;
+        self.settled.notify_all();
+    }
+
+    /// Waits until what was fetched is on disk. Blocks.
+    pub(super) fn settle(&self) {
+        let wait = self.settled.wait_timeout_while(lock(&self.landed), SETTLE_LIMIT, |n| *n > 0);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Keeps nothing in memory from now on. Objects that are read live on.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.forget_idle();
+        let dirty = std::mem::take(&mut *lock(&self.dirty));
+        drop(dirty); // After the lock: their drop takes another one.
     }
 
     /// Lets go of every object that nobody reads.
@@ -224,38 +275,53 @@ impl Store {
     /// Object versions that nobody can look up any more: their files go at
     /// once, their bytes when the last reader is gone. Blocks.
     pub(super) fn discard(&self, nodes: &[NodeId]) -> Result<(), CacheError> {
-        let mut files = Vec::new();
-        let mut gone = Vec::new();
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        let mut doomed = HashMap::new();
         for node in nodes {
-            let live = self.live(*node);
-            if let Some(object) = &live {
-                object.doom();
-            }
-            lock(&self.dirty).remove(node);
+            let live = {
+                let _loading = lock(self.loading_lock(*node));
+                let live = self.live(*node);
+                if let Some(file) = live.as_ref().and_then(|object| object.doom()) {
+                    doomed.insert(*node, file);
+                }
+                live
+            };
+            let dirty = lock(&self.dirty).remove(node);
             let idle = lock(&self.idle).pop(node);
-            drop(idle);
-            if let Some(row) = self.index.object(*node)? {
-                let Location::OwnFile(id) = row.location;
-                files.push(id.path(&self.data_dir));
-                gone.push(*node);
-                if live.is_none() {
-                    self.budget.release(disk_bytes(row.present_bytes));
-                    if row.present_bytes > 0 {
-                        self.count_held(false);
-                    }
+            drop((live, dirty, idle)); // After the locks: their drop takes another one.
+        }
+        // In a transaction of its own after the objects are doomed: a flush
+        // that was faster has written its rows by then, and none comes after.
+        let rows = self.index.write(|write| {
+            nodes.iter().map(|node| write.remove_object(*node)).collect::<Result<Vec<_>, _>>()
+        });
+        let mut result = Ok(());
+        let rows = rows.unwrap_or_else(|error| {
+            result = Err(error);
+            Vec::new()
+        });
+        for (node, row) in nodes.iter().zip(rows) {
+            let Some(row) = row else { continue };
+            let Location::OwnFile(file) = row.location;
+            // The bytes of an object that was in memory are given back by its drop.
+            if doomed.insert(*node, file).is_none() {
+                self.budget.release(disk_bytes(row.present_bytes));
+                if row.present_bytes > 0 {
+                    self.count_held(false);
                 }
             }
         }
-        if gone.is_empty() {
-            return Ok(());
-        }
-        self.index.write(|write| gone.iter().try_for_each(|node| write.remove_object(*node)))?;
-        for file in files {
-            if let Err(error) = std::fs::remove_file(&file) {
-                tracing::warn!(file = %file.display(), %error, "cannot remove the file of a replaced object");
+        for file in doomed.into_values().map(|id| id.path(&self.data_dir)) {
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(file = %file.display(), %error, "cannot remove the file of a replaced object");
+                }
+                _ => {}
             }
         }
-        Ok(())
+        result
     }
 
     /// Objects with at least one chunk on disk.
@@ -284,7 +350,13 @@ impl Store {
 
     /// Whether fetched bytes are being kept on disk.
     pub(super) fn is_keeping(&self) -> bool {
-        !self.is_pausing() && self.budget.used() + super::CHUNK_BYTES <= self.budget.limit()
+        !self.is_pausing() && !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        let used = self.budget.used() + self.index.disk_bytes();
+        used + super::CHUNK_BYTES > self.budget.limit()
+            || !disk_has_room(&self.data_dir, super::CHUNK_BYTES)
     }
 
     fn is_pausing(&self) -> bool {
@@ -315,7 +387,9 @@ impl Store {
 
     /// Takes disk for a chunk, or says no.
     pub(super) fn reserve(&self, bytes: u64) -> bool {
-        !self.is_pausing() && self.budget.reserve(bytes)
+        !self.is_pausing()
+            && disk_has_room(&self.data_dir, bytes)
+            && self.budget.reserve(bytes, self.index.disk_bytes())
     }
 
     pub(super) fn release(&self, bytes: u64) {
@@ -359,7 +433,10 @@ impl Store {
     }
 
     pub(super) fn mark_dirty(&self, object: &Arc<CachedObject>) {
-        lock(&self.dirty).entry(object.node()).or_insert_with(|| object.clone());
+        let mut dirty = lock(&self.dirty);
+        if !self.closed.load(Ordering::Relaxed) {
+            dirty.entry(object.node()).or_insert_with(|| object.clone());
+        }
     }
 
     /// Events from now on, for as long as the subscription is held.

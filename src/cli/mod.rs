@@ -17,10 +17,14 @@ mod unmount;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 use crate::control::wire::{ErrorCode, ErrorReply};
+
+/// How long threads may take to end after a daemon's work is done.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Mount a cloud bucket prefix as a read-only folder. What is read is kept on
 /// local disk and read from there the next time.
@@ -92,9 +96,14 @@ fn client_runtime() -> Result<tokio::runtime::Runtime, ErrorReply> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)
 }
 
-/// A runtime for a daemon.
-fn daemon_runtime() -> Result<tokio::runtime::Runtime, ErrorReply> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)
+/// Runs a daemon's life. A thread that hangs in somebody else's file system
+/// does not keep the process once everything is saved.
+fn run_daemon(life: impl Future<Output = Result<(), ErrorReply>>) -> Result<(), ErrorReply> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
+    let result = runtime.block_on(life);
+    runtime.shutdown_timeout(EXIT_TIMEOUT);
+    result
 }
 
 fn no_runtime(error: std::io::Error) -> ErrorReply {

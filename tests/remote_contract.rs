@@ -161,7 +161,7 @@ async fn check_objects(store: &dyn Store) {
     }
     let empty = head(store, "objects/empty").await.unwrap();
     assert_eq!(empty.size, 0);
-    assert_eq!(read(store, &empty).await.unwrap(), []);
+    assert!(read(store, &empty).await.unwrap().is_empty());
     for key in ["objects/missing", "objects", "objects/large/below"] {
         assert_eq!(head(store, key).await.unwrap_err().kind, ErrorKind::NotFound, "{key}");
     }

@@ -13,7 +13,7 @@
 //! 6. `AWS_CONTAINER_CREDENTIALS_*_URI`. The SDK's provider for these reads the
 //!    process's own environment, so it is used only where that is the same.
 //! 7. Otherwise perhaps the machine's metadata service, which is asked while an
-//!    anonymous request is tried ([`Found::Nothing`]).
+//!    anonymous request is tried.
 //!
 //! Nothing of this is logged or becomes part of a message, except names.
 

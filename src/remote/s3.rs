@@ -3,7 +3,7 @@
 //! The SDK signs, encodes and parses. Everything that decides how a mount
 //! behaves is not left to it: retries, time limits and stall detection are
 //! [`super::client`]'s, connections are [`super::http`]'s, and credentials
-//! [`super::credentials`]'s. How a bucket is reached is found out in [`connect`].
+//! [`super::credentials`]'s. How a bucket is reached is found out by [`S3Remote::connect`].
 //!
 //! Every GET names its version (`If-Match`), and its answer is checked before a
 //! byte of it is passed on: the range must be the one asked for. A store that

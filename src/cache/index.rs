@@ -86,17 +86,18 @@ impl Index {
         let existed = path.exists();
         match Self::try_open(path) {
             Ok(index) => Ok(Opened { index, fresh: !existed }),
-            Err(reason) if existed => {
+            Err(reason) if existed && is_damaged(&reason) => {
                 let aside = path.with_extension("redb.damaged");
                 tracing::warn!(%reason, "the cache index cannot be used and is set aside; the cache starts empty");
                 std::fs::rename(path, &aside).map_err(CacheError::io(&aside))?;
-                Ok(Opened { index: Self::try_open(path)?, fresh: true })
+                let index = Self::try_open(path).map_err(|e| CacheError::Index(e.to_string()))?;
+                Ok(Opened { index, fresh: true })
             }
-            Err(reason) => Err(reason),
+            Err(reason) => Err(CacheError::Index(format!("{}: {reason}", path.display()))),
         }
     }
 
-    fn try_open(path: &Path) -> Result<Index, CacheError> {
+    fn try_open(path: &Path) -> Result<Index, redb::Error> {
         let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)?;
         let txn = begin_durable(&db)?;
         let next_node;
@@ -104,7 +105,7 @@ impl Index {
             let mut meta = txn.open_table(META)?;
             let schema = meta.get("schema")?.map(|v| v.value());
             if schema.is_some_and(|found| found != SCHEMA) {
-                return Err(CacheError::Index(format!("schema {schema:?}, not {SCHEMA}")));
+                return Err(redb::Error::Corrupted(format!("schema {schema:?}, not {SCHEMA}")));
             }
             next_node = meta.get("next_node")?.map_or(FIRST_NODE_ID, |v| v.value());
             meta.insert("schema", SCHEMA)?;
@@ -438,7 +439,19 @@ impl Write<'_> {
     }
 }
 
-fn begin_durable(db: &Database) -> Result<WriteTransaction, CacheError> {
+/// Whether an index file itself is at fault. What the machine refuses (a full
+/// disk, too many open files) says nothing of what the file holds: the cache
+/// must not be emptied for it.
+fn is_damaged(error: &redb::Error) -> bool {
+    match error {
+        // redb's own verdicts on a file come as I/O errors too, without a number.
+        redb::Error::Io(error) => error.raw_os_error().is_none(),
+        redb::Error::DatabaseAlreadyOpen | redb::Error::PreviousIo => false,
+        _ => true,
+    }
+}
+
+fn begin_durable(db: &Database) -> Result<WriteTransaction, redb::TransactionError> {
     let mut txn = db.begin_write()?;
     // The index opens in a millisecond after a crash instead of walking the file.
     txn.set_quick_repair(true);

@@ -352,20 +352,25 @@ fn a_full_disk_does_not_cost_the_cache() {
     assert_same(&fs::read(dir.join("big")).unwrap(), &body, "cold");
     warmfs.unmount("mount");
 
+    // What is cached is read from there, and what is not passes it by.
     disk.fill();
-    // Whether the index can be opened depends on what is left in its own
-    // pages. If not, that is said and nothing else; reads work if it can.
-    let output = warmfs.command(&args).output().unwrap();
-    if output.status.success() {
-        assert_same(&fs::read(dir.join("big")).unwrap(), &body, "with a full disk");
-        assert_same(&fs::read(dir.join("hello")).unwrap(), b"hello, world", "with a full disk");
-        warmfs.unmount("mount");
-    } else {
-        let line = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(line.lines().count(), 1, "{line}");
-        assert_words(&line, &["No space left", "--cache-dir"]);
-        assert!(!dir.exists());
-    }
+    warmfs.ok(&args);
+    assert_same(&fs::read(dir.join("big")).unwrap(), &body, "with a full disk");
+    assert_eq!(status()["remote"]["get"]["requests"], 0, "it is still there");
+    assert_same(&fs::read(dir.join("hello")).unwrap(), b"hello, world", "with a full disk");
+    warmfs.unmount("mount");
+
+    // A cache cannot begin there.
+    let other = disk.dir.join("other");
+    let line = warmfs.fails(&[
+        "mount",
+        &source,
+        dir.to_str().unwrap(),
+        "--cache-dir",
+        other.to_str().unwrap(),
+    ]);
+    assert_words(&line, &["space left on device", "--cache-dir"]);
+    assert!(!dir.exists());
 
     disk.free();
     warmfs.ok(&args);

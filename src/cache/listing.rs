@@ -139,10 +139,8 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
 
     /// The remote has this object here.
     pub(super) fn put_object(&mut self, name: &str, meta: &ObjectMeta) -> Result<(), CacheError> {
-        let beside = match self.write.entry(self.folder, name)? {
-            Some(EntryRow { object: None, .. }) => true,
-            _ => false,
-        };
+        let entry = self.write.entry(self.folder, name)?;
+        let beside = matches!(entry, Some(EntryRow { object: None, .. }));
         let attr = ObjectAttr {
             size: meta.size,
             mtime_ns: to_ns(meta.mtime),

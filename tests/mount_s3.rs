@@ -18,6 +18,7 @@ use common::stub::{Reply, Request, Stub};
 use common::tree::{Tree, assert_same, noise};
 use common::{Warmfs, eventually};
 use serde_json::Value;
+use warmfs::daemon::mountinfo;
 use warmfs::embedded_store::{Access, Fault, FaultRule, Op, StoreOptions};
 
 /// The issue's number of processes that read at once.
@@ -401,5 +402,26 @@ fn every_request_says_that_the_requester_pays() {
     assert!(requests.iter().any(|request| !request.is_list()), "{requests:?}");
     for request in requests {
         assert_eq!(request.header("x-amz-request-payer"), Some("requester"), "{request:?}");
+    }
+}
+
+#[test]
+fn prefixes_with_odd_names_are_mounted_and_shown_as_they_are() {
+    let store = Store::start();
+    let warmfs = store.warmfs();
+    for prefix in
+        ["with space", "comma,ro=x", "back\\slash", "100%25", "Grüße/日本", "q?x#y", "a=b+c", "\"'"]
+    {
+        let body = Bytes::from(prefix.to_owned());
+        store.put(BUCKET, format!("{prefix}/file"), body.clone());
+        let uri = format!("s3://bucket/{prefix}");
+        let dir = warmfs.mount_uri(&uri, "mount");
+        assert_same(&fs::read(dir.join("file")).unwrap(), &body, prefix);
+        assert_eq!(warmfs.status()["mounts"][0]["uri"], uri);
+        let shown = mountinfo::topmost_at(&dir).unwrap().unwrap();
+        assert_eq!(shown.source, uri, "in mountinfo");
+        assert!(shown.is_warmfs(), "{shown:?}");
+        warmfs.unmount("mount");
+        warmfs.assert_nothing_left(&["mount"]);
     }
 }

@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use bytes::Bytes;
 use common::moto::Moto;
@@ -19,6 +19,7 @@ use common::stub::{Reply, Stub};
 use common::tree::{assert_same, noise};
 use common::{Warmfs, is_mounted};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use warmfs::embedded_store::{Access, Fault, FaultRule, Op, StoreOptions};
 
 /// `nobody`, on every system.
@@ -440,27 +441,12 @@ fn a_user_without_fusermount() {
         return;
     }
     let warmfs = Warmfs::new();
-    // A place of the user's own, with the binary in reach.
-    let program = warmfs.path("warmfs");
-    fs::copy(env!("CARGO_BIN_EXE_warmfs"), &program).unwrap();
-    for name in ["", "home", "run", "source", "bin"] {
-        let _ = fs::create_dir(warmfs.path(name));
-        fs::set_permissions(warmfs.path(name), fs::Permissions::from_mode(0o755)).unwrap();
-        chown(warmfs.path(name), Some(NOBODY), None).unwrap();
-    }
+    give_to_nobody(&warmfs);
     let dir = warmfs.path("new/mount");
     let tool = |args: &[&str], dev_fuse: u32| {
-        let template = warmfs.command(args);
-        let mut command = Command::new(&program);
-        command.args(args).env_clear();
-        for (name, value) in template.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
-        }
+        let mut command = as_nobody(&warmfs, &warmfs.path("warmfs"), dev_fuse);
         // Nothing is installed there.
-        command.env("PATH", warmfs.path("bin"));
-        with_own_dev(&mut command, Some(dev_fuse), Some(NOBODY));
+        command.args(args).env("PATH", warmfs.path("bin"));
         command
     };
     let source = warmfs.source();
@@ -471,6 +457,54 @@ fn a_user_without_fusermount() {
     assert_words(&line, &["/dev/fuse", "permission denied", "chmod 666 /dev/fuse"]);
     assert!(!warmfs.cache().exists(), "not even a cache directory");
     warmfs.assert_nothing_left(&["new/mount", "new"]);
+}
+
+#[test]
+fn a_user_with_fusermount_is_fine() {
+    if !as_root("another user") {
+        return;
+    }
+    let warmfs = Warmfs::new();
+    // fusermount takes options in a list, so a comma needs care.
+    let source = warmfs.path("source/a,b\\c");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("hello"), "hello, nobody").unwrap();
+    give_to_nobody(&warmfs);
+    // In one process group of one mount namespace, which this test cannot look into.
+    let script = "set -e; \"$0\" mount \"$1\" \"$2\" >&2; cat \"$2/hello\"; \
+                  grep -c ' - fuse.warmfs file:///.*/a,b.134c ' /proc/self/mountinfo; \
+                  \"$0\" unmount \"$2\"; test ! -e \"$2\"";
+    let mut command = as_nobody(&warmfs, Path::new("sh"), 0o666);
+    command.args(["-c", script]).arg(warmfs.path("warmfs"));
+    command.arg(format!("file://{}", source.display())).arg(warmfs.path("new/mount"));
+    command.env("PATH", std::env::var_os("PATH").unwrap());
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}\n{}", warmfs.log());
+    assert!(stderr.lines().count() == 1 && stderr.contains(" mounted at "), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hello, nobody1\n");
+    warmfs.assert_nothing_left(&["new/mount", "new"]);
+}
+
+/// Makes a test's directory the user's own, with the binary in reach.
+fn give_to_nobody(warmfs: &Warmfs) {
+    fs::copy(env!("CARGO_BIN_EXE_warmfs"), warmfs.path("warmfs")).unwrap();
+    for name in ["", "home", "run", "source", "bin"] {
+        let _ = fs::create_dir(warmfs.path(name));
+        fs::set_permissions(warmfs.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+        chown(warmfs.path(name), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+}
+
+/// A program with the test's environment, run by nobody with a /dev/fuse of
+/// mode `dev_fuse`.
+fn as_nobody(warmfs: &Warmfs, program: &Path, dev_fuse: u32) -> Command {
+    let template = warmfs.command(&[]);
+    let mut command = Command::new(program);
+    command.env_clear().stdin(Stdio::null());
+    command.envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    with_own_dev(&mut command, Some(dev_fuse), Some(NOBODY));
+    command
 }
 
 /// Whether this test may do what only root may; says so loudly if not.
@@ -494,10 +528,13 @@ fn with_own_dev(command: &mut Command, fuse: Option<u32>, user: Option<u32>) {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         mount(Some("tmpfs"), "/dev", Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
         if let Some(mode) = fuse {
-            use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-            // Past the umask.
-            mknod("/dev/fuse", SFlag::S_IFCHR, Mode::empty(), makedev(10, 229))?;
-            fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(mode))?;
+            for (path, major, minor, mode) in
+                [("/dev/fuse", 10, 229, mode), ("/dev/null", 1, 3, 0o666)]
+            {
+                mknod(path, SFlag::S_IFCHR, Mode::empty(), makedev(major, minor))?;
+                // Past the umask.
+                fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+            }
         }
         if let Some(user) = user {
             nix::unistd::setgroups(&[])?;

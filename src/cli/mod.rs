@@ -40,6 +40,7 @@ enum Verb {
     Mount(Box<args::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),

@@ -119,8 +119,11 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
     for event in events {
         let told = match &event {
             Event::Entry(parent, name) => notifier.inval_entry(ino(*parent), OsStr::new(name)),
+            // The copy of the listing goes, not the mtime alone: the kernel drops
+            // the answer to a GETATTR that this overtakes, and with it the mtime.
+            Event::Folder(node) => notifier.inval_inode(ino(*node), 0, 0),
             // A negative offset drops attributes and keeps pages.
-            Event::Folder(node) | Event::Completed(node) => notifier.inval_inode(ino(*node), -1, 0),
+            Event::Completed(node) => notifier.inval_inode(ino(*node), -1, 0),
         };
         match told {
             Ok(()) => {}

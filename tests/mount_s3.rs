@@ -140,13 +140,13 @@ fn status_equals_what_the_store_the_disk_and_the_kernel_say() {
     assert!(reads(&status)["miss_bytes"].as_u64().unwrap() > 0);
 
     // O_DIRECT passes the page cache by, so these bytes reach the daemon again.
+    wait_until_cached(&mount.join("big"));
     let big = &tree.files["big"];
     assert_same(&read_direct(&mount.join("big")), big, "with O_DIRECT");
     let direct = reads(&warmfs.status());
     assert_eq!(sum(&direct) - sum(&reads(&status)), big.len() as u64);
     assert_eq!(direct["miss_bytes"], reads(&status)["miss_bytes"], "all of it was cached");
 
-    // Bytes are written behind the reader: the last ones may just be on their way.
     eventually("every object is in the cache", || {
         warmfs.status()["cache"]["objects"] == tree.filled()
     });
@@ -168,6 +168,15 @@ fn status_equals_what_the_store_the_disk_and_the_kernel_say() {
     assert_eq!(status["evictions"]["objects"], 0);
     warmfs.unmount("mount");
     warmfs.assert_nothing_left(&["mount"]);
+}
+
+/// Bytes are written behind the reader, who may have the last ones before the
+/// disk has. `stat` shows what is cached in blocks.
+fn wait_until_cached(path: &Path) {
+    eventually("all of it is on disk", || {
+        let meta = fs::metadata(path).unwrap();
+        meta.blocks() * 512 >= meta.len()
+    });
 }
 
 fn read_direct(path: &Path) -> Vec<u8> {
@@ -218,6 +227,7 @@ fn mounts_of_one_bucket_share_a_daemon_and_its_bytes() {
     let name = "c/d/of-131073";
     let expected = &tree.files[&format!("a/b/{name}")];
     assert_same(&fs::read(above.join("a/b").join(name)).unwrap(), expected, "above");
+    wait_until_cached(&above.join("a/b").join(name));
     store.reset_log();
     assert_same(&fs::read(below.join(name)).unwrap(), expected, "below");
     assert_eq!(store.counts().get.requests, 0);

@@ -23,13 +23,6 @@ fn signal(child: &Child, signal: Signal) {
     kill(pid(child.id()), signal).unwrap();
 }
 
-/// Kills the daemon as a crash would.
-fn crash(warmfs: &Warmfs) {
-    let daemon = warmfs.daemon().unwrap();
-    kill(pid(daemon), Signal::SIGKILL).unwrap();
-    eventually("the daemon is dead", || warmfs.daemon().is_none());
-}
-
 #[test]
 fn a_mount_is_read_shown_and_unmounted() {
     let warmfs = Warmfs::new();
@@ -244,7 +237,7 @@ fn bad_mount_points_and_sources_leave_nothing() {
 fn a_crash_leaves_a_mount_point_that_mount_heals() {
     let warmfs = Warmfs::new();
     let dir = warmfs.mount("mount");
-    crash(&warmfs);
+    warmfs.crash();
     let error = fs::read_dir(&dir).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
     warmfs.mount("mount");
@@ -257,7 +250,7 @@ fn a_crash_leaves_a_mount_point_that_mount_heals() {
 fn unmount_cleans_up_after_a_crash() {
     let warmfs = Warmfs::new();
     let dir = warmfs.mount("mount");
-    crash(&warmfs);
+    warmfs.crash();
     warmfs.unmount("mount");
     assert!(!is_mounted(&dir));
 }

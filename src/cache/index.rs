@@ -12,14 +12,13 @@
 //! - An I/O error latches redb until the file is opened again, so it is opened
 //!   again: what was not durable is lost, and asked of the remote once more.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use redb::{
     Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageError, TableDefinition, WriteTransaction,
+    TableDefinition, WriteTransaction,
 };
 
 use super::CacheError;
@@ -96,21 +95,19 @@ impl Index {
         let existed = path.exists();
         match Self::try_open(path) {
             Ok(opened) => Ok(opened),
-            Err(Unusable { reason, damaged: true }) if existed => {
+            Err(reason) if existed && is_damaged(&reason) => {
                 let aside = path.with_extension("redb.damaged");
                 tracing::warn!(%reason, "the cache index cannot be used and is set aside; the cache starts empty");
                 std::fs::rename(path, &aside).map_err(CacheError::io(&aside))?;
-                Self::try_open(path).map_err(|unusable| unusable.reason)
+                Self::try_open(path).map_err(|e| CacheError::Index(e.to_string()))
             }
-            Err(unusable) => Err(unusable.reason),
+            Err(reason) => Err(CacheError::Index(format!("{}: {reason}", path.display()))),
         }
     }
 
-    fn try_open(path: &Path) -> Result<Opened, Unusable> {
-        let db = open_database(path)
-            .map_err(|error| Unusable { damaged: is_damage(&error), reason: error.into() })?;
-        let (next_node, fresh) =
-            Self::prepare(&db).map_err(|reason| Unusable { damaged: true, reason })?;
+    fn try_open(path: &Path) -> Result<Opened, redb::Error> {
+        let db = open_database(path)?;
+        let (next_node, fresh) = Self::prepare(&db)?;
         let index = Index {
             db: RwLock::new(Some(db)),
             closed: AtomicBool::new(false),
@@ -124,14 +121,14 @@ impl Index {
 
     /// Makes sure of every table, and reserves node ids; returns the first,
     /// and whether the tables are new.
-    fn prepare(db: &Database) -> Result<(u64, bool), CacheError> {
+    fn prepare(db: &Database) -> Result<(u64, bool), redb::Error> {
         let txn = begin_durable(db)?;
         let (next_node, fresh);
         {
             let mut meta = txn.open_table(META)?;
             let schema = meta.get("schema")?.map(|v| v.value());
             if schema.is_some_and(|found| found != SCHEMA) {
-                return Err(CacheError::Index(format!("schema {schema:?}, not {SCHEMA}")));
+                return Err(redb::Error::Corrupted(format!("schema {schema:?}, not {SCHEMA}")));
             }
             fresh = schema.is_none();
             next_node = meta.get("next_node")?.map_or(FIRST_NODE_ID, |v| v.value());
@@ -540,28 +537,25 @@ impl Write<'_> {
     }
 }
 
-/// An index that cannot be opened, and whether another try could do better.
-struct Unusable {
-    reason: CacheError,
-    damaged: bool,
-}
-
 fn open_database(path: &Path) -> Result<Database, DatabaseError> {
     Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)
 }
 
-/// Whether the file's content is at fault, not its disk or another process.
-fn is_damage(error: &DatabaseError) -> bool {
+/// Whether an index file itself is at fault. What the machine refuses (a full
+/// disk, too many open files) says nothing of what the file holds: the cache
+/// must not be emptied for it.
+fn is_damaged(error: &redb::Error) -> bool {
     match error {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::TransactionInProgress => false,
-        DatabaseError::Storage(StorageError::Io(error)) => {
-            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-        }
+        // redb's own verdicts on a file come as I/O errors too, without a number.
+        redb::Error::Io(error) => error.raw_os_error().is_none(),
+        redb::Error::DatabaseAlreadyOpen
+        | redb::Error::PreviousIo
+        | redb::Error::TransactionInProgress => false,
         _ => true,
     }
 }
 
-fn begin_durable(db: &Database) -> Result<WriteTransaction, CacheError> {
+fn begin_durable(db: &Database) -> Result<WriteTransaction, redb::TransactionError> {
     let mut txn = db.begin_write()?;
     // The index opens in a millisecond after a crash instead of walking the file.
     txn.set_quick_repair(true);

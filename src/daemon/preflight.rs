@@ -104,6 +104,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, ErrorReply> {
     let wrong = |error: &io::Error| {
         let message = format!("{} cannot be resolved: {}", path.display(), describe(error));
         ErrorReply::new(ErrorCode::MountPoint, message)
+            .with_hint("choose another path, or make the folder that it leads to")
     };
     let absolute = std::path::absolute(path).map_err(|error| wrong(&error))?;
     if absolute.components().any(|part| part == Component::ParentDir) {

@@ -52,7 +52,7 @@ impl MountSession {
             MountOption::RO,
             MountOption::NoAtime,
             MountOption::DefaultPermissions,
-            MountOption::FSName(escape(source)),
+            MountOption::FSName(shown(source)),
             // Not `Subtype`, which is lost where root mounts without fusermount.
             MountOption::CUSTOM("subtype=warmfs".to_owned()),
         ];
@@ -145,7 +145,11 @@ fn tune(device: u64) {
     }
 }
 
-/// A mount option's value must not end at a comma of its own.
-fn escape(source: &str) -> String {
+/// What mountinfo is to show. Root's goes to mount(2) as it is; fusermount
+/// gets a list of options, where a value must not end at a comma of its own.
+fn shown(source: &str) -> String {
+    if nix::unistd::Uid::effective().is_root() {
+        return source.to_owned();
+    }
     source.replace('\\', "\\\\").replace(',', "\\,")
 }

@@ -4,7 +4,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod moto;
+pub mod store;
 pub mod stub;
+pub mod tree;
 
 use std::fs;
 use std::io;
@@ -134,19 +136,25 @@ fn abort_connection(minor: u32) {
 pub struct Warmfs {
     watchdog: Watchdog,
     tmp: tempfile::TempDir,
+    env: Vec<(String, String)>,
 }
 
 impl Warmfs {
     /// A home without a cache yet, and a source folder with a few files.
     pub fn new() -> Warmfs {
+        Warmfs::with_limit(TEST_TIMEOUT)
+    }
+
+    /// The same for a test that may take up to `limit`.
+    pub fn with_limit(limit: Duration) -> Warmfs {
         let tmp = tempfile::tempdir().unwrap();
         for dir in ["run", "source/folder"] {
             fs::create_dir_all(tmp.path().join(dir)).unwrap();
         }
         fs::write(tmp.path().join("source/hello"), "hello, world").unwrap();
         fs::write(tmp.path().join("source/folder/inner"), "inner").unwrap();
-        let watchdog = Watchdog::new(TEST_TIMEOUT);
-        let warmfs = Warmfs { watchdog, tmp };
+        let watchdog = Watchdog::new(limit);
+        let warmfs = Warmfs { watchdog, tmp, env: Vec::new() };
         warmfs.watchdog.watch_dir(&warmfs.path(""));
         warmfs
     }
@@ -172,6 +180,11 @@ impl Warmfs {
         &self.watchdog
     }
 
+    /// Sets a variable for every command from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
     /// The binary with this test's environment.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmfs"));
@@ -183,6 +196,9 @@ impl Warmfs {
         }
         command.args(args).stdin(Stdio::null());
         command.env("HOME", self.path("home")).env("XDG_RUNTIME_DIR", self.path("run"));
+        // The machine a test runs on may have a metadata service with credentials.
+        command.env("AWS_EC2_METADATA_DISABLED", "true");
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -204,7 +220,14 @@ impl Warmfs {
 
     /// Runs a command that must fail with one line, and gives that line.
     pub fn fails(&self, args: &[&str]) -> String {
-        let output = self.run(args);
+        self.fails_as(&mut self.command(args))
+    }
+
+    /// The same for a command that the test made itself.
+    pub fn fails_as(&self, command: &mut Command) -> String {
+        let output = command.output().unwrap();
+        self.watch_daemon();
+        let args: Vec<_> = command.get_args().collect();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "warmfs {args:?}: {stderr}");
         assert!(stderr.starts_with("warmfs: ") && stderr.lines().count() == 1, "{stderr}");
@@ -214,8 +237,13 @@ impl Warmfs {
 
     /// Mounts the source folder at `name`.
     pub fn mount(&self, name: &str) -> PathBuf {
+        self.mount_uri(&self.source(), name)
+    }
+
+    /// Mounts anything at `name`.
+    pub fn mount_uri(&self, uri: &str, name: &str) -> PathBuf {
         let dir = self.path(name);
-        self.ok(&["mount", &self.source(), dir.to_str().unwrap()]);
+        self.ok(&["mount", uri, dir.to_str().unwrap()]);
         dir
     }
 
@@ -247,6 +275,14 @@ impl Warmfs {
         }
         let sockets = fs::read_dir(self.path("run/warmfs")).map_or(0, Iterator::count);
         assert_eq!(sockets, 0, "a socket is left");
+    }
+
+    /// Kills the daemon as the kernel does when memory runs out, and returns
+    /// once it is gone. Its mounts stay behind, dead.
+    pub fn crash(&self) {
+        let daemon = self.daemon().expect("a daemon runs");
+        kill(Pid::from_raw(daemon as i32), Signal::SIGKILL).unwrap();
+        eventually("the killed daemon is gone", || self.daemon().is_none());
     }
 
     /// The daemon's log so far.

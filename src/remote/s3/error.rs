@@ -86,7 +86,7 @@ fn answered(
             message.push_str(text.trim_end_matches('.'));
         }
     }
-    if let Some(step) = next_step(&kind, code) {
+    if let Some(step) = next_step(asked, status, &kind, code) {
         message.push_str("; ");
         message.push_str(step);
     }
@@ -136,8 +136,20 @@ fn kind_of_status(asked: Asked, status: u16) -> ErrorKind {
     }
 }
 
-fn next_step(kind: &ErrorKind, code: Option<&str>) -> Option<&'static str> {
+fn next_step(
+    asked: Asked,
+    status: u16,
+    kind: &ErrorKind,
+    code: Option<&str>,
+) -> Option<&'static str> {
     Some(match (kind, code) {
+        // S3 puts a code into every answer that has a body: this is a web server.
+        (ErrorKind::Invalid, None) if asked != Asked::Head => {
+            "that is not how S3 says no, check --endpoint-url"
+        }
+        (_, None) if (200..300).contains(&status) => {
+            "in words that are not S3's, check --endpoint-url"
+        }
         (_, Some("RequestTimeTooSkewed")) => "set this machine's clock",
         (_, Some("InvalidObjectState")) => "restore the object from its archive first",
         (_, Some("AuthorizationHeaderMalformed")) => "name the bucket's region with --region",

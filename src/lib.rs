@@ -18,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod embedded_store;
 pub mod fs;
 pub mod metrics;
 pub mod remote;

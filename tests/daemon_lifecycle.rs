@@ -306,6 +306,18 @@ async fn after_an_outside_lazy_umount_the_folder_is_mounted_anew() {
 }
 
 #[tokio::test]
+async fn after_an_outside_lazy_umount_nothing_else_is_unmounted() {
+    let daemon = Fixture::new(FakeEngine::default()).await;
+    daemon.mount("s3://bucket", "one").await.unwrap();
+    *daemon.fake(0).attached.lock().unwrap() = false;
+    let refusal = daemon.unmount("one", false).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::NotMounted);
+    assert!(!*daemon.fake(0).over.borrow(), "the kernel was not asked");
+    daemon.fake(0).end();
+    daemon.assert_exits().await;
+}
+
+#[tokio::test]
 async fn concurrent_requests_for_one_folder_make_one_mount() {
     let gate = Arc::new(Notify::new());
     let engine = FakeEngine { gate: Some(Arc::clone(&gate)), ..Default::default() };

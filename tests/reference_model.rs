@@ -439,7 +439,13 @@ impl World {
         let Some(ino) = self.file_ino(&path).await else {
             return fail(format!("{path:?} is not found"));
         };
-        let attr = self.rig().fs.getattr(ino).map_err(|e| reject(format!("{path:?}: {e:?}")))?;
+        let attr = self
+            .rig()
+            .fs
+            .getattr(ino)
+            .get()
+            .await
+            .map_err(|e| reject(format!("{path:?}: {e:?}")))?;
         prop_assert_eq!((attr.ino, attr.size), (ino, self.model.now[&key].0));
         Ok(())
     }

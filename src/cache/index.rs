@@ -12,7 +12,6 @@
 //! - An I/O error latches redb until the file is opened again, so it is opened
 //!   again: what was not durable is lost, and asked of the remote once more.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -98,17 +97,17 @@ impl Index {
         let existed = path.exists();
         match Self::try_open(path) {
             Ok(opened) => Ok(opened),
-            Err(Unusable { reason, damaged: true }) if existed => {
+            Err(reason) if existed && is_damaged(&reason) => {
                 let aside = path.with_extension("redb.damaged");
                 tracing::warn!(%reason, "the cache index cannot be used and is set aside; the cache starts empty");
                 std::fs::rename(path, &aside).map_err(CacheError::io(&aside))?;
-                Self::try_open(path).map_err(|unusable| unusable.reason)
+                Self::try_open(path).map_err(|e| CacheError::Index(e.to_string()))
             }
-            Err(unusable) => Err(unusable.reason),
+            Err(reason) => Err(CacheError::Index(format!("{}: {reason}", path.display()))),
         }
     }
 
-    fn try_open(path: &Path) -> Result<Opened, Unusable> {
+    fn try_open(path: &Path) -> Result<Opened, redb::Error> {
         let db = open_database(path)?;
         let Prepared { next_node, newest_ms, fresh } = Self::prepare(&db)?;
         let index = Index {
@@ -124,16 +123,14 @@ impl Index {
     }
 
     /// Makes sure of every table, and reserves node ids.
-    fn prepare(db: &Database) -> Result<Prepared, Unusable> {
-        let mut txn = db.begin_write()?;
-        txn.set_quick_repair(true);
+    fn prepare(db: &Database) -> Result<Prepared, redb::Error> {
+        let txn = begin_durable(db)?;
         let prepared;
         {
             let mut meta = txn.open_table(META)?;
             let schema = meta.get("schema")?.map(|v| v.value());
             if schema.is_some_and(|found| found != SCHEMA) {
-                let reason = CacheError::Index(format!("schema {schema:?}, not {SCHEMA}"));
-                return Err(Unusable { reason, damaged: true });
+                return Err(redb::Error::Corrupted(format!("schema {schema:?}, not {SCHEMA}")));
             }
             let next_node = meta.get("next_node")?.map_or(FIRST_NODE_ID, |v| v.value());
             let newest_ms = meta.get("newest_ms")?.map_or(0, |v| v.value());
@@ -563,45 +560,25 @@ struct Prepared {
     fresh: bool,
 }
 
-/// An index that cannot be opened, and whether another try could do better.
-struct Unusable {
-    reason: CacheError,
-    damaged: bool,
-}
-
 fn open_database(path: &Path) -> Result<Database, DatabaseError> {
     Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)
 }
 
-impl Unusable {
-    /// Sorts out whether the file's content is at fault, or its disk, or
-    /// another process that has it open.
-    fn of(error: &redb::Error) -> Self {
-        let damaged = match error {
-            redb::Error::DatabaseAlreadyOpen
-            | redb::Error::TransactionInProgress
-            | redb::Error::PreviousIo => false,
-            redb::Error::Io(error) => {
-                matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-            }
-            _ => true,
-        };
-        Unusable { reason: CacheError::Index(error.to_string()), damaged }
+/// Whether an index file itself is at fault. What the machine refuses (a full
+/// disk, too many open files) says nothing of what the file holds: the cache
+/// must not be emptied for it.
+fn is_damaged(error: &redb::Error) -> bool {
+    match error {
+        // redb's own verdicts on a file come as I/O errors too, without a number.
+        redb::Error::Io(error) => error.raw_os_error().is_none(),
+        redb::Error::DatabaseAlreadyOpen
+        | redb::Error::PreviousIo
+        | redb::Error::TransactionInProgress => false,
+        _ => true,
     }
 }
 
-macro_rules! unusable_from {
-    ($($error:ident),*) => {
-        $(impl From<redb::$error> for Unusable {
-            fn from(error: redb::$error) -> Self {
-                Unusable::of(&error.into())
-            }
-        })*
-    };
-}
-unusable_from!(DatabaseError, TransactionError, TableError, StorageError, CommitError);
-
-fn begin_durable(db: &Database) -> Result<WriteTransaction, CacheError> {
+fn begin_durable(db: &Database) -> Result<WriteTransaction, redb::TransactionError> {
     let mut txn = db.begin_write()?;
     // The index opens in a millisecond after a crash instead of walking the file.
     txn.set_quick_repair(true);

@@ -48,6 +48,8 @@ pub(super) struct FolderUpdate<'w, 'txn> {
     seen_ms: u64,
     is_listing: bool,
     delta: RollupDelta,
+    /// A listing was known before: somebody may hold a copy of it.
+    was_listed: bool,
     differs: bool,
     changes: Changes,
 }
@@ -60,6 +62,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         seen_ms: u64,
     ) -> Result<Self, CacheError> {
         let row = write.folder(folder)?;
+        let was_listed = row.listed_ms.is_some();
         Ok(FolderUpdate {
             write,
             folder,
@@ -67,6 +70,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
             seen_ms,
             is_listing: false,
             delta: RollupDelta::default(),
+            was_listed,
             differs: false,
             changes: Changes::default(),
         })
@@ -74,7 +78,9 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
 
     /// Writes the folder's own row and the sums above it.
     pub(super) fn end(mut self) -> Result<Changes, CacheError> {
-        if self.differs {
+        // The first listing changes nothing that anybody saw: a new mtime would
+        // cost the kernel its copy, and `tar` would find the folder changed.
+        if self.differs && self.was_listed {
             // Strictly later, whatever the clock does: directory caches compare for equality.
             self.row.changed_ms = self.seen_ms.max(self.row.changed_ms + 1);
             self.changes.folders.push(self.folder);

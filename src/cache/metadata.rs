@@ -78,8 +78,9 @@ pub enum NodeKind {
     Folder {
         /// When its listing last changed, nanoseconds since the epoch.
         mtime_ns: u64,
-        /// Its listing is known and fresh.
-        listed: bool,
+        /// How long its listing is still to be trusted: zero if it is too
+        /// old, `None` if it was never listed.
+        listed_for: Option<Duration>,
     },
     /// One version of an object.
     Object(ObjectAttr),
@@ -124,7 +125,7 @@ impl Tree {
             NodeRow::Superseded { parent, name, attr } => {
                 let kind = match attr {
                     Some(attr) => NodeKind::Object(attr),
-                    None => NodeKind::Folder { mtime_ns: 0, listed: false },
+                    None => NodeKind::Folder { mtime_ns: 0, listed_for: None },
                 };
                 Ok(Some(Node { id, parent, name, kind, valid_for: self.ttl }))
             }
@@ -284,7 +285,11 @@ impl Tree {
                 if let Some(entry) = write.entry(parent, &name)? {
                     write.put_entry(parent, &name, &EntryRow { seen_ms: 0, ..entry })?;
                 }
-                Ok(Changes { names: vec![(parent, name.clone())], ..Changes::default() })
+                Ok(Changes {
+                    names: vec![(parent, name.clone())],
+                    folders: vec![parent],
+                    ..Changes::default()
+                })
             })
         })
         .await
@@ -477,9 +482,9 @@ impl Tree {
         valid_for: Duration,
     ) -> Result<Node, CacheError> {
         let row = self.index.folder(id)?.unwrap_or_default();
-        let listed = self.listing_valid_for(&row).is_some_and(|valid_for| !valid_for.is_zero());
+        let listed_for = self.listing_valid_for(&row);
         let mtime_ns = row.changed_ms.saturating_mul(1_000_000);
-        Ok(Node { id, parent, name, kind: NodeKind::Folder { mtime_ns, listed }, valid_for })
+        Ok(Node { id, parent, name, kind: NodeKind::Folder { mtime_ns, listed_for }, valid_for })
     }
 
     fn entry_valid_for(&self, parent: NodeId, entry: &EntryRow) -> Result<Duration, CacheError> {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{daemon_runtime, logging};
+use super::{logging, run_daemon};
 use crate::config::CacheOptions;
 use crate::control::wire::ErrorReply;
 use crate::daemon::{self, StartError, read_through};
@@ -41,7 +41,7 @@ pub(super) enum Readiness {
 pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
     logging::init(None);
     let cache = CacheOptions { dir: args.cache_dir, size: args.cache_size };
-    daemon_runtime()?.block_on(async {
+    run_daemon(async {
         let started =
             daemon::start(cache, |cache| async move { read_through::open(&cache).await }).await;
         match started {

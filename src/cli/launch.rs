@@ -21,7 +21,7 @@ use super::daemon::Readiness;
 use super::logging;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply};
-use crate::daemon::log_file;
+use crate::daemon::{log_file, preflight};
 
 /// How long a daemon may take to listen: it may wait 10 s for one that is
 /// saving its index, and check an index after a crash.
@@ -91,7 +91,8 @@ pub(super) async fn launch(plan: &MountPlan) -> Result<Launched, ErrorReply> {
 pub(super) fn create_cache_dir(plan: &MountPlan) -> Result<(), ErrorReply> {
     let dir = &plan.cache.dir;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
-        failed(format!("cannot create the cache directory {}: {error}", dir.display()))
+        let why = preflight::describe(&error);
+        failed(format!("cannot create the cache directory {}: {why}", dir.display()))
             .with_hint("choose another with --cache-dir")
     })
 }

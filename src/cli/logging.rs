@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;
 
 use crate::control::wire::{ErrorCode, ErrorReply};
+use crate::daemon::preflight::describe;
 
 /// A log this large is put aside as `.1` when a daemon starts: with it at most
 /// two of this size, and what one daemon writes.
@@ -36,7 +37,7 @@ pub(super) fn open(path: &Path) -> Result<File, ErrorReply> {
         let _ = fs::rename(path, aside);
     }
     OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(|error| {
-        let message = format!("cannot log to {}: {error}", path.display());
+        let message = format!("cannot log to {}: {}", path.display(), describe(&error));
         ErrorReply::new(ErrorCode::Environment, message).with_hint("choose another --log-file")
     })
 }

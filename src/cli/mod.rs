@@ -6,6 +6,7 @@
 
 mod args;
 mod daemon;
+pub mod demo;
 mod launch;
 mod logging;
 mod mount;
@@ -16,10 +17,14 @@ mod unmount;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 use crate::control::wire::{ErrorCode, ErrorReply};
+
+/// How long threads may take to end after a daemon's work is done.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Mount a cloud bucket prefix as a read-only folder. What is read is kept on
 /// local disk and read from there the next time.
@@ -35,6 +40,8 @@ enum Verb {
     Mount(Box<args::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    /// Try it on this machine: a store of its own, no account, no network
+    Demo(demo::DemoArgs),
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
 }
@@ -42,7 +49,7 @@ enum Verb {
 /// Runs the command that this process was started as.
 pub fn main() -> ExitCode {
     match parse(std::env::args_os().collect()) {
-        Ok(cli) => report(run(cli)),
+        Ok(cli) => run(cli),
         Err(error) => {
             // Help and version come this way too, with a code of 0.
             let _ = error.print();
@@ -51,12 +58,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), ErrorReply> {
+fn run(cli: Cli) -> ExitCode {
     match cli.verb {
-        Verb::Mount(args) => mount::run(*args),
-        Verb::Unmount(args) => unmount::run(args),
-        Verb::Status(args) => status::run(args),
-        Verb::Daemon(args) => daemon::run(args),
+        Verb::Mount(args) => report(mount::run(*args)),
+        Verb::Unmount(args) => report(unmount::run(args)),
+        Verb::Status(args) => report(status::run(args)),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Daemon(args) => report(daemon::run(args)),
     }
 }
 
@@ -89,9 +97,14 @@ fn client_runtime() -> Result<tokio::runtime::Runtime, ErrorReply> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)
 }
 
-/// A runtime for a daemon.
-fn daemon_runtime() -> Result<tokio::runtime::Runtime, ErrorReply> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)
+/// Runs a daemon's life. A thread that hangs in somebody else's file system
+/// does not keep the process once everything is saved.
+fn run_daemon(life: impl Future<Output = Result<(), ErrorReply>>) -> Result<(), ErrorReply> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
+    let result = runtime.block_on(life);
+    runtime.shutdown_timeout(EXIT_TIMEOUT);
+    result
 }
 
 fn no_runtime(error: std::io::Error) -> ErrorReply {

@@ -1,10 +1,10 @@
 //! `warmfs mount`: checks, finds or starts the daemon, asks for the mount.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args::{MountArgs, MountPlan};
 use super::launch::{self, Launched};
-use super::{client_runtime, daemon_runtime, logging, output};
+use super::{client_runtime, logging, output, run_daemon};
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply, MountReply, UnmountRequest, WaitRequest};
 use crate::daemon::{self, StartError, preflight, read_through};
@@ -19,7 +19,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), ErrorReply> {
     let plan = args.check()?;
     preflight::check(&plan.request, &plan.cache.dir)?;
     if plan.foreground {
-        daemon_runtime()?.block_on(foreground(&plan))
+        run_daemon(foreground(&plan))
     } else {
         client_runtime()?.block_on(background(&plan))
     }
@@ -68,21 +68,23 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
 
 /// Stays in the foreground for a mount that another process's daemon serves.
 async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
-    let no_signals =
-        |error| ErrorReply::new(ErrorCode::Environment, format!("cannot handle signals: {error}"));
+    // Before anything is announced: an interrupt must find them in place.
+    let mut interrupt = Interrupt::new()?;
     let Some(client) = Client::of_cache(&plan.cache.dir).await? else {
         return Err(ErrorReply::new(ErrorCode::ShuttingDown, "the daemon ended in this moment")
             .with_hint("try again"));
     };
     check_cache_size(plan, &client)?;
-    announce(plan, &client.mount(&plan.request).await?)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let reply = tokio::select! {
+        reply = client.mount(&plan.request) => reply?,
+        // The daemon undoes what its client no longer waits for.
+        () = interrupt.received() => return Ok(()),
+    };
+    announce(plan, &reply)?;
     let wait = WaitRequest { dir: plan.request.dir.clone() };
     tokio::select! {
         result = client.wait(&wait) => return result,
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = interrupt.received() => {}
     }
     let unmount = |lazy| UnmountRequest { dir: plan.request.dir.clone(), lazy };
     match client.unmount(&unmount(false)).await {
@@ -90,6 +92,27 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
             client.unmount(&unmount(true)).await.map(drop)
         }
         result => result.map(drop),
+    }
+}
+
+/// SIGINT or SIGTERM.
+struct Interrupt(Signal, Signal);
+
+impl Interrupt {
+    fn new() -> Result<Interrupt, ErrorReply> {
+        let failed = |error| {
+            ErrorReply::new(ErrorCode::Environment, format!("cannot handle signals: {error}"))
+        };
+        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        Ok(Interrupt(interrupt, terminate))
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
     }
 }
 

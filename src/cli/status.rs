@@ -104,7 +104,7 @@ fn text(status: &StatusReply) -> String {
         let indent = " ".repeat(8);
         for (number, part) in wrap(&value, COLUMNS - 8).iter().enumerate() {
             let label = if number == 0 { format!("{label:<8}") } else { indent.clone() };
-            let _ = writeln!(text, "{label}{part}");
+            let _ = writeln!(text, "{}", format!("{label}{part}").trim_end());
         }
     };
     line("daemon", format!("warmfs {}, process {}", status.version, status.pid));
@@ -240,7 +240,7 @@ mod tests {
     fn the_text_fits_80_columns_and_has_everything() {
         let text = text(&status());
         for line in text.lines() {
-            assert!(line.chars().count() <= COLUMNS, "{line:?}");
+            assert!(line.chars().count() <= COLUMNS && !line.ends_with(' '), "{line:?}");
         }
         for part in ["4194303", "keep-cache", "1d 1h", "my data/train", "1 chunk repaired", "LIST"]
         {

@@ -4,16 +4,19 @@
 //! The kernel drops the lock with its holder, whatever ends it, so a lock that
 //! can be taken is proof that nobody writes the cache. The record inside may
 //! be a dead daemon's; whoever reads it tries the socket.
+//!
+//! Once written the file keeps its one block, so that a cache on a disk that
+//! has filled up since can still be served.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Longest record ever written, in bytes.
-const RECORD_BYTES_MAX: u64 = 4_096;
+/// Bytes of a record, spaces at its end included.
+const RECORD_BYTES: usize = 4_096;
 
 /// The exclusive right to serve a cache directory, until dropped.
 #[derive(Debug)]
@@ -54,8 +57,7 @@ impl CacheLock {
     /// # Errors
     /// If the file cannot be written.
     pub fn write_record(&mut self, record: &LockRecord) -> io::Result<()> {
-        self.clear_record()?;
-        self.0.write_all(&serde_json::to_vec(record)?)
+        self.overwrite(serde_json::to_vec(record)?)
     }
 
     /// Says that the holder listens no more.
@@ -63,8 +65,15 @@ impl CacheLock {
     /// # Errors
     /// If the file cannot be written.
     pub fn clear_record(&mut self) -> io::Result<()> {
-        self.0.set_len(0)?;
-        self.0.rewind()
+        self.overwrite(Vec::new())
+    }
+
+    fn overwrite(&mut self, mut text: Vec<u8>) -> io::Result<()> {
+        if text.len() > RECORD_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        text.resize(RECORD_BYTES, b' ');
+        self.0.write_all_at(&text, 0)
     }
 }
 
@@ -72,7 +81,7 @@ impl CacheLock {
 pub fn read_record(cache_dir: &Path) -> Option<LockRecord> {
     let file = File::open(cache_dir.join("lock")).ok()?;
     let mut text = Vec::new();
-    file.take(RECORD_BYTES_MAX).read_to_end(&mut text).ok()?;
+    file.take(RECORD_BYTES as u64).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 

@@ -1,7 +1,8 @@
 //! A command's end of the socket.
 //!
 //! One request per connection: commands send one or two and exit. A daemon of
-//! another user is never talked to, since requests carry credentials.
+//! another user is not talked to, since requests carry credentials; root, who
+//! could read them anyway, may talk to any.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::unistd::Uid;
 use sha2::{Digest, Sha256};
@@ -43,18 +44,21 @@ pub fn socket_path(cache_dir: &Path) -> Result<PathBuf, ErrorReply> {
         .with_hint("set XDG_RUNTIME_DIR to a directory of your own with a short path"))
 }
 
-/// Every socket of this user's daemons, dead ones included.
+/// The sockets of this user's daemons, newest first, dead ones included: a
+/// refused connection may also be a daemon that is just starting, so nobody
+/// but the next holder of the cache's lock removes one.
 pub fn sockets() -> Vec<PathBuf> {
-    candidates()
+    let mut found: Vec<(SystemTime, PathBuf)> = candidates()
         .iter()
         .filter(|candidate| check_private(&candidate.path).is_ok())
         .filter_map(|candidate| fs::read_dir(&candidate.path).ok())
         .flatten()
         .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|ext| ext == "sock"))
-        .take(SOCKETS_MAX)
-        .collect()
+        .filter(|entry| entry.path().extension().is_some_and(|ext| ext == "sock"))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    found.sort_by(|a, b| b.cmp(a));
+    found.into_iter().take(SOCKETS_MAX).map(|(_, path)| path).collect()
 }
 
 struct Candidate {

@@ -38,7 +38,9 @@ pub trait Engine: Send + Sync + 'static {
     /// What the cache did.
     fn cache_metrics(&self) -> &CacheMetrics;
 
-    /// Saves what must survive. No mount is left, and none will come.
+    /// Saves what must survive, and closes the cache's files: on return another
+    /// daemon may open them. Mounts whose files are still open may be left and
+    /// fail from now on; none will come.
     async fn shutdown(&self);
 }
 
@@ -55,7 +57,8 @@ pub trait ActiveMount: Send + Sync + 'static {
     fn metrics(&self) -> &MountMetrics;
 
     /// Whether its mount point still leads to it. It does not after an
-    /// outside `umount -l`, while files are open.
+    /// outside `umount -l`, while files are open. Tells by the device number
+    /// in [`super::mountinfo`]: another mount of warmfs may be there by then.
     fn is_attached(&self) -> bool;
 
     /// Asks the kernel to unmount it, lazily if `lazy`. Blocks for as long as

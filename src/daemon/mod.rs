@@ -113,7 +113,8 @@ impl Daemon {
             let message = format!("{} is not an absolute path", request.dir.display());
             return Err(ErrorReply::new(ErrorCode::Invalid, message));
         }
-        let uri = preflight::check_uri(&request)?.to_string();
+        let checked = request.clone();
+        let uri = blocking(move || preflight::check_uri(&checked)).await??.to_string();
         let _turn = self.table.lock_dir(&request.dir).await;
         let dir = request.dir.clone();
         if let Some(reply) = self.find_same(&request, &uri).await? {
@@ -152,9 +153,7 @@ impl Daemon {
         uri: &str,
     ) -> Result<Option<MountReply>, ErrorReply> {
         let Some(entry) = self.table.at(&request.dir) else { return Ok(None) };
-        let probe = Arc::clone(&entry);
-        if !blocking(move || probe.mount.is_attached()).await? {
-            blocking(move || entry.detach()).await?;
+        if !self.is_attached(&entry).await? {
             return Ok(None);
         }
         if entry.uri == uri && entry.request.options == request.options {
@@ -168,9 +167,26 @@ impl Daemon {
             .with_hint(format!("`warmfs unmount {dir}` first")))
     }
 
+    /// Whether the folder still leads to the mount; notes it if not. Whatever
+    /// is mounted there then is somebody else's and must not be unmounted.
+    async fn is_attached(&self, entry: &Arc<Entry>) -> Result<bool, ErrorReply> {
+        let entry = Arc::clone(entry);
+        blocking(move || {
+            let attached = !entry.is_detached() && entry.mount.is_attached();
+            if !attached {
+                entry.detach();
+            }
+            attached
+        })
+        .await
+    }
+
     async fn remove_mount(&self, request: UnmountRequest) -> Result<UnmountReply, ErrorReply> {
         let _turn = self.table.lock_dir(&request.dir).await;
         let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
+        if !self.is_attached(&entry).await? {
+            return Err(not_mounted(&request.dir));
+        }
         let mount = Arc::clone(&entry.mount);
         match blocking(move || mount.unmount(request.lazy)).await? {
             Ok(()) => {}
@@ -189,6 +205,9 @@ impl Daemon {
     /// Unmounts everything for an exit: politely, then lazily.
     async fn remove_all(&self) {
         for entry in self.table.all() {
+            if !self.is_attached(&entry).await.unwrap_or(false) {
+                continue;
+            }
             let mount = Arc::clone(&entry.mount);
             let done = blocking(move || mount.unmount(false).or_else(|_| mount.unmount(true)));
             match done.await {

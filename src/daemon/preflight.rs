@@ -104,6 +104,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, ErrorReply> {
     let wrong = |error: &io::Error| {
         let message = format!("{} cannot be resolved: {}", path.display(), describe(error));
         ErrorReply::new(ErrorCode::MountPoint, message)
+            .with_hint("choose another path, or make the folder that it leads to")
     };
     let absolute = std::path::absolute(path).map_err(|error| wrong(&error))?;
     if absolute.components().any(|part| part == Component::ParentDir) {
@@ -111,10 +112,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, ErrorReply> {
     }
     let mut missing = Vec::new();
     let mut existing = absolute.as_path();
-    loop {
-        let (Some(name), Some(parent)) = (existing.file_name(), existing.parent()) else {
-            break;
-        };
+    while let (Some(name), Some(parent)) = (existing.file_name(), existing.parent()) {
         // Does not ask the file system at a mount point, dead or not, for attributes.
         if fs::read_link(existing).is_ok() {
             let target = existing.canonicalize().map_err(|error| wrong(&error))?;

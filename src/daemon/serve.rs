@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,9 +73,10 @@ where
     let signals = Signals::new().map_err(|error| failed("cannot handle signals", &error))?;
     let engine = open_engine(cache.clone()).await?;
     let listener = Listener::bind(&socket)
-        .map_err(|error| failed(&format!("cannot listen at {}", socket.display()), &error))?;
+        .map_err(|error| failed(&format!("cannot listen at {}", socket.display()), &error))
+        .map_err(|reply| reply.with_hint("set XDG_RUNTIME_DIR to a folder that you may write"))?;
     let record = LockRecord { pid: std::process::id(), socket: socket.clone() };
-    lock.write_record(&record).map_err(|error| failed("cannot write the cache's lock", &error))?;
+    lock.write_record(&record).map_err(|error| lock_failed("write", &cache.dir, &error))?;
     tracing::info!("serving {} at {}", cache.dir.display(), socket.display());
     let daemon = Daemon::new(cache, engine);
     let finished = tokio::spawn(run(daemon, listener, signals, lock));
@@ -116,7 +117,7 @@ async fn take_lock(cache: &CacheOptions) -> Result<CacheLock, StartError> {
         match CacheLock::try_take(&cache.dir) {
             Ok(Some(lock)) => return Ok(lock),
             Ok(None) => {}
-            Err(error) => return Err(failed("cannot lock the cache directory", &error).into()),
+            Err(error) => return Err(lock_failed("take", &cache.dir, &error).into()),
         }
         if let Some(client) = Client::of_cache(&cache.dir).await? {
             return Err(StartError::AlreadyServed(client.socket().to_owned()));
@@ -147,6 +148,11 @@ async fn poll_until(limit: Duration, condition: impl Fn() -> bool) {
 fn failed(what: &str, error: &io::Error) -> ErrorReply {
     let why = super::preflight::describe(error);
     ErrorReply::new(ErrorCode::Environment, format!("{what}: {why}"))
+}
+
+fn lock_failed(what: &str, cache_dir: &Path, error: &io::Error) -> ErrorReply {
+    failed(&format!("cannot {what} the lock of the cache {}", cache_dir.display()), error)
+        .with_hint("see whether its disk is full, or choose another one with --cache-dir")
 }
 
 struct Signals {

@@ -126,7 +126,8 @@ impl Filesystem for Driver {
         self.answer(self.fs.lookup(Ino(parent.0), name), move |result| match result {
             Ok(found) => match found.attr {
                 Some(attr) => {
-                    reply.entry_with_ttls(&found.ttl, &attr.ttl, &file_attr(&attr), GENERATION);
+                    // In this order: the attributes' TTL comes first.
+                    reply.entry_with_ttls(&attr.ttl, &found.ttl, &file_attr(&attr), GENERATION);
                 }
                 None => reply.entry(&found.ttl, &NO_ENTRY, GENERATION),
             },
@@ -140,10 +141,10 @@ impl Filesystem for Driver {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.count(&self.fs.metrics().fuse_ops.getattr);
-        match self.fs.getattr(Ino(ino.0)) {
+        self.answer(self.fs.getattr(Ino(ino.0)), move |result| match result {
             Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
             Err(errno) => reply.error(errno.into()),
-        }
+        });
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

@@ -51,8 +51,8 @@ pub struct Attr {
     pub ttl: Duration,
 }
 
-/// What still changes, the kernel asks for this often: the block count of an
-/// object that is being cached, and the mtime of a folder that is not listed.
+/// How often the kernel asks for what still changes: the block count of an
+/// object that is being cached.
 const CHANGING_TTL: Duration = Duration::from_secs(1);
 
 /// Size shown for a folder, as file systems of the field do.
@@ -69,7 +69,7 @@ impl Attr {
         let ino = Ino::of(node.id, root);
         let (uid, gid) = (options.uid, options.gid);
         match &node.kind {
-            NodeKind::Folder { mtime_ns, listed } => Attr {
+            NodeKind::Folder { mtime_ns, listed_for } => Attr {
                 ino,
                 is_folder: true,
                 size: FOLDER_SIZE,
@@ -78,7 +78,10 @@ impl Attr {
                 mode: options.dir_mode,
                 uid,
                 gid,
-                ttl: if *listed { node.valid_for } else { CHANGING_TTL.min(node.valid_for) },
+                // Before it serves its copy of a listing the kernel looks at the
+                // mtime, for which it asks once these are too old: no later than
+                // the listing itself is.
+                ttl: listed_for.unwrap_or(node.valid_for).min(node.valid_for),
             },
             NodeKind::Object(object) => Attr {
                 ino,

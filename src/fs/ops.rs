@@ -121,10 +121,28 @@ impl FileSystem {
         }
     }
 
-    /// The attributes of an inode. Never asks the remote: an inode is one
+    /// The attributes of an inode. A file never asks the remote: it is one
     /// version, and that does not change.
-    pub fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
-        self.node(ino).map(|node| self.attr_of(&node))
+    ///
+    /// A folder whose listing is too old is listed again first. Without OPENDIR
+    /// this is all that comes before the kernel serves its own copy of the
+    /// listing, and the mtime is all by which it tells that the copy is old.
+    pub fn getattr(self: &Arc<Self>, ino: Ino) -> Answer<Attr> {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(errno) => return Answer::Now(Err(errno)),
+        };
+        let NodeKind::Folder { listed_for: Some(Duration::ZERO), .. } = node.kind else {
+            return Answer::Now(Ok(self.attr_of(&node)));
+        };
+        let fs = self.clone();
+        Answer::Later(Box::pin(async move {
+            if let Err(error) = fs.tree.ensure_listed(node.id).await {
+                // The folder is there all the same; reading it says what is wrong.
+                fs.failed("getattr", &node.name, &error);
+            }
+            fs.node(ino).map(|node| fs.attr_of(&node))
+        }))
     }
 
     fn node(&self, ino: Ino) -> Result<Node, Errno> {

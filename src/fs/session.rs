@@ -52,7 +52,7 @@ impl MountSession {
             MountOption::RO,
             MountOption::NoAtime,
             MountOption::DefaultPermissions,
-            MountOption::FSName(escape(source)),
+            MountOption::FSName(shown(source)),
             // Not `Subtype`, which is lost where root mounts without fusermount.
             MountOption::CUSTOM("subtype=warmfs".to_owned()),
         ];
@@ -119,8 +119,11 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
     for event in events {
         let told = match &event {
             Event::Entry(parent, name) => notifier.inval_entry(ino(*parent), OsStr::new(name)),
+            // The copy of the listing goes, not the mtime alone: the kernel drops
+            // the answer to a GETATTR that this overtakes, and with it the mtime.
+            Event::Folder(node) => notifier.inval_inode(ino(*node), 0, 0),
             // A negative offset drops attributes and keeps pages.
-            Event::Folder(node) | Event::Completed(node) => notifier.inval_inode(ino(*node), -1, 0),
+            Event::Completed(node) => notifier.inval_inode(ino(*node), -1, 0),
         };
         match told {
             Ok(()) => {}
@@ -142,7 +145,11 @@ fn tune(device: u64) {
     }
 }
 
-/// A mount option's value must not end at a comma of its own.
-fn escape(source: &str) -> String {
+/// What mountinfo is to show. Root's goes to mount(2) as it is; fusermount
+/// gets a list of options, where a value must not end at a comma of its own.
+fn shown(source: &str) -> String {
+    if nix::unistd::Uid::effective().is_root() {
+        return source.to_owned();
+    }
     source.replace('\\', "\\\\").replace(',', "\\,")
 }

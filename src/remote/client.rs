@@ -157,7 +157,9 @@ impl RemoteClient {
         F: Future<Output = Result<T, RemoteError>>,
     {
         let start = Instant::now();
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             metrics.requests.add(1);
             let left = self.limits.no_progress.saturating_sub(start.elapsed());
             let error = match timeout(limit.min(left), request()).await {
@@ -170,7 +172,6 @@ impl RemoteClient {
             }
             self.pause(attempt, start, error).await?;
         }
-        unreachable!("the policy ends every series of attempts")
     }
 
     /// Waits until the attempt after number `attempt` is due. Gives the error

@@ -1,7 +1,11 @@
 //! Failures of a remote, shaped by what the caller can do next.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
+
+/// Longest part of somebody else's message that is shown, in characters.
+const SHOWN_CHARS: usize = 200;
 
 /// A request that failed.
 ///
@@ -55,4 +59,32 @@ impl RemoteError {
             ErrorKind::Throttled { .. } | ErrorKind::Transient | ErrorKind::Unreachable
         )
     }
+}
+
+/// The first error of type `T` in the chain. The payload of an [`std::io::Error`]
+/// is looked into too, which `source` skips.
+pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    chain(error).find_map(|error| error.downcast_ref::<T>())
+}
+
+/// What the innermost error of a chain says: the outer ones only say that
+/// something failed.
+pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
+    chain(error).last().map(|error| one_line(&error.to_string())).unwrap_or_default()
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match inner {
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+/// A text as part of a one-line message.
+pub(crate) fn one_line(text: &str) -> String {
+    let words: Vec<_> = text.split_whitespace().collect();
+    words.join(" ").chars().take(SHOWN_CHARS).collect()
 }

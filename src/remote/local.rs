@@ -109,7 +109,7 @@ impl Remote for LocalRemote {
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let key = key.clone();
         self.blocking(move |folder| {
-            let path = folder.path_of(&key)?;
+            let path = folder.path_of("HEAD", &key)?;
             let metadata = path.metadata().map_err(|e| io_error("HEAD", &key.0, &e))?;
             object_meta(key.clone(), &metadata).ok_or_else(|| not_found("HEAD", &key))
         })
@@ -174,20 +174,20 @@ impl FileReader {
 
 impl Folder {
     /// The path a key names, never outside the folder.
-    fn path_of(&self, key: &Key) -> Result<PathBuf, RemoteError> {
+    fn path_of(&self, verb: &str, key: &Key) -> Result<PathBuf, RemoteError> {
         let inside = is_plain(&key.0).then(|| self.root.join(&key.0));
-        let path = inside.ok_or_else(|| not_found("HEAD", key))?;
+        let path = inside.ok_or_else(|| not_found(verb, key))?;
         // A folder on the way that is a link would lead elsewhere.
         let parent = path.parent().unwrap_or(&self.root);
         match parent.canonicalize() {
             Ok(canonical) if canonical == parent => Ok(path),
-            Ok(_) => Err(not_found("HEAD", key)),
-            Err(error) => Err(io_error("HEAD", &key.0, &error)),
+            Ok(_) => Err(not_found(verb, key)),
+            Err(error) => Err(io_error(verb, &key.0, &error)),
         }
     }
 
     fn open_file(&self, key: &Key) -> Result<(File, Metadata), RemoteError> {
-        let path = self.path_of(key)?;
+        let path = self.path_of("GET", key)?;
         let mut options = OpenOptions::new();
         // A pipe must not make the open wait for its writer.
         options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
@@ -198,7 +198,7 @@ impl Folder {
 
     fn list(&self, request: &ListRequest) -> Result<ListPage, RemoteError> {
         let (dir, _) = split_prefix(&request.prefix);
-        if !dir.is_empty() && !is_plain(dir.trim_end_matches('/')) || dir.ends_with("//") {
+        if dir.strip_suffix('/').is_some_and(|dir| !is_plain(dir)) {
             return Ok(ListPage::default());
         }
         let limit = request.max_keys.map_or(PAGE_ENTRIES, usize::from).clamp(1, PAGE_ENTRIES);

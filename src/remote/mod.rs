@@ -5,10 +5,13 @@
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
 pub mod client;
+pub mod credentials;
 pub mod error;
 pub mod gate;
+pub mod http;
 pub mod local;
 pub mod retry;
+pub mod s3;
 pub mod scripted;
 pub mod uri;
 
@@ -22,11 +25,11 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{CallerEnv, RemoteOptions};
-use crate::metrics::RemoteMetrics;
-
 pub use error::{ErrorKind, RemoteError};
 pub use uri::RemoteUri;
+
+use crate::config::{CallerEnv, RemoteOptions};
+use crate::metrics::RemoteMetrics;
 
 /// An object store, or a folder that plays one.
 ///
@@ -165,14 +168,19 @@ impl fmt::Debug for RangeBody {
 }
 
 /// Opens the remote a URI names, with the caller's own credentials.
+///
+/// Whatever can be found out without a request for the prefix itself is found
+/// out here: the region of a bucket, and whether requests are signed.
 pub async fn connect(
     uri: &RemoteUri,
-    _options: &RemoteOptions,
-    _env: &CallerEnv,
-    _metrics: &Arc<RemoteMetrics>,
+    options: &RemoteOptions,
+    env: &CallerEnv,
+    metrics: &Arc<RemoteMetrics>,
 ) -> Result<Arc<dyn Remote>, RemoteError> {
     match uri {
-        RemoteUri::S3 { .. } => Err(RemoteError::new(ErrorKind::Invalid, "s3:// comes next")),
+        RemoteUri::S3 { bucket, .. } => {
+            Ok(Arc::new(s3::S3Remote::connect(bucket, options, env, metrics).await?))
+        }
         RemoteUri::File { path } => Ok(Arc::new(local::LocalRemote::open(path)?)),
     }
 }

@@ -1,0 +1,335 @@
+//! How a bucket is reached: endpoint, region, and whether requests are signed.
+//!
+//! One LIST of one key settles all three before anything is mounted. An answer
+//! that names another region is followed. What it does not settle is whether the
+//! mount's own prefix may be read: a policy may allow that and deny this, so a
+//! denied LIST with credentials is no error here.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_sdk_s3::config::{
+    BehaviorVersion, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
+};
+use aws_sdk_s3::types::RequestPayer;
+use aws_sdk_s3::{Client, Config};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use aws_types::region::Region;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::S3Remote;
+use super::error::{Asked, bucket_region, classify};
+use crate::config::{CallerEnv, RemoteOptions};
+use crate::metrics::RemoteMetrics;
+use crate::remote::credentials::{CallerConfig, DEFAULT_REGION, Found, nothing_found};
+use crate::remote::retry::Backoff;
+use crate::remote::{ErrorKind, RemoteError, RemoteId};
+
+/// Time for one LIST of one key, the loading of credentials included: a role,
+/// an SSO token or a process may be behind them.
+const LIST_LIMIT: Duration = Duration::from_secs(20);
+
+/// Time that loading credentials may take.
+const CREDENTIALS_LIMIT: Duration = Duration::from_secs(15);
+
+/// Attempts of that LIST while the store asks for patience.
+const ATTEMPTS: u32 = 3;
+
+/// Times that another region is followed: given, then told; a second answer
+/// that contradicts the first one is an error.
+const MAX_REGIONS: usize = 2;
+
+/// Time for the metadata service to give credentials, counted from the start.
+/// It is a few hundred microseconds away, or not there at all.
+const METADATA_LIMIT: Duration = Duration::from_millis(900);
+
+impl S3Remote {
+    /// Finds out how to reach `bucket` with the caller's credentials. Each LIST
+    /// that this takes is counted in `metrics`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Credentials`] when named credentials do not work, or none
+    /// were found and the bucket is not public; [`ErrorKind::NoSuchBucket`],
+    /// [`ErrorKind::Unreachable`], and [`ErrorKind::Invalid`] for an endpoint
+    /// that is no URL.
+    pub async fn connect(
+        bucket: &str,
+        options: &RemoteOptions,
+        env: &CallerEnv,
+        metrics: &Arc<RemoteMetrics>,
+    ) -> Result<S3Remote, RemoteError> {
+        let config = CallerConfig::load(options, env).await?;
+        let endpoint = Endpoint::find(options, env, &config)?;
+        let http = crate::remote::http::client(env.get("AWS_CA_BUNDLE").map(Path::new))?;
+        let region = options
+            .region
+            .as_deref()
+            .or_else(|| env.get("AWS_REGION"))
+            .or_else(|| env.get("AWS_DEFAULT_REGION"))
+            .or_else(|| config.get("region"));
+        let found = config.find(options, env, &http, region)?;
+        let mut connector = Connector {
+            bucket: bucket.to_owned(),
+            endpoint,
+            path_style: !options.virtual_host_style,
+            payer: options.requester_pays.then_some(RequestPayer::Requester),
+            http,
+            region: region.unwrap_or(DEFAULT_REGION).to_owned(),
+            metrics: Arc::clone(metrics),
+        };
+        match found {
+            Found::Unsigned => connector.settle(None).await,
+            Found::Named(provider) => connector.settle(Some(provider)).await,
+            Found::Nothing(metadata) => connector.settle_unconfigured(metadata).await,
+        }
+    }
+}
+
+/// Everything that a client is built from.
+struct Connector {
+    bucket: String,
+    endpoint: Option<Endpoint>,
+    path_style: bool,
+    payer: Option<RequestPayer>,
+    http: SharedHttpClient,
+    region: String,
+    metrics: Arc<RemoteMetrics>,
+}
+
+impl Connector {
+    /// Signed or not is decided; a LIST that is denied is no error.
+    async fn settle(
+        &mut self,
+        credentials: Option<SharedCredentialsProvider>,
+    ) -> Result<S3Remote, RemoteError> {
+        let (remote, result) = self.try_list(credentials).await;
+        match result {
+            Err(error) if error.kind != ErrorKind::Denied => Err(error),
+            _ => Ok(remote),
+        }
+    }
+
+    /// Nothing is configured: tries without a signature while the metadata
+    /// service is asked, and waits for that only where it matters.
+    async fn settle_unconfigured(
+        &mut self,
+        metadata: Option<SharedCredentialsProvider>,
+    ) -> Result<S3Remote, RemoteError> {
+        let probe = metadata.clone().map(MetadataProbe::start);
+        let (remote, result) = self.try_list(None).await;
+        let error = match result {
+            Ok(()) => return Ok(remote),
+            Err(error) => error,
+        };
+        // A store of one's own may call a missing signature what it likes.
+        if !matches!(error.kind, ErrorKind::Denied | ErrorKind::Credentials) {
+            return Err(error);
+        }
+        let asked_metadata = probe.is_some();
+        if let Some(probe) = probe
+            && probe.has_credentials().await
+        {
+            return self.settle(metadata).await;
+        }
+        let message = format!(
+            "s3://{}: not readable without credentials, and {}",
+            self.bucket,
+            nothing_found(asked_metadata)
+        );
+        Err(RemoteError::new(ErrorKind::Credentials, message))
+    }
+
+    /// A remote for what is known, and whether a LIST of one key works with it.
+    async fn try_list(
+        &mut self,
+        credentials: Option<SharedCredentialsProvider>,
+    ) -> (S3Remote, Result<(), RemoteError>) {
+        let mut remote = self.remote(credentials.clone());
+        for _ in 0..MAX_REGIONS {
+            match self.list_one(&remote).await {
+                Err((_, Some(region))) if region != self.region => {
+                    tracing::info!(bucket = self.bucket, region, "found the bucket's region");
+                    self.region = region;
+                    remote = self.remote(credentials.clone());
+                }
+                result => return (remote, result.map_err(|(error, _)| error)),
+            }
+        }
+        let result = self.list_one(&remote).await.map_err(|(error, _)| error);
+        (remote, result)
+    }
+
+    /// LISTs one key, patiently. An error comes with the region it names.
+    async fn list_one(&self, remote: &S3Remote) -> Result<(), (RemoteError, Option<String>)> {
+        let what = remote.what("LIST", "");
+        let metrics = &self.metrics.list;
+        let backoff = Backoff { attempts: ATTEMPTS, ..Backoff::default() };
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            metrics.requests.add(1);
+            let request = remote
+                .client
+                .list_objects_v2()
+                .bucket(&self.bucket)
+                .max_keys(1)
+                .set_request_payer(self.payer.clone());
+            let (error, region) = match timeout(LIST_LIMIT, request.send()).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => (classify(Asked::List, &what, &error), bucket_region(&error)),
+                Err(_) => {
+                    let message = format!("{what}: no answer within {} s", LIST_LIMIT.as_secs());
+                    (RemoteError::new(ErrorKind::Transient, message), None)
+                }
+            };
+            metrics.errors.add(1);
+            let retry_after = match error.kind {
+                ErrorKind::Throttled { retry_after } => retry_after,
+                ErrorKind::Transient => None,
+                _ => return Err((error, region)),
+            };
+            match backoff.delay(attempt, retry_after, fastrand::f64()) {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return Err((error, region)),
+            }
+        }
+    }
+
+    fn remote(&self, credentials: Option<SharedCredentialsProvider>) -> S3Remote {
+        let host = self.endpoint.as_ref().map_or("s3.amazonaws.com", |endpoint| &endpoint.host);
+        S3Remote {
+            id: RemoteId(format!("s3://{host}/{}", self.bucket)),
+            bucket: self.bucket.clone(),
+            client: self.client(credentials),
+            payer: self.payer.clone(),
+        }
+    }
+
+    fn client(&self, credentials: Option<SharedCredentialsProvider>) -> Client {
+        let mut config = Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(self.http.clone())
+            .region(Region::new(self.region.clone()))
+            // All of these are ours: see the client, which counts and limits.
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(TimeoutConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            // A checksum over the whole object says nothing of a range.
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
+        config = match credentials {
+            Some(provider) => config
+                .credentials_provider(provider)
+                .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_LIMIT).build()),
+            None => config.allow_no_auth(),
+        };
+        if let Some(endpoint) = &self.endpoint {
+            config = config.endpoint_url(&endpoint.url).force_path_style(self.path_style);
+        }
+        Client::from_conf(config.build())
+    }
+}
+
+/// The question to the metadata service, under way. Dropping it ends it.
+struct MetadataProbe(JoinHandle<bool>);
+
+impl MetadataProbe {
+    fn start(provider: SharedCredentialsProvider) -> Self {
+        MetadataProbe(tokio::spawn(async move {
+            let answer = timeout(METADATA_LIMIT, provider.provide_credentials()).await;
+            matches!(answer, Ok(Ok(_)))
+        }))
+    }
+
+    async fn has_credentials(mut self) -> bool {
+        (&mut self.0).await.unwrap_or(false)
+    }
+}
+
+impl Drop for MetadataProbe {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An S3-compatible endpoint, checked.
+#[derive(Debug, PartialEq, Eq)]
+struct Endpoint {
+    url: String,
+    /// `host[:port]`, as in the remote's identity.
+    host: String,
+}
+
+impl Endpoint {
+    /// The endpoint by option, environment or profile; `None` for AWS.
+    fn find(
+        options: &RemoteOptions,
+        env: &CallerEnv,
+        config: &CallerConfig,
+    ) -> Result<Option<Endpoint>, RemoteError> {
+        if let Some(url) = &options.endpoint_url {
+            return Endpoint::parse("--endpoint-url", url).map(Some);
+        }
+        let ignored = env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+        if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return Ok(None);
+        }
+        let named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+            .iter()
+            .find_map(|name| Some((*name, env.get(name)?)));
+        let configured = || Some(("endpoint_url", config.get("endpoint_url")?));
+        match named.or_else(configured) {
+            Some((name, url)) => Endpoint::parse(name, url).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn parse(name: &str, url: &str) -> Result<Endpoint, RemoteError> {
+        let refuse = |why: &str| {
+            let message = format!("{name}: {url:?} {why}; write it as https://HOST[:PORT]");
+            RemoteError::new(ErrorKind::Invalid, message)
+        };
+        let uri: http::Uri = url.parse().map_err(|_| refuse("is not a URL"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(refuse("begins with neither http:// nor https://"));
+        }
+        let authority = uri.authority().ok_or_else(|| refuse("names no host"))?;
+        if authority.as_str().contains('@') {
+            let message = format!("{name}: credentials do not belong in a URL; name a profile");
+            return Err(RemoteError::new(ErrorKind::Invalid, message));
+        }
+        if authority.host().is_empty() || uri.query().is_some() {
+            return Err(refuse("is not the URL of an endpoint"));
+        }
+        Ok(Endpoint {
+            url: url.trim_end_matches('/').to_owned(),
+            host: authority.as_str().to_ascii_lowercase(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_checked() {
+        let parse = |url| Endpoint::parse("--endpoint-url", url);
+        let endpoint = parse("http://LocalHost:9000/").unwrap();
+        assert_eq!(endpoint.host, "localhost:9000");
+        assert_eq!(endpoint.url, "http://LocalHost:9000");
+        for url in ["localhost:9000", "minio.example", "ftp://x", "http://", "https://a b", ""] {
+            let error = parse(url).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Invalid);
+            assert!(error.message.contains("https://HOST"), "{error}");
+        }
+        let error = parse("https://user:hidden@host").unwrap_err();
+        assert!(!error.message.contains("hidden"));
+    }
+}

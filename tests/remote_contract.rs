@@ -1,0 +1,280 @@
+//! What every remote must do, checked against each of them: a folder, the
+//! scripted remote that other tests trust, and S3 over a real server.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use common::moto::Moto;
+use warmfs::config::CallerEnv;
+use warmfs::metrics::RemoteMetrics;
+use warmfs::remote::client::RemoteClient;
+use warmfs::remote::local::LocalRemote;
+use warmfs::remote::scripted::ScriptedRemote;
+use warmfs::remote::{
+    ErrorKind, Key, ListRequest, ObjectMeta, Remote, RemoteError, RemoteUri, connect,
+};
+
+/// A store whose objects the test may change.
+#[async_trait]
+trait Store: Sync {
+    fn remote(&self) -> Arc<dyn Remote>;
+    async fn put(&self, key: &str, bytes: Vec<u8>);
+    async fn delete(&self, key: &str);
+    /// Whether the store itself can hold such a key.
+    fn can_hold(&self, _key: &str) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_folder_keeps_the_contract() {
+    struct Folder(tempfile::TempDir);
+    #[async_trait]
+    impl Store for Folder {
+        fn remote(&self) -> Arc<dyn Remote> {
+            Arc::new(LocalRemote::open(self.0.path()).unwrap())
+        }
+        async fn put(&self, key: &str, bytes: Vec<u8>) {
+            let path = self.0.path().join(key);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        async fn delete(&self, key: &str) {
+            fs::remove_file(self.0.path().join(key)).unwrap();
+        }
+    }
+    check(&Folder(tempfile::tempdir().unwrap())).await;
+}
+
+#[tokio::test]
+async fn the_scripted_remote_keeps_the_contract() {
+    struct Scripted(ScriptedRemote);
+    #[async_trait]
+    impl Store for Scripted {
+        fn remote(&self) -> Arc<dyn Remote> {
+            Arc::new(self.0.clone())
+        }
+        async fn put(&self, key: &str, bytes: Vec<u8>) {
+            self.0.put(key, bytes);
+        }
+        async fn delete(&self, key: &str) {
+            self.0.delete(key);
+        }
+    }
+    check(&Scripted(ScriptedRemote::new())).await;
+}
+
+#[tokio::test]
+async fn s3_keeps_the_contract() {
+    struct S3(Moto, Arc<dyn Remote>);
+    #[async_trait]
+    impl Store for S3 {
+        fn remote(&self) -> Arc<dyn Remote> {
+            Arc::clone(&self.1)
+        }
+        async fn put(&self, key: &str, bytes: Vec<u8>) {
+            self.0.put("bucket", key, bytes).await;
+        }
+        async fn delete(&self, key: &str) {
+            self.0.delete("bucket", key).await;
+        }
+        fn can_hold(&self, key: &str) -> bool {
+            // Moto's router finds no route for it; tests/remote_wire.rs has such a key.
+            !key.contains('\n')
+        }
+    }
+    let moto = Moto::start();
+    moto.create_bucket("bucket").await;
+    let uri: RemoteUri = "s3://bucket/some/prefix".parse().unwrap();
+    let metrics = Arc::new(RemoteMetrics::default());
+    let remote = connect(&uri, &moto.options(), &moto.env(), &metrics).await.unwrap();
+    assert_eq!(remote.id().0, format!("s3://{}/bucket", moto.endpoint().replace("http://", "")));
+    assert_eq!(metrics.list.requests.get(), 1);
+
+    let uri: RemoteUri = "s3://missing".parse().unwrap();
+    let error = connect(&uri, &moto.options(), &moto.env(), &metrics).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoSuchBucket, "{error}");
+    check(&S3(moto, remote)).await;
+}
+
+#[tokio::test]
+async fn connect_opens_folders_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let uri: RemoteUri = format!("file://{}", dir.path().display()).parse().unwrap();
+    let (options, env, metrics) = (Default::default(), CallerEnv::default(), Default::default());
+    assert!(connect(&uri, &options, &env, &metrics).await.is_ok());
+    dir.close().unwrap();
+    let error = connect(&uri, &options, &env, &metrics).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoSuchBucket);
+}
+
+/// The contract.
+async fn check(store: &dyn Store) {
+    check_objects(store).await;
+    check_changes(store).await;
+    check_listings(store).await;
+    check_odd_keys(store).await;
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * 31 / 7) as u8).collect()
+}
+
+fn client(store: &dyn Store) -> Arc<RemoteClient> {
+    Arc::new(RemoteClient::new(store.remote(), Arc::default()))
+}
+
+async fn head(store: &dyn Store, key: &str) -> Result<ObjectMeta, RemoteError> {
+    store.remote().head(&Key(key.into())).await
+}
+
+async fn read(store: &dyn Store, object: &ObjectMeta) -> Result<Vec<u8>, RemoteError> {
+    let mut reader = client(store).get_range(object.clone(), 0..object.size);
+    let mut all = Vec::new();
+    while let Some(piece) = reader.next().await? {
+        all.extend_from_slice(&piece);
+    }
+    Ok(all)
+}
+
+async fn check_objects(store: &dyn Store) {
+    let content = bytes(3 << 20);
+    store.put("objects/large", content.clone()).await;
+    store.put("objects/empty", Vec::new()).await;
+    let large = head(store, "objects/large").await.unwrap();
+    assert_eq!((large.key.0.as_str(), large.size), ("objects/large", 3 << 20));
+    assert!(large.mtime.elapsed().is_ok_and(|age| age.as_secs() < 10 * 365 * 86_400));
+    assert!(!large.version.0.contains('"'));
+    for range in [0..large.size, 0..1, large.size - 1..large.size, 1_000_000..2_500_001] {
+        let answer = store.remote().get_range(&large, range.clone()).await.unwrap();
+        assert_eq!((&answer.version, answer.total_size), (&large.version, large.size));
+        let mut reader = client(store).get_range(large.clone(), range.clone());
+        let mut all = Vec::new();
+        while let Some(piece) = reader.next().await.unwrap() {
+            all.extend_from_slice(&piece);
+        }
+        assert!(all == content[range.start as usize..range.end as usize], "{range:?}");
+    }
+    let empty = head(store, "objects/empty").await.unwrap();
+    assert_eq!(empty.size, 0);
+    assert!(read(store, &empty).await.unwrap().is_empty());
+    for key in ["objects/missing", "objects", "objects/large/below"] {
+        assert_eq!(head(store, key).await.unwrap_err().kind, ErrorKind::NotFound, "{key}");
+    }
+}
+
+async fn check_changes(store: &dyn Store) {
+    store.put("changes/a", bytes(1000)).await;
+    let old = head(store, "changes/a").await.unwrap();
+    assert_eq!(read(store, &old).await.unwrap(), bytes(1000));
+    store.put("changes/a", bytes(2000)).await;
+    assert_eq!(read(store, &old).await.unwrap_err().kind, ErrorKind::Changed);
+    let new = head(store, "changes/a").await.unwrap();
+    assert_ne!(new.version, old.version);
+    assert_eq!(read(store, &new).await.unwrap(), bytes(2000));
+    store.delete("changes/a").await;
+    assert_eq!(read(store, &new).await.unwrap_err().kind, ErrorKind::NotFound);
+    assert_eq!(head(store, "changes/a").await.unwrap_err().kind, ErrorKind::NotFound);
+}
+
+async fn check_listings(store: &dyn Store) {
+    // `a.txt`, `a/` and `a0` sort in this order only if `/` takes part.
+    let keys = ["l/a-b", "l/a.txt", "l/a/x", "l/a/y/z", "l/a0", "l/b/x", "l/c", "l/é"];
+    for (n, key) in keys.iter().enumerate() {
+        store.put(key, bytes(n)).await;
+    }
+    for max_keys in [None, Some(1), Some(2), Some(3)] {
+        let ask = |prefix: &str, recursive| ListRequest {
+            prefix: prefix.into(),
+            recursive,
+            max_keys,
+            ..Default::default()
+        };
+        assert_eq!(list(store, ask("l/", true)).await, names(&keys));
+        let flat = names(&["l/a-b", "l/a.txt", "l/a/", "l/a0", "l/b/", "l/c", "l/é"]);
+        assert_eq!(list(store, ask("l/", false)).await, flat);
+        assert_eq!(list(store, ask("l/a/", false)).await, names(&["l/a/x", "l/a/y/"]));
+        assert_eq!(list(store, ask("l/a", true)).await, names(&keys[..5]));
+        assert_eq!(list(store, ask("l/missing/", false)).await, names(&[]));
+        let after = |after: &str, recursive| ListRequest {
+            start_after: Some(after.into()),
+            ..ask("l/", recursive)
+        };
+        assert_eq!(list(store, after("l/a.txt", true)).await, names(&keys[2..]));
+        assert_eq!(list(store, after("l/a/x", true)).await, names(&keys[3..]));
+        assert_eq!(list(store, after("l/a0", false)).await, names(&["l/b/", "l/c", "l/é"]));
+        assert_eq!(list(store, after("l/b0", false)).await, names(&["l/c", "l/é"]));
+    }
+    let page = store
+        .remote()
+        .list(&ListRequest { prefix: "l/".into(), recursive: true, ..Default::default() })
+        .await
+        .unwrap();
+    for listed in page.objects {
+        let object = head(store, &listed.key.0).await.unwrap();
+        assert_eq!((&listed.size, &listed.version), (&object.size, &object.version));
+        // What a listing says is enough to read.
+        assert_eq!(read(store, &listed).await.unwrap(), bytes(listed.size as usize));
+    }
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Every entry over all pages: sorted within and across pages, none twice.
+async fn list(store: &dyn Store, mut request: ListRequest) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    loop {
+        let page = store.remote().list(&request).await.unwrap();
+        assert!(page.prefixes.iter().all(|prefix| prefix.ends_with('/')));
+        let objects = page.objects.into_iter().map(|object| object.key.0);
+        let entries: Vec<_> = objects.chain(page.prefixes).collect();
+        if let Some(max_keys) = request.max_keys {
+            assert!(entries.len() <= usize::from(max_keys));
+        }
+        let sorted: BTreeSet<_> = entries.iter().cloned().collect();
+        assert_eq!(sorted.len(), entries.len());
+        assert!(all.last().is_none_or(|last| sorted.first().is_none_or(|first| last < first)));
+        all.extend(sorted);
+        request.continuation = page.next;
+        if request.continuation.is_none() {
+            return all;
+        }
+    }
+}
+
+async fn check_odd_keys(store: &dyn Store) {
+    let keys = [
+        "odd/ space ",
+        "odd/100%",
+        "odd/a+b",
+        "odd/a&b=c?d#e",
+        "odd/a%2Fb",
+        "odd/back\\slash",
+        "odd/quote\"'<>",
+        "odd/new\nline",
+        "odd/日本語/ü",
+        "odd/~!@$^*(){}[]|;:,",
+        "odd/...",
+    ];
+    let keys: Vec<_> = keys.into_iter().filter(|key| store.can_hold(key)).collect();
+    for key in &keys {
+        store.put(key, key.as_bytes().to_vec()).await;
+    }
+    let ask = ListRequest { prefix: "odd/".into(), recursive: true, ..Default::default() };
+    let sorted: BTreeSet<_> = keys.iter().map(|key| (*key).to_owned()).collect();
+    assert_eq!(list(store, ask.clone()).await, sorted.into_iter().collect::<Vec<_>>());
+    let paged = list(store, ListRequest { max_keys: Some(2), ..ask }).await;
+    assert_eq!(paged.len(), keys.len());
+    for key in keys {
+        let object = head(store, key).await.unwrap();
+        assert_eq!(read(store, &object).await.unwrap(), key.as_bytes(), "{key:?}");
+    }
+    let below = ListRequest { prefix: "odd/日本語/".into(), ..Default::default() };
+    assert_eq!(list(store, below).await, ["odd/日本語/ü"]);
+}

@@ -60,7 +60,8 @@ impl Engine for ReadThrough {
         request: &MountRequest,
         dir: &Path,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
-        let uri = super::preflight::check_uri(request)?;
+        let checked = request.clone();
+        let uri = super::blocking(move || super::preflight::check_uri(&checked)).await??;
         let options = &request.options;
         let remote = remote::connect(&uri, &options.remote, &request.env, &self.remote_metrics)
             .await

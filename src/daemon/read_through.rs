@@ -24,6 +24,7 @@ use crate::remote::{self, ErrorKind, RemoteError, RemoteUri};
 /// If the cache cannot be used.
 pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply> {
     raise_fd_limit();
+    refuse_core_dumps();
     let options = options.clone();
     let runtime = Handle::current();
     let opened = tokio::task::spawn_blocking(move || Cache::open(&options, runtime)).await;
@@ -45,6 +46,14 @@ fn raise_fd_limit() {
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
         tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+}
+
+/// A core dump would hold the credentials of every mount.
+fn refuse_core_dumps() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        tracing::debug!(%error, "core dumps stay possible");
     }
 }
 

@@ -140,7 +140,10 @@ impl ActiveMount for Mounted {
 
     fn is_attached(&self) -> bool {
         let device = self.session.device();
-        mountinfo::topmost_at(self.session.dir()).is_ok_and(|mount| {
+        let there = mountinfo::topmost_at(self.session.dir());
+        // What cannot be told is no reason to give a mount up: nobody would
+        // unmount it any more.
+        there.map_or(true, |mount| {
             mount.is_some_and(|m| m.device == (libc::major(device), libc::minor(device)))
         })
     }

@@ -64,6 +64,10 @@ impl MountSession {
         let (subscription, events) = fs.tree().store().subscribe();
         let driver = Driver::new(fs.clone(), runtime);
         let session = Session::new(driver, dir, &config)?.spawn()?;
+        // Asks the mount itself: from here on it must answer. Without this
+        // number nobody could tell it from another mount, to unmount it.
+        let device = std::fs::metadata(dir)?.dev();
+        tune(device);
         let notifier = session.notifier();
         let root = fs.tree().root();
         std::thread::Builder::new()
@@ -77,9 +81,6 @@ impl MountSession {
             drop(subscription); // Ends the notifier, and with it the last descriptor.
             ended_sender.send_replace(true);
         })?;
-        // Asks the mount itself: from here on it must answer.
-        let device = std::fs::metadata(dir).map_or(0, |m| m.dev());
-        tune(device);
         Ok(MountSession { dir: dir.to_owned(), device, fs, ended })
     }
 

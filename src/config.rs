@@ -1,8 +1,9 @@
 //! Options, checked once, as they travel from the command line to the daemon.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -69,10 +70,33 @@ impl CallerEnv {
     /// The variables that [`CallerEnv::from_process`] takes along.
     const PREFIXES: [&str; 1] = ["AWS_"];
     const NAMES: [&str; 1] = ["HOME"];
+    /// Those of them that name a file.
+    const PATHS: [&str; 4] = [
+        "AWS_CA_BUNDLE",
+        "AWS_CONFIG_FILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+    ];
 
     /// Takes what remotes may need out of this process's environment.
     pub fn from_process() -> Self {
-        CallerEnv(std::env::vars().filter(|(name, _)| Self::is_taken(name)).collect())
+        Self::from_vars(std::env::vars_os(), &std::env::current_dir().unwrap_or_default())
+    }
+
+    /// Paths are made absolute in `dir`: the daemon works in another folder.
+    /// What is not UTF-8 is left out.
+    fn from_vars(vars: impl Iterator<Item = (OsString, OsString)>, dir: &Path) -> Self {
+        let taken = vars.filter_map(|(name, value)| {
+            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+            let is_path = Self::PATHS.contains(&name.as_str());
+            // `~/` is the home, which is the remote's to look up.
+            let value = match is_path && !value.is_empty() && !value.starts_with('~') {
+                true => dir.join(value).into_os_string().into_string().ok()?,
+                false => value,
+            };
+            Self::is_taken(&name).then_some((name, value))
+        });
+        CallerEnv(taken.collect())
     }
 
     /// Whether a variable is taken along.
@@ -118,4 +142,33 @@ pub struct CacheOptions {
     pub dir: PathBuf,
     /// `--cache-size` in bytes; by default what the disk has free, less a reserve.
     pub size: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn the_callers_variables_are_taken_along() {
+        let vars = [
+            ("AWS_PROFILE", "work"),
+            ("AWS_CONFIG_FILE", "here/config"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "~/keys"),
+            ("AWS_CA_BUNDLE", "/ca.pem"),
+            ("PATH", "/bin"),
+        ];
+        let vars = vars.map(|(name, value)| (name.into(), value.into()));
+        let odd = [
+            (OsString::from("LESS"), OsString::from_vec(vec![0xff])),
+            (OsString::from_vec(vec![0xff]), OsString::from("x")),
+        ];
+        let env = CallerEnv::from_vars(vars.into_iter().chain(odd), Path::new("/work"));
+        assert_eq!(env.get("AWS_PROFILE"), Some("work"));
+        assert_eq!(env.get("AWS_CONFIG_FILE"), Some("/work/here/config"));
+        assert_eq!(env.get("AWS_SHARED_CREDENTIALS_FILE"), Some("~/keys"));
+        assert_eq!(env.get("AWS_CA_BUNDLE"), Some("/ca.pem"));
+        assert_eq!(env.0.len(), 4);
+    }
 }

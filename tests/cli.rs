@@ -1,5 +1,6 @@
 //! The real binary where no mount is needed: what it refuses, and how.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -126,6 +127,19 @@ fn an_unusable_cache_directory_is_one_line() {
     let line = one_line(&warmfs(home.path(), &args));
     assert!(line.contains("cannot be used"), "{line}");
     assert!(!dir.exists());
+}
+
+#[test]
+fn names_that_are_not_utf8_are_one_line_and_no_panic() {
+    let home = tempfile::tempdir().unwrap();
+    let odd = std::ffi::OsStr::from_bytes(b"odd\xff");
+    let source = home.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    let uri = format!("file://{}", source.display());
+    let mut command = command(home.path(), &["mount", &uri]);
+    let output = command.arg(home.path().join(odd)).env("WARMFS_ODD", odd).output().unwrap();
+    let line = one_line(&output);
+    assert!(line.contains("not UTF-8"), "{line}");
 }
 
 #[test]

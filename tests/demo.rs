@@ -53,6 +53,20 @@ fn a_demo_ends_well_and_leaves_nothing() {
 }
 
 #[test]
+fn a_demo_whose_reader_has_gone_cleans_up() {
+    let warmfs = Warmfs::new();
+    let work = work_dir(&warmfs);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = demo(&warmfs, &work, "20").stdout(writer).spawn().unwrap();
+    warmfs.watchdog().watch_pid(child.id());
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(wait(&mut child).success() && err.is_empty(), "{err}");
+    assert_clean(&work);
+}
+
+#[test]
 fn an_interrupted_demo_leaves_nothing() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let warmfs = Warmfs::new();

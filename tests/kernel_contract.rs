@@ -1013,6 +1013,8 @@ fn a_user_without_privilege_has_every_mode_but_passthrough() {
         }
         let warm = two_epochs(&warmfs, mode, nobody.as_ref());
         assert_eq!(warm["fuse"]["ops"]["open"], opens, "{mode}: {warm}");
+        let shown = if mode == "passthrough" { "keep-cache" } else { mode };
+        assert_eq!(warm["mode"], shown, "{warm}");
         let log = warmfs.log();
         let fallbacks = log.lines().filter(|line| line.contains("go through the daemon")).count();
         assert_eq!(fallbacks, usize::from(mode == "passthrough"), "{mode}: {log}");

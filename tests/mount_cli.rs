@@ -285,6 +285,25 @@ fn a_busy_mount_names_its_user_and_can_be_detached() {
 }
 
 #[test]
+fn the_end_of_a_detached_mount_spares_what_is_mounted_there_now() {
+    let warmfs = Warmfs::new();
+    let dir = warmfs.mount("mnt");
+    let held = File::open(dir.join("hello")).unwrap();
+    warmfs.ok(&["unmount", "--lazy", dir.to_str().unwrap()]);
+    let other = format!("{}/folder", warmfs.source());
+    warmfs.mount_uri(&other, "mnt");
+    drop(held);
+    eventually("the detached mount ends", || {
+        warmfs.status()["mounts"].as_array().unwrap().len() == 1
+    });
+    assert!(is_mounted(&dir), "{}", warmfs.log());
+    assert_eq!(warmfs.status()["mounts"][0]["uri"], other);
+    assert_eq!(fs::read_to_string(dir.join("inner")).unwrap(), "inner");
+    warmfs.unmount("mnt");
+    warmfs.assert_nothing_left(&["mnt"]);
+}
+
+#[test]
 fn a_terminated_daemon_unmounts_everything() {
     let warmfs = Warmfs::new();
     let dir = warmfs.mount("one");

@@ -472,3 +472,23 @@ async fn keys_that_xml_cannot_hold_survive() {
     assert_eq!(head.method(), "HEAD");
     assert_eq!(head.target(), "/bucket/odd/new%0Aline%20and%2Bplus%25");
 }
+
+#[tokio::test]
+async fn a_listing_that_cannot_be_right_is_an_error() {
+    let endless = vec![b' '; 17 << 20];
+    let store = Stub::start(move |request| match request.target() {
+        target if target.contains("prefix=endless") => Reply::new(200, &[], &endless),
+        target if target.contains("prefix=cut") => {
+            let body = "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>";
+            Reply::new(200, &[], body)
+        }
+        _ => Reply::empty_list(),
+    })
+    .await;
+    let remote = connect(&store, &KEYS, |_| ()).await.0.unwrap();
+    for (prefix, kind) in [("endless/", ErrorKind::Transient), ("cut/", ErrorKind::Invalid)] {
+        let request = ListRequest { prefix: prefix.into(), ..ListRequest::default() };
+        let error = remote.list(&request).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+    }
+}

@@ -146,6 +146,15 @@ impl MountArgs {
             dir: resolve_cache_dir(self.cache.cache_dir.as_deref())?,
             size: self.cache.cache_size,
         };
+        // Both travel as JSON.
+        for path in [&request.dir, &cache.dir] {
+            if path.to_str().is_none() {
+                let message = format!("{} is not UTF-8", path.display());
+                return Err(
+                    ErrorReply::new(ErrorCode::Invalid, message).with_hint("choose another folder")
+                );
+            }
+        }
         let log_file = self.log_file.map(|path| preflight::resolve(&path)).transpose()?;
         Ok(MountPlan { request, cache, log_file, foreground: self.foreground })
     }

@@ -13,6 +13,7 @@ mod report;
 mod stop;
 mod work_dir;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio::runtime::{Builder, Runtime};
 
+use super::output;
 use crate::embedded_store::{Batch, Dataset, EmbeddedStore, StoreOptions};
 use crate::units::format_bytes;
 use epoch::{EpochResult, Files};
@@ -78,15 +80,15 @@ pub fn run(args: DemoArgs) -> ExitCode {
         (_, Some(reason)) => failed(&reason.message, reason.exit_code),
         (Err(Failure(message)), None) => failed(&message, 1),
         (Ok(rows), None) => {
-            println!("\n{}", report::chart(&rows));
+            say(&format!("\n{}", report::chart(&rows)));
             let failures = report::failures(&rows);
             if failures.is_empty() {
-                println!("Every byte was right, and nothing that was cached was fetched again.");
-                println!("Done in {:.0} s.", started.elapsed().as_secs_f64());
+                say("Every byte was right, and nothing that was cached was fetched again.");
+                say(&format!("Done in {:.0} s.", started.elapsed().as_secs_f64()));
                 return ExitCode::SUCCESS;
             }
             for failure in failures {
-                eprintln!("FAILED {failure}");
+                complain(&format!("FAILED {failure}"));
             }
             ExitCode::FAILURE
         }
@@ -94,8 +96,19 @@ pub fn run(args: DemoArgs) -> ExitCode {
 }
 
 fn failed(message: &str, exit_code: u8) -> ExitCode {
-    eprintln!("warmfs demo: {message}");
+    complain(&format!("warmfs demo: {message}"));
     ExitCode::from(exit_code)
+}
+
+/// Prints a line. Who has gone, as in `warmfs demo | head`, needs none, and a
+/// panic would come between the demo and its cleaning up.
+fn say(text: &str) {
+    let _ = output::line(text);
+}
+
+/// The same on stderr.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Why there is no result, one line.
@@ -191,7 +204,7 @@ fn demonstrate(args: &DemoArgs, means: Means, stop: &Arc<Stop>) -> Result<Vec<Ro
 }
 
 fn describe(args: &DemoArgs, dataset_bytes: u64, work: &WorkDir) {
-    println!(
+    say(&format!(
         "{} files of {} and {} of {}: {}; {} readers, shuffled.",
         args.small_files,
         format_bytes(SMALL_FILE_BYTES as u64),
@@ -199,13 +212,13 @@ fn describe(args: &DemoArgs, dataset_bytes: u64, work: &WorkDir) {
         format_bytes(LARGE_FILE_BYTES as u64),
         format_bytes(dataset_bytes),
         args.readers,
-    );
-    println!(
+    ));
+    say(&format!(
         "The store is this process, on loopback: {} ms to the first byte, {} MB/s a\nconnection. No network is used.",
         args.ttfb_ms,
         args.rate as f64 / 1e6,
-    );
-    println!("Copy and cache are in {}{}\n", work.root().display(), work.remark());
+    ));
+    say(&format!("Copy and cache are in {}{}\n", work.root().display(), work.remark()));
 }
 
 /// Everything that the measurements use.
@@ -224,10 +237,10 @@ impl Stage<'_> {
     fn measure(&self) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
         let mut show = |row: Row| {
-            println!("{}", report::line(&row));
+            say(&report::line(&row));
             rows.push(row);
         };
-        println!("{}", report::header());
+        say(&report::header());
         show(self.row("copy first, then read", false, || self.copy_first())?);
         self.settle()?;
 
@@ -244,7 +257,7 @@ impl Stage<'_> {
         let dropped = self.drop_page_cache()?;
         show(self.row("plain disk *", false, || self.read(&self.work.copy(), 4))?);
         show(self.row("plain disk, again", false, || self.read(&self.work.copy(), 5))?);
-        println!("{}", footnote(dropped));
+        say(footnote(dropped));
         Ok(rows)
     }
 

@@ -38,11 +38,12 @@ impl ErrorReply {
 }
 
 impl fmt::Display for ErrorReply {
-    /// Always one line, since shells and notebooks show the last one.
+    /// Always one line, since shells and notebooks show the last one, and
+    /// nothing that steers a terminal: parts of it are a store's own words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.message.replace('\n', " "))?;
+        write!(f, "{}", self.message.replace(char::is_control, " "))?;
         match &self.hint {
-            Some(hint) => write!(f, ": {}", hint.replace('\n', " ")),
+            Some(hint) => write!(f, ": {}", hint.replace(char::is_control, " ")),
             None => Ok(()),
         }
     }
@@ -259,7 +260,7 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_with_its_hint() {
-        let error = ErrorReply::new(ErrorCode::Busy, "a\nb").with_hint("do c");
+        let error = ErrorReply::new(ErrorCode::Busy, "a\nb").with_hint("do\x1bc");
         assert_eq!(error.to_string(), "a b: do c");
         let text = serde_json::to_string(&error).unwrap();
         assert_eq!(serde_json::from_str::<ErrorReply>(&text).unwrap(), error);

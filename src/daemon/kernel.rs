@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -10,6 +12,10 @@ use nix::sys::statvfs::statvfs;
 
 /// Programs that unmount for users who are not root, newest first.
 const FUSERMOUNTS: [&str; 2] = ["fusermount3", "fusermount"];
+
+/// How long a file system may take to say that it is there. A dead one's answer
+/// comes from the kernel at once.
+const STATFS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Unmounts what is mounted at `dir`, lazily if `lazy`.
 ///
@@ -55,8 +61,17 @@ fn fusermount(dir: &Path, lazy: bool) -> io::Result<()> {
 ///
 /// Asks with statfs, which the kernel always sends on. A stat would be
 /// answered from cached attributes for as long as they are valid.
+///
+/// A server that hangs may never answer, and is not dead.
 pub fn is_stale(dir: &Path) -> bool {
-    matches!(statvfs(dir), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+    let (answer, answered) = mpsc::channel();
+    let dir = dir.to_owned();
+    // Of its own, since nothing can call it back.
+    let asking = std::thread::Builder::new().name("statfs".to_owned()).spawn(move || {
+        let _ = answer.send(statvfs(&dir));
+    });
+    let answered = asking.ok().and_then(|_| answered.recv_timeout(STATFS_TIMEOUT).ok());
+    matches!(answered, Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)))
 }
 
 /// Whether a program lies on `$PATH`.

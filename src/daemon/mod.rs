@@ -156,7 +156,7 @@ impl Daemon {
         if !self.is_attached(&entry).await? {
             return Ok(None);
         }
-        if entry.uri == uri && entry.request.options == request.options {
+        if entry.uri == uri && entry.options == request.options {
             let dir = request.dir.clone();
             return Ok(Some(MountReply { uri: uri.to_owned(), dir, existed: true }));
         }

@@ -24,6 +24,7 @@ use crate::remote::{self, ErrorKind, RemoteError, RemoteUri};
 /// If the cache cannot be used.
 pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply> {
     raise_fd_limit();
+    refuse_core_dumps();
     let options = options.clone();
     let runtime = Handle::current();
     let opened = tokio::task::spawn_blocking(move || Cache::open(&options, runtime)).await;
@@ -48,6 +49,14 @@ fn raise_fd_limit() {
     }
 }
 
+/// A core dump would hold the credentials of every mount.
+fn refuse_core_dumps() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        tracing::debug!(%error, "core dumps stay possible");
+    }
+}
+
 struct ReadThrough {
     cache: Arc<Cache>,
     remote_metrics: Arc<RemoteMetrics>,
@@ -60,7 +69,8 @@ impl Engine for ReadThrough {
         request: &MountRequest,
         dir: &Path,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
-        let uri = super::preflight::check_uri(request)?;
+        let checked = request.clone();
+        let uri = super::blocking(move || super::preflight::check_uri(&checked)).await??;
         let options = &request.options;
         let remote = remote::connect(&uri, &options.remote, &request.env, &self.remote_metrics)
             .await
@@ -130,7 +140,10 @@ impl ActiveMount for Mounted {
 
     fn is_attached(&self) -> bool {
         let device = self.session.device();
-        mountinfo::topmost_at(self.session.dir()).is_ok_and(|mount| {
+        let there = mountinfo::topmost_at(self.session.dir());
+        // What cannot be told is no reason to give a mount up: nobody would
+        // unmount it any more.
+        there.map_or(true, |mount| {
             mount.is_some_and(|m| m.device == (libc::major(device), libc::minor(device)))
         })
     }

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::engine::ActiveMount;
 use super::mount_point::MountPoint;
-use crate::config::MountRequest;
+use crate::config::{MountOptions, MountRequest};
 use crate::control::wire::{ErrorCode, ErrorReply};
 
 /// Mounts of one daemon. Each costs threads and descriptors; the field has
@@ -26,7 +26,8 @@ pub(super) struct Entry {
     pub(super) dir: PathBuf,
     /// Normalised.
     pub(super) uri: String,
-    pub(super) request: MountRequest,
+    /// Not the whole request, which holds secrets.
+    pub(super) options: MountOptions,
     pub(super) mount: Arc<dyn ActiveMount>,
     pub(super) since: Instant,
     /// Put back once the mount is off its folder.
@@ -44,9 +45,9 @@ impl Entry {
         point: MountPoint,
     ) -> Self {
         Entry {
-            dir: request.dir.clone(),
+            dir: request.dir,
             uri,
-            request,
+            options: request.options,
             mount,
             since: Instant::now(),
             point: Mutex::new(Some(point)),

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -43,14 +42,11 @@ pub(super) struct Driver {
     fs: Arc<FileSystem>,
     runtime: Handle,
     open: OpenNodes<BackingId>,
-    /// Cleared when the kernel refuses to pass a file through.
-    passthrough: AtomicBool,
 }
 
 impl Driver {
     pub(super) fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
-        let passthrough = AtomicBool::new(fs.mode() == OpenMode::Passthrough);
-        Driver { fs, runtime, open: OpenNodes::new(), passthrough }
+        Driver { fs, runtime, open: OpenNodes::new() }
     }
 
     fn count(&self, op: &Counter) {
@@ -74,13 +70,13 @@ impl Driver {
 
     /// Hands a complete file to the kernel, or explains once why not.
     fn register(&self, reply: &ReplyOpen, file: Option<&std::fs::File>) -> Option<BackingId> {
-        if !self.passthrough.load(Ordering::Relaxed) {
+        if self.fs.mode() != OpenMode::Passthrough {
             return None;
         }
         match reply.open_backing(file?) {
             Ok(backing) => Some(backing),
             Err(error) => {
-                if self.passthrough.swap(false, Ordering::Relaxed) {
+                if self.fs.refuse_passthrough("the kernel passes no files through here") {
                     tracing::warn!(%error, "the kernel passes no files through; reads go through the daemon");
                 }
                 None
@@ -110,8 +106,7 @@ impl Filesystem for Driver {
             // is the second epoch's business.
             let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
                 && config.set_max_stack_depth(1).is_ok();
-            if !offered {
-                self.passthrough.store(false, Ordering::Relaxed);
+            if !offered && self.fs.refuse_passthrough("this kernel has no passthrough") {
                 tracing::warn!("this kernel has no passthrough; reads go through the daemon");
             }
         }

@@ -1,7 +1,7 @@
 //! What each request means. No kernel here: tests call these directly.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::errno::Errno;
@@ -28,6 +28,8 @@ pub struct FileSystem {
     metrics: Arc<MountMetrics>,
     mode: OpenMode,
     mode_reason: &'static str,
+    /// Why nothing is passed through although it was asked for.
+    not_passed_through: OnceLock<&'static str>,
 }
 
 /// The answer to a LOOKUP.
@@ -67,17 +69,32 @@ impl FileSystem {
     /// A file system over `tree`.
     pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
         let (mode, mode_reason) = OpenMode::choose(options.open_mode);
-        Arc::new(FileSystem { tree, options, metrics, mode, mode_reason })
+        Arc::new(FileSystem {
+            tree,
+            options,
+            metrics,
+            mode,
+            mode_reason,
+            not_passed_through: OnceLock::new(),
+        })
     }
 
     /// How files are opened.
     pub fn mode(&self) -> OpenMode {
-        self.mode
+        match self.not_passed_through.get() {
+            Some(_) => OpenMode::KeepCache,
+            None => self.mode,
+        }
     }
 
     /// Why they are opened so.
     pub fn mode_reason(&self) -> &'static str {
-        self.mode_reason
+        self.not_passed_through.get().unwrap_or(&self.mode_reason)
+    }
+
+    /// Notes that the kernel passes nothing through; `true` the first time.
+    pub(super) fn refuse_passthrough(&self, why: &'static str) -> bool {
+        self.not_passed_through.set(why).is_ok()
     }
 
     /// What it was asked for.

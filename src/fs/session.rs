@@ -1,13 +1,14 @@
 //! A mount in the kernel: begun, told of changes, ended.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use fuser::{INodeNo, MountOption, Notifier, Session, SessionACL};
+use fuser::{BackgroundSession, INodeNo, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -63,7 +64,15 @@ impl MountSession {
         config.clone_fd = true;
         let (subscription, events) = fs.tree().store().subscribe();
         let driver = Driver::new(fs.clone(), runtime);
-        let session = Session::new(driver, dir, &config)?.spawn()?;
+        // Made now: at the end there may be no descriptor left to make it with.
+        let (hung_up, _) = std::io::pipe()?;
+        let session = Session::new(driver, dir, &config)?;
+        let fuse = session.as_fd().as_raw_fd();
+        let session = session.spawn()?;
+        // Asks the mount itself: from here on it must answer. Without this
+        // number nobody could tell it from another mount, to unmount it.
+        let device = std::fs::metadata(dir)?.dev();
+        tune(device);
         let notifier = session.notifier();
         let root = fs.tree().root();
         std::thread::Builder::new()
@@ -71,15 +80,10 @@ impl MountSession {
             .spawn(move || notify(&events, &notifier, root))?;
         let (ended_sender, ended) = watch::channel(false);
         std::thread::Builder::new().name("session".to_owned()).spawn(move || {
-            if let Err(error) = session.join() {
-                tracing::warn!(%error, "a mount ended with an error");
-            }
+            end(session, fuse, &hung_up);
             drop(subscription); // Ends the notifier, and with it the last descriptor.
             ended_sender.send_replace(true);
         })?;
-        // Asks the mount itself: from here on it must answer.
-        let device = std::fs::metadata(dir).map_or(0, |m| m.dev());
-        tune(device);
         Ok(MountSession { dir: dir.to_owned(), device, fs, ended })
     }
 
@@ -133,6 +137,25 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
             }
             Err(error) => tracing::debug!(%error, ?event, "the kernel was not told of a change"),
         }
+    }
+}
+
+/// Waits for the end of a session, which closes its last descriptor.
+///
+/// Its drop unmounts the folder once more, by path, where something else may
+/// be mounted by now. It leaves out what its descriptor says is no mount: not
+/// the error of an ended one, as it should, but a pipe's hang-up.
+fn end(session: BackgroundSession, fuse: RawFd, hung_up: &PipeReader) {
+    match session.guard.join() {
+        // SAFETY: plain descriptors. `fuse` is still open, for the session is
+        // not dropped yet, and who uses it gets an error from a pipe as from a
+        // connection that has ended.
+        Ok(Ok(())) => unsafe {
+            libc::dup3(hung_up.as_raw_fd(), fuse, libc::O_CLOEXEC);
+        },
+        // Perhaps still mounted: then it is well unmounted.
+        Ok(Err(error)) => tracing::warn!(%error, "a mount ended with an error"),
+        Err(_) => tracing::error!("a mount ended with a panic"),
     }
 }
 

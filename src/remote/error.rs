@@ -47,9 +47,10 @@ pub enum ErrorKind {
 }
 
 impl RemoteError {
-    /// An error of `kind` with a message for a person.
+    /// An error of `kind` with a message for a person. A key may hold line
+    /// breaks and what steers a terminal: neither gets into a log or a message.
     pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
-        RemoteError { kind, message: message.to_string() }
+        RemoteError { kind, message: message.to_string().replace(char::is_control, " ") }
     }
 
     /// Whether the same request may succeed if it is made again.
@@ -87,4 +88,15 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 pub(crate) fn one_line(text: &str) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
     words.join(" ").chars().take(SHOWN_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_whatever_the_key() {
+        let error = RemoteError::new(ErrorKind::Transient, "GET a\nb\x1b[2J: no answer");
+        assert_eq!(error.to_string(), "GET a b [2J: no answer");
+    }
 }

@@ -18,6 +18,7 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
+use http_body_util::Limited;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
@@ -37,6 +38,11 @@ const IDLE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Idle connections kept for one host: as many as requests are made at once.
 const IDLE_CONNECTIONS: usize = 128;
+
+/// Most bytes of an answer that is held in memory as a whole: everything but an
+/// object's. A listing of 1,000 keys, encoded, has 4 MB at most; what sends more
+/// is no object store, and would fill the memory.
+const DOCUMENT_BYTES_MAX: usize = 16 << 20;
 
 /// Time until TCP asks whether a silent peer is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -118,11 +124,17 @@ impl HttpConnector for Http11 {
                 return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into())));
             }
         };
+        // So the SDK marks the requests whose bodies it streams.
+        let is_get = request.uri().query().is_some_and(|query| query.contains("x-id=GetObject"));
         let response = self.client.request(request);
         HttpConnectorFuture::new(async move {
             let response = response.await.map_err(|error| ConnectorError::io(error.into()))?;
-            HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
-                .map_err(|error| ConnectorError::other(error.into(), None))
+            let is_object = is_get && response.status().is_success();
+            HttpResponse::try_from(response.map(|body| match is_object {
+                true => SdkBody::from_body_1_x(body),
+                false => SdkBody::from_body_1_x(Limited::new(body, DOCUMENT_BYTES_MAX)),
+            }))
+            .map_err(|error| ConnectorError::other(error.into(), None))
         })
     }
 }

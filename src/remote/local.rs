@@ -358,7 +358,7 @@ fn io_error(verb: &str, key: &str, error: &io::Error) -> RemoteError {
 }
 
 /// Runs disk I/O where it may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
 ) -> Result<T, RemoteError> {
     match tokio::task::spawn_blocking(work).await {

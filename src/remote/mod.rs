@@ -181,6 +181,9 @@ pub async fn connect(
         RemoteUri::S3 { bucket, .. } => {
             Ok(Arc::new(s3::S3Remote::connect(bucket, options, env, metrics).await?))
         }
-        RemoteUri::File { path } => Ok(Arc::new(local::LocalRemote::open(path)?)),
+        RemoteUri::File { path } => {
+            let path = path.clone();
+            Ok(Arc::new(local::blocking(move || local::LocalRemote::open(&path)).await?))
+        }
     }
 }

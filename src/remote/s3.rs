@@ -208,6 +208,9 @@ fn list_page(answer: ListObjectsV2Output, what: &str) -> Result<ListPage, Remote
             mtime: time(object.last_modified()),
         })
     };
+    if answer.is_truncated() == Some(true) && answer.next_continuation_token().is_none() {
+        return Err(lacks(what, "token for its next page, so the rest would be missing"));
+    }
     let prefixes = answer.common_prefixes().iter();
     Ok(ListPage {
         objects: answer.contents().iter().map(object).collect::<Result<_, _>>()?,

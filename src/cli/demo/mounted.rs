@@ -13,6 +13,8 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::daemon::mountinfo::topmost_at;
+
 /// The longest that `mount`, `unmount` or `status` may take.
 const COMMAND_MAX: Duration = Duration::from_secs(15);
 /// The longest that a daemon may take to end, after its last mount or a signal.
@@ -189,7 +191,7 @@ fn runs(pid: Pid, program: &Path) -> bool {
 /// Whether something is mounted at `dir`. Asks the kernel's table, not the
 /// directory: a mount that hangs would not answer.
 pub(super) fn is_mounted(dir: &Path) -> bool {
-    device_at(dir).is_some()
+    topmost_at(dir).is_ok_and(|mount| mount.is_some())
 }
 
 /// Takes a mount down by force: aborts its connection, so that whoever waits
@@ -197,9 +199,9 @@ pub(super) fn is_mounted(dir: &Path) -> bool {
 pub(super) fn tear_off(dir: &Path) {
     // Each time round takes one of the mounts that lie over one another here.
     for _ in 0..4 {
-        let Some((major, minor)) = device_at(dir) else { return };
+        let Ok(Some(mount)) = topmost_at(dir) else { return };
         // FUSE has no device of its own; numbers of real ones mean others here.
-        if major == "0" {
+        if let (0, minor) = mount.device {
             let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
         }
         if umount2(dir, MntFlags::MNT_DETACH).is_err() {
@@ -211,36 +213,9 @@ pub(super) fn tear_off(dir: &Path) {
     }
 }
 
-/// Major and minor device number of what is mounted at `dir`. The kernel names
-/// FUSE connections by the latter.
-fn device_at(dir: &Path) -> Option<(String, String)> {
-    device_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, dir)
-}
-
-fn device_in(mountinfo: &str, dir: &Path) -> Option<(String, String)> {
-    let dir = dir.to_str()?.replace('\\', "\\134").replace(' ', "\\040");
-    mountinfo.lines().rev().find_map(|line| {
-        let mut fields = line.split(' ');
-        let device = fields.nth(2)?;
-        let point = fields.nth(1)?;
-        let (major, minor) = device.split_once(':')?;
-        (point == dir).then(|| (major.to_owned(), minor.to_owned()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mounts_are_found_by_their_point() {
-        let table = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-                     90 22 0:51 / /tmp/a\\040b rw - fuse.warmfs s3://demo ro\n";
-        let device = |dir| device_in(table, Path::new(dir));
-        assert_eq!(device("/tmp/a b"), Some(("0".to_owned(), "51".to_owned())));
-        assert_eq!(device("/tmp/a"), None);
-        assert!(is_mounted(Path::new("/proc")));
-    }
 
     #[test]
     fn pids_are_those_of_single_processes() {

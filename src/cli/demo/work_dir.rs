@@ -1,13 +1,14 @@
 //! The demo's temporary folder.
 
 use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
-use super::{Failure, io_failure, mounted};
+use super::{Failure, complain, io_failure, mounted};
 use crate::units::format_bytes;
 
 /// What stays free on the disk beside what the demo writes.
@@ -90,12 +91,15 @@ impl WorkDir {
 impl Drop for WorkDir {
     fn drop(&mut self) {
         if self.keep {
-            eprintln!("warmfs demo: kept {}", self.root.display());
+            complain(&format!("warmfs demo: kept {}", self.root.display()));
         } else if mounted::is_mounted(&self.mount()) {
             let mount = self.mount();
-            eprintln!("warmfs demo: {} is still mounted, and was left", mount.display());
-        } else if let Err(error) = fs::remove_dir_all(&self.root) {
-            eprintln!("warmfs demo: {} cannot be removed: {error}", self.root.display());
+            complain(&format!("warmfs demo: {} is still mounted, and was left", mount.display()));
+        } else if let Err(error) = fs::remove_dir_all(&self.root)
+            // It could not be made: that is told already.
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            complain(&format!("warmfs demo: {} cannot be removed: {error}", self.root.display()));
         }
     }
 }

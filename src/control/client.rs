@@ -30,7 +30,8 @@ use crate::config::MountRequest;
 /// take its time.
 const QUICK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For a mount: beyond every timeout and retry of a remote's first request.
+/// For a mount: what a remote that answers at all takes, retries included. One
+/// that stays silent may take longer; the daemon undoes a mount whose client went.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// For an unmount: the kernel's and the daemon's own bounds are shorter.

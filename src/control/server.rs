@@ -33,8 +33,9 @@ use super::{BODY_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER};
 use crate::config::MountRequest;
 
 /// Connections served at once. Commands use one each for a moment; only
-/// `mount --foreground` keeps one.
-const CONNECTIONS_MAX: usize = 64;
+/// `mount --foreground` keeps one. Twice the mounts a daemon may have, so that
+/// with all of them waited for there is still one free to unmount.
+const CONNECTIONS_MAX: usize = 128;
 
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

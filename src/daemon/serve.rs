@@ -72,15 +72,27 @@ where
     let socket = runtime_dir::socket_path(&cache.dir)?;
     let signals = Signals::new().map_err(|error| failed("cannot handle signals", &error))?;
     let engine = open_engine(cache.clone()).await?;
-    let listener = Listener::bind(&socket)
-        .map_err(|error| failed(&format!("cannot listen at {}", socket.display()), &error))
-        .map_err(|reply| reply.with_hint("set XDG_RUNTIME_DIR to a folder that you may write"))?;
-    let record = LockRecord { pid: std::process::id(), socket: socket.clone() };
-    lock.write_record(&record).map_err(|error| lock_failed("write", &cache.dir, &error))?;
+    let listener = match listen(&socket, &mut lock, &cache.dir) {
+        Ok(listener) => listener,
+        Err(error) => {
+            engine.shutdown().await;
+            return Err(error.into());
+        }
+    };
     tracing::info!("serving {} at {}", cache.dir.display(), socket.display());
     let daemon = Daemon::new(cache, engine);
     let finished = tokio::spawn(run(daemon, listener, signals, lock));
     Ok(Running { socket, finished })
+}
+
+/// Binds the socket and says in the lock where it is.
+fn listen(socket: &Path, lock: &mut CacheLock, cache_dir: &Path) -> Result<Listener, ErrorReply> {
+    let listener = Listener::bind(socket)
+        .map_err(|error| failed(&format!("cannot listen at {}", socket.display()), &error))
+        .map_err(|reply| reply.with_hint("set XDG_RUNTIME_DIR to a folder that you may write"))?;
+    let record = LockRecord { pid: std::process::id(), socket: socket.to_owned() };
+    lock.write_record(&record).map_err(|error| lock_failed("write", cache_dir, &error))?;
+    Ok(listener)
 }
 
 async fn run(daemon: Daemon, listener: Listener, mut signals: Signals, mut lock: CacheLock) {

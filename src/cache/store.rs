@@ -156,13 +156,13 @@ impl Store {
         let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
         let object = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
         lock(&self.live).insert(node, Arc::downgrade(&object));
-        drop(loading);
         let mut idle = lock(&self.idle);
-        if !self.closed.load(Ordering::Relaxed) {
-            let pushed_out = idle.push(node, object.clone());
-            drop(idle);
-            drop(pushed_out); // After the lock: its drop takes another one.
-        }
+        let open = !self.closed.load(Ordering::Relaxed);
+        let pushed_out = if open { idle.push(node, object.clone()) } else { None };
+        drop(idle);
+        // Not before: who discards the object now must find it among the idle ones.
+        drop(loading);
+        drop(pushed_out); // After the locks: its drop takes another one.
         object
     }
 

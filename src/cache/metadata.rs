@@ -276,15 +276,16 @@ impl Tree {
     /// The remote no longer has the version that `node` stands for: what is
     /// known of it is looked up again at the next use.
     pub async fn expire(&self, node: &Node) -> Result<(), CacheError> {
-        let (parent, name) = (node.parent, node.name.clone());
+        let (id, parent, name) = (node.id, node.parent, node.name.clone());
         self.write(move |index| {
             index.write(|write| {
+                // What came after this version is not made doubtful by its end.
+                let entry = write.entry(parent, &name)?.filter(|entry| entry.node == id);
+                let Some(entry) = entry else { return Ok(Changes::default()) };
                 let mut folder = write.folder(parent)?;
                 folder.listed_ms = folder.listed_ms.map(|_| 0);
                 write.put_folder(parent, &folder)?;
-                if let Some(entry) = write.entry(parent, &name)? {
-                    write.put_entry(parent, &name, &EntryRow { seen_ms: 0, ..entry })?;
-                }
+                write.put_entry(parent, &name, &EntryRow { seen_ms: 0, ..entry })?;
                 Ok(Changes {
                     names: vec![(parent, name.clone())],
                     folders: vec![parent],

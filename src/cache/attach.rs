@@ -79,6 +79,7 @@ impl Cache {
             ttl,
             listings: Mutex::new(HashMap::new()),
             point_lookups: Tree::counted_folders(),
+            listing_failed: Mutex::default(),
         });
         if page.next.is_none() {
             keep_listing(&tree, prefix.to_owned(), page, began_ms).await?;

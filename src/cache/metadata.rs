@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -35,6 +35,11 @@ const COUNTED_FOLDERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// How long the absence of a name is trusted in a folder that was not listed.
 const POINT_ABSENCE_TTL: Duration = Duration::from_secs(1);
 
+/// After the remote could not list a folder, known listings stand this long
+/// before it is asked again: each request that finds one too old would wait
+/// through every retry.
+const LISTING_PAUSE: Duration = Duration::from_secs(3);
+
 /// Folders above each other at most: a key has at most 1,024 bytes.
 const DEPTH_MAX: usize = 1024;
 
@@ -54,6 +59,8 @@ pub struct Tree {
     pub(super) ttl: Duration,
     pub(super) listings: Mutex<HashMap<NodeId, Listing>>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
+    /// When the remote last could not list; `None` once it could again.
+    pub(super) listing_failed: Mutex<Option<Instant>>,
 }
 
 /// A folder or an object version.
@@ -183,9 +190,8 @@ impl Tree {
             Child::Unknown => {}
             known => return Ok(known),
         }
-        let was_listed = self.index.folder(parent)?.is_some_and(|row| row.listed_ms.is_some());
         // Only a listing tells which object stands beside a folder of its name.
-        if was_listed || names::behind_suffix(name).is_some() {
+        if self.was_listed(parent)? || names::behind_suffix(name).is_some() {
             self.refresh(parent).await?;
         } else {
             self.count_point_lookup(parent);
@@ -225,15 +231,24 @@ impl Tree {
     /// Lists the folder. A listing that is known already stands in for one
     /// that the remote cannot give just now.
     async fn refresh(&self, folder: NodeId) -> Result<(), CacheError> {
-        let Err(error) = self.listing(folder).await else { return Ok(()) };
-        let known = self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some());
-        match &error {
-            CacheError::Remote(remote) if known && remote.is_retryable() => {
-                tracing::warn!(%error, "a folder cannot be listed; its last listing is used");
-                Ok(())
-            }
-            _ => Err(error),
+        if self.is_listing_paused() && self.was_listed(folder)? {
+            return Ok(());
         }
+        let Err(error) = self.listing(folder).await else { return Ok(()) };
+        if is_passing(&error) && self.was_listed(folder)? {
+            tracing::warn!(%error, "a folder cannot be listed; its last listing is used");
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    fn is_listing_paused(&self) -> bool {
+        lock(&self.listing_failed).is_some_and(|at| at.elapsed() < LISTING_PAUSE)
+    }
+
+    /// Whether the folder was ever listed, however long ago.
+    fn was_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
+        Ok(self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some()))
     }
 
     /// The sums over everything known below a folder.
@@ -333,6 +348,8 @@ impl Tree {
         let Some(tree) = self.me.upgrade() else { unreachable!("a method runs on a live tree") };
         let task = self.runtime.spawn(async move {
             let result = tree.list(folder).await;
+            let failed = result.as_ref().is_err_and(is_passing).then(Instant::now);
+            *lock(&tree.listing_failed) = failed;
             lock(&tree.listings).remove(&folder);
             result
         });
@@ -505,4 +522,9 @@ impl Tree {
         let age = Duration::from_millis(self.clock.current_ms().saturating_sub(since_ms));
         self.ttl.saturating_sub(age)
     }
+}
+
+/// Whether the remote may do later what it could not do now.
+fn is_passing(error: &CacheError) -> bool {
+    matches!(error, CacheError::Remote(error) if error.is_retryable())
 }

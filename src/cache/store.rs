@@ -98,6 +98,8 @@ pub struct Store {
     /// Nothing is kept in memory any more: objects hold the store, and must
     /// not be held by it for ever.
     closed: AtomicBool,
+    /// There was no room for another chunk when it was last looked at.
+    full: AtomicBool,
     failing: AtomicBool,
     failure: Mutex<Option<(Instant, String)>>,
     subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
@@ -112,7 +114,7 @@ impl Store {
         budget: Budget,
         held: u64,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|me| Store {
+        let store = Arc::new_cyclic(|me| Store {
             me: me.clone(),
             runtime,
             data_dir,
@@ -132,10 +134,13 @@ impl Store {
             landed: Mutex::default(),
             settled: Condvar::new(),
             closed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             failure: Mutex::default(),
             subscribers: Mutex::default(),
-        })
+        });
+        store.look_for_room();
+        store
     }
 
     /// The object of `node`, ready to be read. There is one per node at a time.
@@ -224,6 +229,7 @@ impl Store {
 
     /// Writes what changed to the index, durably. Blocks.
     pub(super) fn flush(&self) -> Result<(), CacheError> {
+        self.look_for_room();
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         if dirty.is_empty() {
             return self.index.sync_pending();
@@ -352,9 +358,14 @@ impl Store {
         }
     }
 
-    /// Whether fetched bytes are being kept on disk.
+    /// Whether fetched bytes are being kept on disk, as far as it is known:
+    /// each read asks, and must not ask the file system in its turn.
     pub(super) fn is_keeping(&self) -> bool {
-        !self.is_pausing() && !self.is_full()
+        !self.is_pausing() && !self.full.load(Ordering::Relaxed)
+    }
+
+    fn look_for_room(&self) {
+        self.full.store(self.is_full(), Ordering::Relaxed);
     }
 
     /// Disk that no object may take: the index's, with room for it to grow.
@@ -389,7 +400,7 @@ impl Store {
         {
             return format!("cache disk fails, reads stream through: {error}");
         }
-        if !self.is_keeping() {
+        if self.is_full() {
             return "full, reads of new objects stream through".to_owned();
         }
         "ok".to_owned()
@@ -397,9 +408,15 @@ impl Store {
 
     /// Takes disk for a chunk, or says no.
     pub(super) fn reserve(&self, bytes: u64) -> bool {
-        !self.is_pausing()
-            && disk_has_room(&self.data_dir, bytes)
-            && self.budget.reserve(bytes, self.index_share())
+        if self.is_pausing() {
+            return false;
+        }
+        let has_room =
+            disk_has_room(&self.data_dir, bytes) && self.budget.reserve(bytes, self.index_share());
+        if !has_room {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        has_room
     }
 
     pub(super) fn release(&self, bytes: u64) {

@@ -58,6 +58,9 @@ struct State {
     flights: Vec<Arc<Flight>>,
     readahead: Readahead,
     dirty_groups: BTreeSet<u32>,
+    /// The index's rows may be about another file: they go before new ones
+    /// are written. Until then their fingerprint gives them away.
+    stale_rows: bool,
 }
 
 /// What the index had of an object when it was loaded.
@@ -65,6 +68,8 @@ struct State {
 pub(super) struct Loaded {
     pub file: Option<BackingFile>,
     pub map: ChunkMap,
+    /// Rows are there, and what they tell of is not.
+    pub stale_rows: bool,
     /// Nobody can look the node up any more: nothing is kept of it.
     pub doomed: bool,
 }
@@ -115,6 +120,7 @@ impl CachedObject {
                 flights: Vec::new(),
                 readahead: Readahead::new(size),
                 dirty_groups: BTreeSet::new(),
+                stale_rows: loaded.stale_rows,
             }),
             complete: AtomicBool::new(complete),
             doomed: AtomicBool::new(loaded.doomed),
@@ -552,11 +558,16 @@ impl CachedObject {
     /// What was written to the index is not there: all of it is to be written again.
     pub(super) fn redirty(&self) {
         let groups = chunk_count(self.meta.size).div_ceil(GROUP_CHUNKS);
-        lock(&self.state).dirty_groups.extend(0..groups);
+        let mut state = lock(&self.state);
+        state.dirty_groups.extend(0..groups);
+        state.stale_rows = true;
     }
 
     /// Writes what changed since the last time to the index.
     pub(super) fn write_rows(&self, write: &mut Write<'_>, boot: u128) -> Result<(), CacheError> {
+        if std::mem::take(&mut lock(&self.state).stale_rows) {
+            write.remove_object(self.node)?;
+        }
         let Some(file) = self.file.get() else { return Ok(()) };
         let (groups, row) = {
             let mut state = lock(&self.state);

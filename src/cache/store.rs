@@ -27,7 +27,7 @@ use super::fetch::Fetcher;
 use super::index::Index;
 use super::object::{CachedObject, Loaded};
 use super::pass_by::PassBy;
-use super::record::{Location, NodeId, NodeRow};
+use super::record::{Location, NodeId, NodeRow, ObjectRow};
 use super::{CacheError, Event, lock};
 use crate::metrics::CacheMetrics;
 use crate::remote::ObjectMeta;
@@ -158,9 +158,13 @@ impl Store {
             return object;
         }
         let loaded = self.load(node, meta);
+        let stale_rows = loaded.stale_rows;
         let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
         let object = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
         lock(&self.live).insert(node, Arc::downgrade(&object));
+        if stale_rows {
+            self.mark_dirty(&object);
+        }
         let mut idle = lock(&self.idle);
         let open = !self.closed.load(Ordering::Relaxed);
         let pushed_out = if open { idle.push(node, object.clone()) } else { None };
@@ -189,42 +193,37 @@ impl Store {
     }
 
     fn load(&self, node: NodeId, meta: &ObjectMeta) -> Loaded {
-        let nothing = |doomed| Loaded { file: None, map: ChunkMap::new(meta.size), doomed };
+        let nothing =
+            Loaded { file: None, map: ChunkMap::new(meta.size), stale_rows: false, doomed: false };
         // A replaced version can still be opened by who knows its node. Its
         // rows and its file are about to go, or are gone.
         if matches!(self.index.node(node), Ok(Some(NodeRow::Superseded { .. }))) {
-            return nothing(true);
+            return Loaded { doomed: true, ..nothing };
         }
-        self.load_rows(node, meta).unwrap_or_else(|| nothing(false))
-    }
-
-    /// What the index has of a node; `None` for nothing, or nothing usable.
-    fn load_rows(&self, node: NodeId, meta: &ObjectMeta) -> Option<Loaded> {
-        let row = self.index.object(node).ok().flatten()?;
-        let Location::OwnFile(id) = row.location;
-        let loaded = BackingFile::open(&id.path(&self.data_dir)).ok().and_then(|file| {
-            let untouched = file.fingerprint().is_ok_and(|now| now == row.fingerprint);
-            let trusted = untouched && row.verified_boot == Some(self.boot);
-            let groups = self.index.chunk_groups(node).ok()?;
-            let map = ChunkMap::load(meta.size, &groups, trusted);
-            let whole = row.size == meta.size
-                && row.version == meta.version
-                && map.present_bytes() == row.present_bytes;
-            whole.then_some(Loaded { file: Some(file), map, doomed: false })
-        });
-        if loaded.is_none() {
+        let Some(row) = self.index.object(node).ok().flatten() else { return nothing };
+        self.load_file(node, meta, &row).unwrap_or_else(|| {
             tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
             self.metrics.repairs.add(1);
             self.budget.release(disk_bytes(row.present_bytes));
             if row.present_bytes > 0 {
                 self.count_held(false);
             }
-            // No row may outlive its file: a new file of this name begins as holes.
-            if let Err(error) = self.index.write(|write| write.remove_object(node).map(drop)) {
-                self.disk_failed(&std::io::Error::other(error));
-            }
-        }
-        loaded
+            Loaded { stale_rows: true, ..nothing }
+        })
+    }
+
+    /// What a node's row promises; `None` if any of it is missing.
+    fn load_file(&self, node: NodeId, meta: &ObjectMeta, row: &ObjectRow) -> Option<Loaded> {
+        let Location::OwnFile(id) = row.location;
+        let file = BackingFile::open(&id.path(&self.data_dir)).ok()?;
+        let untouched = file.fingerprint().is_ok_and(|now| now == row.fingerprint);
+        let trusted = untouched && row.verified_boot == Some(self.boot);
+        let groups = self.index.chunk_groups(node).ok()?;
+        let map = ChunkMap::load(meta.size, &groups, trusted);
+        let whole = row.size == meta.size
+            && row.version == meta.version
+            && map.present_bytes() == row.present_bytes;
+        whole.then_some(Loaded { file: Some(file), map, stale_rows: false, doomed: false })
     }
 
     /// Writes what changed to the index, durably. Blocks.

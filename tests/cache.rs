@@ -344,6 +344,16 @@ fn a_lost_index_empties_the_cache() {
 }
 
 #[test]
+fn what_an_earlier_life_did_not_get_to_remove_is_removed() {
+    run(async |dir, remote| {
+        Rig::open(&dir, &remote, None, LONG).await.close();
+        std::fs::create_dir_all(dir.join("data.orphaned/0/1")).unwrap();
+        Rig::open(&dir, &remote, None, LONG).await.close();
+        eventually("it is gone", || !dir.join("data.orphaned").exists()).await;
+    });
+}
+
+#[test]
 fn a_replaced_object_loses_its_file_while_its_reader_goes_on() {
     run(async |dir, remote| {
         remote.put("a", content(1, 2 * MIB));

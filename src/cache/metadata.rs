@@ -441,7 +441,7 @@ impl Tree {
                     update.put_no_folder(&name)?;
                 }
                 if is_folder {
-                    update.put_folder(&name)?;
+                    update.see_folder(&name)?;
                 }
                 match &object {
                     Some(meta) => update.put_object(&name, meta)?,

@@ -239,7 +239,9 @@ impl Store {
             }
             Ok(())
         });
-        if written.is_err() {
+        if let Err(error) = &written {
+            // What cannot be noted is not kept: it would only gather in memory.
+            self.disk_failed(&std::io::Error::other(error.clone()));
             for object in dirty.values() {
                 object.redirty();
                 self.mark_dirty(object);

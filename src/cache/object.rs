@@ -393,11 +393,11 @@ impl CachedObject {
         let object = self.clone();
         self.store.spawn(async move {
             let flight = pilot.flight().clone();
-            let admission = match ahead {
+            let mut admission = match ahead {
                 Some(admission) => Some(admission),
                 None => object.store.fetcher().admit(bytes).await,
             };
-            let result = object.fly(&pilot).await;
+            let result = object.fly(&pilot, admission.as_mut()).await;
             // First out of the list, then the verdict: who looks now starts anew.
             lock(&object.state).flights.retain(|f| !Arc::ptr_eq(f, &flight));
             if let Err(error) = result {
@@ -409,7 +409,11 @@ impl CachedObject {
     }
 
     /// Brings the bytes of one flight: to those who wait first, then to disk.
-    async fn fly(self: &Arc<Self>, pilot: &Pilot) -> Result<(), RemoteError> {
+    async fn fly(
+        self: &Arc<Self>,
+        pilot: &Pilot,
+        admission: Option<&mut Admission>,
+    ) -> Result<(), RemoteError> {
         let chunks = pilot.flight().chunks().clone();
         let range = chunk_range(chunks.start, self.meta.size).start
             ..chunk_range(chunks.end - 1, self.meta.size).end;
@@ -446,6 +450,10 @@ impl CachedObject {
                 keeping = Some(self.keep_in_background(pilot, std::mem::take(&mut landed)));
             }
         };
+        drop(reader);
+        if let Some(admission) = admission {
+            admission.request_done();
+        }
         if let Some(task) = keeping {
             self.joined(task).await;
         }

@@ -577,6 +577,21 @@ fn a_listing_that_cannot_be_refreshed_stands() {
 }
 
 #[test]
+fn a_name_that_was_found_stands_while_nobody_answers() {
+    run(async |dir, remote| {
+        remote.put("d/a", content(1, 5));
+        let rig = Rig::open(&dir, &remote, None, Duration::ZERO).await;
+        let folder = rig.ino("d").await;
+        let before = rig.lookup(folder, "a").await.attr.unwrap();
+        remote.script(|_| Some(Fault::Error(ErrorKind::Unreachable)));
+        assert_eq!(rig.lookup(folder, "a").await.attr.unwrap().ino, before.ino);
+        assert!(rig.fs.lookup(folder, "b".as_ref()).get().await.is_err());
+        remote.script(|_| Some(Fault::Error(ErrorKind::Denied)));
+        assert!(rig.fs.lookup(folder, "a".as_ref()).get().await.is_err());
+    });
+}
+
+#[test]
 fn a_folder_is_listed_behind_those_who_look_up_many_names_in_it() {
     run(async |dir, remote| {
         for n in 0..20 {

@@ -195,7 +195,13 @@ impl Tree {
             self.refresh(parent).await?;
         } else {
             self.count_point_lookup(parent);
-            self.point_lookup(parent, name).await?;
+            if let Err(error) = self.point_lookup(parent, name).await {
+                // As with listings: what is known already stands in.
+                return match self.child_if(parent, name, |_| true)? {
+                    known @ Child::Known(_) if is_passing(&error) => Ok(known),
+                    _ => Err(error),
+                };
+            }
         }
         // Whatever the answer's age is by now, it is the newest there is.
         match self.child_if(parent, name, |_| true)? {

@@ -592,6 +592,28 @@ fn a_name_that_was_found_stands_while_nobody_answers() {
 }
 
 #[test]
+fn a_replaced_version_that_is_read_makes_no_newer_one_doubtful() {
+    run(async |dir, remote| {
+        remote.put("d/a", content(1, 5 * MIB));
+        remote.put("d/b", content(1, 5));
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        let folder = rig.ino("d").await;
+        rig.list(folder).await;
+        let ino = rig.ino("d/a").await;
+        let object = rig.object("d/a").await;
+        remote.put("d/a", content(2, 5 * MIB));
+        let read = async || rig.fs.clone().read(ino, object.clone(), 0, CHUNK).await;
+        assert_eq!(read().await, Err(Errno::ESTALE));
+        rig.list(folder).await;
+        assert_ne!(rig.ino("d/a").await, ino);
+        remote.clear_requests();
+        assert_eq!(read().await, Err(Errno::ESTALE));
+        rig.list(folder).await;
+        assert_eq!(remote.count(RequestKind::List), 0);
+    });
+}
+
+#[test]
 fn a_folder_is_listed_behind_those_who_look_up_many_names_in_it() {
     run(async |dir, remote| {
         for n in 0..20 {

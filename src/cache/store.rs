@@ -62,7 +62,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const LOADING_LOCKS: usize = 16;
 
 /// Events a subscriber may be behind; later ones are dropped. They only make
-/// the kernel forget attributes early, which it does by itself in time.
+/// the kernel forget early what it forgets by itself with its TTL.
 const EVENTS_MAX: usize = 16_384;
 
 /// Keeps events coming. When it is dropped, their receiver sees the end.

@@ -344,6 +344,16 @@ fn a_lost_index_empties_the_cache() {
 }
 
 #[test]
+fn what_an_earlier_life_did_not_get_to_remove_is_removed() {
+    run(async |dir, remote| {
+        Rig::open(&dir, &remote, None, LONG).await.close();
+        std::fs::create_dir_all(dir.join("data.orphaned/0/1")).unwrap();
+        Rig::open(&dir, &remote, None, LONG).await.close();
+        eventually("it is gone", || !dir.join("data.orphaned").exists()).await;
+    });
+}
+
+#[test]
 fn a_replaced_object_loses_its_file_while_its_reader_goes_on() {
     run(async |dir, remote| {
         remote.put("a", content(1, 2 * MIB));
@@ -547,12 +557,59 @@ fn a_listing_that_cannot_be_refreshed_stands() {
         remote.put("b", content(1, 5));
         remote.script(|_| Some(Fault::Error(ErrorKind::Transient)));
         assert_eq!(rig.list(Ino::ROOT).await.len(), 1);
-        assert!(rig.lookup(Ino::ROOT, "a").await.attr.is_some());
+        // It is not asked again for each request that would like to know better.
+        remote.clear_requests();
+        for _ in 0..10 {
+            assert!(rig.lookup(Ino::ROOT, "a").await.attr.is_some());
+            assert_eq!(rig.list(Ino::ROOT).await.len(), 1);
+        }
+        assert_eq!(remote.count(RequestKind::List), 0);
+        // But soon enough.
         remote.script(|_| Some(Fault::Error(ErrorKind::Denied)));
-        let denied = rig.fs.read_dir(Ino::ROOT, 0).get().await;
-        assert_eq!(denied, Err(Errno::EACCES));
+        let start = std::time::Instant::now();
+        while rig.fs.read_dir(Ino::ROOT, 0).get().await != Err(Errno::EACCES) {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         remote.script(|_| None);
         assert_eq!(rig.list(Ino::ROOT).await.len(), 2);
+    });
+}
+
+#[test]
+fn a_name_that_was_found_stands_while_nobody_answers() {
+    run(async |dir, remote| {
+        remote.put("d/a", content(1, 5));
+        let rig = Rig::open(&dir, &remote, None, Duration::ZERO).await;
+        let folder = rig.ino("d").await;
+        let before = rig.lookup(folder, "a").await.attr.unwrap();
+        remote.script(|_| Some(Fault::Error(ErrorKind::Unreachable)));
+        assert_eq!(rig.lookup(folder, "a").await.attr.unwrap().ino, before.ino);
+        assert!(rig.fs.lookup(folder, "b".as_ref()).get().await.is_err());
+        remote.script(|_| Some(Fault::Error(ErrorKind::Denied)));
+        assert!(rig.fs.lookup(folder, "a".as_ref()).get().await.is_err());
+    });
+}
+
+#[test]
+fn a_replaced_version_that_is_read_makes_no_newer_one_doubtful() {
+    run(async |dir, remote| {
+        remote.put("d/a", content(1, 5 * MIB));
+        remote.put("d/b", content(1, 5));
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        let folder = rig.ino("d").await;
+        rig.list(folder).await;
+        let ino = rig.ino("d/a").await;
+        let object = rig.object("d/a").await;
+        remote.put("d/a", content(2, 5 * MIB));
+        let read = async || rig.fs.clone().read(ino, object.clone(), 0, CHUNK).await;
+        assert_eq!(read().await, Err(Errno::ESTALE));
+        rig.list(folder).await;
+        assert_ne!(rig.ino("d/a").await, ino);
+        remote.clear_requests();
+        assert_eq!(read().await, Err(Errno::ESTALE));
+        rig.list(folder).await;
+        assert_eq!(remote.count(RequestKind::List), 0);
     });
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::index::Write;
-use super::listing::FolderUpdate;
+use super::listing::{Changes, FolderUpdate};
 use super::metadata::Tree;
 use super::names;
 use super::record::NodeId;
@@ -79,6 +79,7 @@ impl Cache {
             ttl,
             listings: Mutex::new(HashMap::new()),
             point_lookups: Tree::counted_folders(),
+            listing_failed: Mutex::default(),
         });
         if page.next.is_none() {
             keep_listing(&tree, prefix.to_owned(), page, began_ms).await?;
@@ -120,6 +121,9 @@ async fn keep_listing(
     let root = tree.root;
     tree.write(move |index| {
         index.write(|write| {
+            if write.is_superseded(root)? {
+                return Ok(Changes::default());
+            }
             let mut update = FolderUpdate::begin(write, root, began_ms)?;
             update.reset_hidden();
             update.page(&prefix, &page)?;

@@ -37,11 +37,18 @@ pub(super) struct Fetcher {
     ahead_memory: Arc<Semaphore>,
 }
 
-/// The right to have one request in flight. The memory part lives as long as
-/// the flight's bytes may.
+/// The right to have one request in flight, and its bytes in memory after it.
 #[derive(Debug)]
 pub(super) struct Admission {
-    _permits: Vec<OwnedSemaphorePermit>,
+    request: Vec<OwnedSemaphorePermit>,
+    _memory: Vec<OwnedSemaphorePermit>,
+}
+
+impl Admission {
+    /// The request was answered: another may go out while the bytes wait for the disk.
+    pub(super) fn request_done(&mut self) {
+        self.request.clear();
+    }
 }
 
 fn units(bytes: u64) -> u32 {
@@ -67,20 +74,23 @@ impl Fetcher {
         // Memory first: who holds a request never waits for more.
         let memory = self.memory.clone().acquire_many_owned(units(bytes)).await.ok()?;
         let request = self.requests.clone().acquire_owned().await.ok()?;
-        Some(Admission { _permits: vec![memory, request] })
+        Some(Admission { request: vec![request], _memory: vec![memory] })
     }
 
     /// Lets a request ahead of the reader go out at once, or not at all:
     /// readahead never queues, so that a reader never waits behind it.
     pub(super) fn try_admit_ahead(&self, bytes: u64) -> Option<Admission> {
         let units = units(bytes);
-        let permits = vec![
-            self.ahead_memory.clone().try_acquire_many_owned(units).ok()?,
-            self.ahead_requests.clone().try_acquire_owned().ok()?,
-            self.memory.clone().try_acquire_many_owned(units).ok()?,
-            self.requests.clone().try_acquire_owned().ok()?,
-        ];
-        Some(Admission { _permits: permits })
+        Some(Admission {
+            _memory: vec![
+                self.ahead_memory.clone().try_acquire_many_owned(units).ok()?,
+                self.memory.clone().try_acquire_many_owned(units).ok()?,
+            ],
+            request: vec![
+                self.ahead_requests.clone().try_acquire_owned().ok()?,
+                self.requests.clone().try_acquire_owned().ok()?,
+            ],
+        })
     }
 }
 
@@ -230,5 +240,17 @@ mod tests {
         assert!(fetcher.admit(4 << 20).await.is_some());
         ahead.pop();
         assert!(fetcher.try_admit_ahead(4 << 20).is_some());
+    }
+
+    #[tokio::test]
+    async fn bytes_on_their_way_to_the_disk_hold_no_request() {
+        let fetcher = Fetcher::new();
+        let mut writing = Vec::new();
+        for _ in 0..2 * REQUESTS_MAX {
+            let mut admission = fetcher.admit(1).await.unwrap();
+            admission.request_done();
+            writing.push(admission);
+        }
+        assert!(fetcher.try_admit_ahead(1).is_some());
     }
 }

@@ -97,7 +97,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         for folder in &page.prefixes {
             let name = folder.strip_prefix(prefix).and_then(|name| name.strip_suffix('/'));
             match name {
-                Some(name) if names::is_showable(name) => self.put_folder(name).map(drop)?,
+                Some(name) if names::is_showable(name) => self.see_folder(name)?,
                 _ => self.hide(),
             }
         }
@@ -228,7 +228,15 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         self.insert_seen(name, Some(attr), entry.seen_ms).map(drop)
     }
 
-    /// The remote has a folder of this name here; returns its node.
+    /// The remote had a folder of this name here, unless a later listing did
+    /// not find it.
+    pub(super) fn see_folder(&mut self, name: &str) -> Result<(), CacheError> {
+        let is_outdated = self.row.listed_ms.is_some_and(|listed| listed > self.seen_ms)
+            && self.write.entry(self.folder, name)?.is_none();
+        if is_outdated { Ok(()) } else { self.put_folder(name).map(drop) }
+    }
+
+    /// There is a folder of this name here; returns its node.
     pub(super) fn put_folder(&mut self, name: &str) -> Result<NodeId, CacheError> {
         match self.write.entry(self.folder, name)? {
             Some(entry @ EntryRow { object: None, .. }) => {

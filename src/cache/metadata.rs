@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -35,6 +35,11 @@ const COUNTED_FOLDERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// How long the absence of a name is trusted in a folder that was not listed.
 const POINT_ABSENCE_TTL: Duration = Duration::from_secs(1);
 
+/// After the remote could not list a folder, known listings stand this long
+/// before it is asked again: each request that finds one too old would wait
+/// through every retry.
+const LISTING_PAUSE: Duration = Duration::from_secs(3);
+
 /// Folders above each other at most: a key has at most 1,024 bytes.
 const DEPTH_MAX: usize = 1024;
 
@@ -54,6 +59,8 @@ pub struct Tree {
     pub(super) ttl: Duration,
     pub(super) listings: Mutex<HashMap<NodeId, Listing>>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
+    /// When the remote last could not list; `None` once it could again.
+    pub(super) listing_failed: Mutex<Option<Instant>>,
 }
 
 /// A folder or an object version.
@@ -183,13 +190,18 @@ impl Tree {
             Child::Unknown => {}
             known => return Ok(known),
         }
-        let was_listed = self.index.folder(parent)?.is_some_and(|row| row.listed_ms.is_some());
         // Only a listing tells which object stands beside a folder of its name.
-        if was_listed || names::behind_suffix(name).is_some() {
+        if self.was_listed(parent)? || names::behind_suffix(name).is_some() {
             self.refresh(parent).await?;
         } else {
             self.count_point_lookup(parent);
-            self.point_lookup(parent, name).await?;
+            if let Err(error) = self.point_lookup(parent, name).await {
+                // As with listings: what is known already stands in.
+                return match self.child_if(parent, name, |_| true)? {
+                    known @ Child::Known(_) if is_passing(&error) => Ok(known),
+                    _ => Err(error),
+                };
+            }
         }
         // Whatever the answer's age is by now, it is the newest there is.
         match self.child_if(parent, name, |_| true)? {
@@ -225,15 +237,24 @@ impl Tree {
     /// Lists the folder. A listing that is known already stands in for one
     /// that the remote cannot give just now.
     async fn refresh(&self, folder: NodeId) -> Result<(), CacheError> {
-        let Err(error) = self.listing(folder).await else { return Ok(()) };
-        let known = self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some());
-        match &error {
-            CacheError::Remote(remote) if known && remote.is_retryable() => {
-                tracing::warn!(%error, "a folder cannot be listed; its last listing is used");
-                Ok(())
-            }
-            _ => Err(error),
+        if self.is_listing_paused() && self.was_listed(folder)? {
+            return Ok(());
         }
+        let Err(error) = self.listing(folder).await else { return Ok(()) };
+        if is_passing(&error) && self.was_listed(folder)? {
+            tracing::warn!(%error, "a folder cannot be listed; its last listing is used");
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    fn is_listing_paused(&self) -> bool {
+        lock(&self.listing_failed).is_some_and(|at| at.elapsed() < LISTING_PAUSE)
+    }
+
+    /// Whether the folder was ever listed, however long ago.
+    fn was_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
+        Ok(self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some()))
     }
 
     /// The sums over everything known below a folder.
@@ -276,15 +297,16 @@ impl Tree {
     /// The remote no longer has the version that `node` stands for: what is
     /// known of it is looked up again at the next use.
     pub async fn expire(&self, node: &Node) -> Result<(), CacheError> {
-        let (parent, name) = (node.parent, node.name.clone());
+        let (id, parent, name) = (node.id, node.parent, node.name.clone());
         self.write(move |index| {
             index.write(|write| {
+                // What came after this version is not made doubtful by its end.
+                let entry = write.entry(parent, &name)?.filter(|entry| entry.node == id);
+                let Some(entry) = entry else { return Ok(Changes::default()) };
                 let mut folder = write.folder(parent)?;
                 folder.listed_ms = folder.listed_ms.map(|_| 0);
                 write.put_folder(parent, &folder)?;
-                if let Some(entry) = write.entry(parent, &name)? {
-                    write.put_entry(parent, &name, &EntryRow { seen_ms: 0, ..entry })?;
-                }
+                write.put_entry(parent, &name, &EntryRow { seen_ms: 0, ..entry })?;
                 Ok(Changes {
                     names: vec![(parent, name.clone())],
                     folders: vec![parent],
@@ -332,6 +354,8 @@ impl Tree {
         let Some(tree) = self.me.upgrade() else { unreachable!("a method runs on a live tree") };
         let task = self.runtime.spawn(async move {
             let result = tree.list(folder).await;
+            let failed = result.as_ref().is_err_and(is_passing).then(Instant::now);
+            *lock(&tree.listing_failed) = failed;
             lock(&tree.listings).remove(&folder);
             result
         });
@@ -423,7 +447,7 @@ impl Tree {
                     update.put_no_folder(&name)?;
                 }
                 if is_folder {
-                    update.put_folder(&name)?;
+                    update.see_folder(&name)?;
                 }
                 match &object {
                     Some(meta) => update.put_object(&name, meta)?,
@@ -504,4 +528,9 @@ impl Tree {
         let age = Duration::from_millis(self.clock.current_ms().saturating_sub(since_ms));
         self.ttl.saturating_sub(age)
     }
+}
+
+/// Whether the remote may do later what it could not do now.
+fn is_passing(error: &CacheError) -> bool {
+    matches!(error, CacheError::Remote(error) if error.is_retryable())
 }

@@ -119,10 +119,12 @@ impl Cache {
     ) -> Result<Arc<Cache>, CacheError> {
         let dir = &options.dir;
         let data = dir.join("data");
+        let orphans = dir.join("data.orphaned");
         let Opened { index, fresh } = Index::open(&dir.join("index.redb"))?;
         if fresh {
-            set_aside(&data)?;
+            set_aside(&data, &orphans)?;
         }
+        remove_in_background(orphans)?;
         let create = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data);
         create.map_err(CacheError::io(&data))?;
         let index = Arc::new(index);
@@ -216,20 +218,28 @@ impl Drop for Cache {
     }
 }
 
-/// Moves files that no index knows out of the way and removes them in the background.
-fn set_aside(data: &Path) -> Result<(), CacheError> {
-    let aside = data.with_extension("orphaned");
-    match std::fs::rename(data, &aside) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(_) => std::fs::remove_dir_all(data).map_err(CacheError::io(data))?,
+/// Moves files that no index knows out of the way.
+fn set_aside(data: &Path, orphans: &Path) -> Result<(), CacheError> {
+    match std::fs::rename(data, orphans) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(_) => std::fs::remove_dir_all(data).map_err(CacheError::io(data)),
     }
+}
+
+/// Removes what was set aside, perhaps by an earlier life that ended before it
+/// had removed all of it.
+fn remove_in_background(orphans: PathBuf) -> Result<(), CacheError> {
+    if !orphans.exists() {
+        return Ok(());
+    }
+    let gone = orphans.clone();
     let remove = std::thread::Builder::new().name("orphans".into()).spawn(move || {
-        if let Err(error) = std::fs::remove_dir_all(&aside) {
+        if let Err(error) = std::fs::remove_dir_all(&gone) {
             tracing::warn!(%error, "cannot remove files of a lost index");
         }
     });
-    remove.map(drop).map_err(CacheError::io(data))
+    remove.map(drop).map_err(CacheError::io(&orphans))
 }
 
 /// Milliseconds since the epoch, as rows keep times. They never go back, over

@@ -58,6 +58,9 @@ struct State {
     flights: Vec<Arc<Flight>>,
     readahead: Readahead,
     dirty_groups: BTreeSet<u32>,
+    /// The index's rows may be about another file: they go before new ones
+    /// are written. Until then their fingerprint gives them away.
+    stale_rows: bool,
 }
 
 /// What the index had of an object when it was loaded.
@@ -65,6 +68,8 @@ struct State {
 pub(super) struct Loaded {
     pub file: Option<BackingFile>,
     pub map: ChunkMap,
+    /// Rows are there, and what they tell of is not.
+    pub stale_rows: bool,
     /// Nobody can look the node up any more: nothing is kept of it.
     pub doomed: bool,
 }
@@ -115,6 +120,7 @@ impl CachedObject {
                 flights: Vec::new(),
                 readahead: Readahead::new(size),
                 dirty_groups: BTreeSet::new(),
+                stale_rows: loaded.stale_rows,
             }),
             complete: AtomicBool::new(complete),
             doomed: AtomicBool::new(loaded.doomed),
@@ -387,11 +393,11 @@ impl CachedObject {
         let object = self.clone();
         self.store.spawn(async move {
             let flight = pilot.flight().clone();
-            let admission = match ahead {
+            let mut admission = match ahead {
                 Some(admission) => Some(admission),
                 None => object.store.fetcher().admit(bytes).await,
             };
-            let result = object.fly(&pilot).await;
+            let result = object.fly(&pilot, admission.as_mut()).await;
             // First out of the list, then the verdict: who looks now starts anew.
             lock(&object.state).flights.retain(|f| !Arc::ptr_eq(f, &flight));
             if let Err(error) = result {
@@ -403,7 +409,11 @@ impl CachedObject {
     }
 
     /// Brings the bytes of one flight: to those who wait first, then to disk.
-    async fn fly(self: &Arc<Self>, pilot: &Pilot) -> Result<(), RemoteError> {
+    async fn fly(
+        self: &Arc<Self>,
+        pilot: &Pilot,
+        admission: Option<&mut Admission>,
+    ) -> Result<(), RemoteError> {
         let chunks = pilot.flight().chunks().clone();
         let range = chunk_range(chunks.start, self.meta.size).start
             ..chunk_range(chunks.end - 1, self.meta.size).end;
@@ -440,6 +450,10 @@ impl CachedObject {
                 keeping = Some(self.keep_in_background(pilot, std::mem::take(&mut landed)));
             }
         };
+        drop(reader);
+        if let Some(admission) = admission {
+            admission.request_done();
+        }
         if let Some(task) = keeping {
             self.joined(task).await;
         }
@@ -552,11 +566,16 @@ impl CachedObject {
     /// What was written to the index is not there: all of it is to be written again.
     pub(super) fn redirty(&self) {
         let groups = chunk_count(self.meta.size).div_ceil(GROUP_CHUNKS);
-        lock(&self.state).dirty_groups.extend(0..groups);
+        let mut state = lock(&self.state);
+        state.dirty_groups.extend(0..groups);
+        state.stale_rows = true;
     }
 
     /// Writes what changed since the last time to the index.
     pub(super) fn write_rows(&self, write: &mut Write<'_>, boot: u128) -> Result<(), CacheError> {
+        if std::mem::take(&mut lock(&self.state).stale_rows) {
+            write.remove_object(self.node)?;
+        }
         let Some(file) = self.file.get() else { return Ok(()) };
         let (groups, row) = {
             let mut state = lock(&self.state);

@@ -27,7 +27,7 @@ use super::fetch::Fetcher;
 use super::index::Index;
 use super::object::{CachedObject, Loaded};
 use super::pass_by::PassBy;
-use super::record::{Location, NodeId, NodeRow};
+use super::record::{Location, NodeId, NodeRow, ObjectRow};
 use super::{CacheError, Event, lock};
 use crate::metrics::CacheMetrics;
 use crate::remote::ObjectMeta;
@@ -62,7 +62,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const LOADING_LOCKS: usize = 16;
 
 /// Events a subscriber may be behind; later ones are dropped. They only make
-/// the kernel forget attributes early, which it does by itself in time.
+/// the kernel forget early what it forgets by itself with its TTL.
 const EVENTS_MAX: usize = 16_384;
 
 /// Keeps events coming. When it is dropped, their receiver sees the end.
@@ -98,6 +98,8 @@ pub struct Store {
     /// Nothing is kept in memory any more: objects hold the store, and must
     /// not be held by it for ever.
     closed: AtomicBool,
+    /// There was no room for another chunk when it was last looked at.
+    full: AtomicBool,
     failing: AtomicBool,
     failure: Mutex<Option<(Instant, String)>>,
     subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
@@ -112,7 +114,7 @@ impl Store {
         budget: Budget,
         held: u64,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|me| Store {
+        let store = Arc::new_cyclic(|me| Store {
             me: me.clone(),
             runtime,
             data_dir,
@@ -132,10 +134,13 @@ impl Store {
             landed: Mutex::default(),
             settled: Condvar::new(),
             closed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             failure: Mutex::default(),
             subscribers: Mutex::default(),
-        })
+        });
+        store.look_for_room();
+        store
     }
 
     /// The object of `node`, ready to be read. There is one per node at a time.
@@ -153,16 +158,20 @@ impl Store {
             return object;
         }
         let loaded = self.load(node, meta);
+        let stale_rows = loaded.stale_rows;
         let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
         let object = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
         lock(&self.live).insert(node, Arc::downgrade(&object));
-        drop(loading);
-        let mut idle = lock(&self.idle);
-        if !self.closed.load(Ordering::Relaxed) {
-            let pushed_out = idle.push(node, object.clone());
-            drop(idle);
-            drop(pushed_out); // After the lock: its drop takes another one.
+        if stale_rows {
+            self.mark_dirty(&object);
         }
+        let mut idle = lock(&self.idle);
+        let open = !self.closed.load(Ordering::Relaxed);
+        let pushed_out = if open { idle.push(node, object.clone()) } else { None };
+        drop(idle);
+        // Not before: who discards the object now must find it among the idle ones.
+        drop(loading);
+        drop(pushed_out); // After the locks: its drop takes another one.
         object
     }
 
@@ -184,46 +193,42 @@ impl Store {
     }
 
     fn load(&self, node: NodeId, meta: &ObjectMeta) -> Loaded {
-        let nothing = |doomed| Loaded { file: None, map: ChunkMap::new(meta.size), doomed };
+        let nothing =
+            Loaded { file: None, map: ChunkMap::new(meta.size), stale_rows: false, doomed: false };
         // A replaced version can still be opened by who knows its node. Its
         // rows and its file are about to go, or are gone.
         if matches!(self.index.node(node), Ok(Some(NodeRow::Superseded { .. }))) {
-            return nothing(true);
+            return Loaded { doomed: true, ..nothing };
         }
-        self.load_rows(node, meta).unwrap_or_else(|| nothing(false))
-    }
-
-    /// What the index has of a node; `None` for nothing, or nothing usable.
-    fn load_rows(&self, node: NodeId, meta: &ObjectMeta) -> Option<Loaded> {
-        let row = self.index.object(node).ok().flatten()?;
-        let Location::OwnFile(id) = row.location;
-        let loaded = BackingFile::open(&id.path(&self.data_dir)).ok().and_then(|file| {
-            let untouched = file.fingerprint().is_ok_and(|now| now == row.fingerprint);
-            let trusted = untouched && row.verified_boot == Some(self.boot);
-            let groups = self.index.chunk_groups(node).ok()?;
-            let map = ChunkMap::load(meta.size, &groups, trusted);
-            let whole = row.size == meta.size
-                && row.version == meta.version
-                && map.present_bytes() == row.present_bytes;
-            whole.then_some(Loaded { file: Some(file), map, doomed: false })
-        });
-        if loaded.is_none() {
+        let Some(row) = self.index.object(node).ok().flatten() else { return nothing };
+        self.load_file(node, meta, &row).unwrap_or_else(|| {
             tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
             self.metrics.repairs.add(1);
             self.budget.release(disk_bytes(row.present_bytes));
             if row.present_bytes > 0 {
                 self.count_held(false);
             }
-            // No row may outlive its file: a new file of this name begins as holes.
-            if let Err(error) = self.index.write(|write| write.remove_object(node).map(drop)) {
-                self.disk_failed(&std::io::Error::other(error));
-            }
-        }
-        loaded
+            Loaded { stale_rows: true, ..nothing }
+        })
+    }
+
+    /// What a node's row promises; `None` if any of it is missing.
+    fn load_file(&self, node: NodeId, meta: &ObjectMeta, row: &ObjectRow) -> Option<Loaded> {
+        let Location::OwnFile(id) = row.location;
+        let file = BackingFile::open(&id.path(&self.data_dir)).ok()?;
+        let untouched = file.fingerprint().is_ok_and(|now| now == row.fingerprint);
+        let trusted = untouched && row.verified_boot == Some(self.boot);
+        let groups = self.index.chunk_groups(node).ok()?;
+        let map = ChunkMap::load(meta.size, &groups, trusted);
+        let whole = row.size == meta.size
+            && row.version == meta.version
+            && map.present_bytes() == row.present_bytes;
+        whole.then_some(Loaded { file: Some(file), map, stale_rows: false, doomed: false })
     }
 
     /// Writes what changed to the index, durably. Blocks.
     pub(super) fn flush(&self) -> Result<(), CacheError> {
+        self.look_for_room();
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         if dirty.is_empty() {
             return self.index.sync_pending();
@@ -234,7 +239,9 @@ impl Store {
             }
             Ok(())
         });
-        if written.is_err() {
+        if let Err(error) = &written {
+            // What cannot be noted is not kept: it would only gather in memory.
+            self.disk_failed(&std::io::Error::other(error.clone()));
             for object in dirty.values() {
                 object.redirty();
                 self.mark_dirty(object);
@@ -352,9 +359,14 @@ impl Store {
         }
     }
 
-    /// Whether fetched bytes are being kept on disk.
+    /// Whether fetched bytes are being kept on disk, as far as it is known:
+    /// each read asks, and must not ask the file system in its turn.
     pub(super) fn is_keeping(&self) -> bool {
-        !self.is_pausing() && !self.is_full()
+        !self.is_pausing() && !self.full.load(Ordering::Relaxed)
+    }
+
+    fn look_for_room(&self) {
+        self.full.store(self.is_full(), Ordering::Relaxed);
     }
 
     /// Disk that no object may take: the index's, with room for it to grow.
@@ -389,7 +401,7 @@ impl Store {
         {
             return format!("cache disk fails, reads stream through: {error}");
         }
-        if !self.is_keeping() {
+        if self.is_full() {
             return "full, reads of new objects stream through".to_owned();
         }
         "ok".to_owned()
@@ -397,9 +409,15 @@ impl Store {
 
     /// Takes disk for a chunk, or says no.
     pub(super) fn reserve(&self, bytes: u64) -> bool {
-        !self.is_pausing()
-            && disk_has_room(&self.data_dir, bytes)
-            && self.budget.reserve(bytes, self.index_share())
+        if self.is_pausing() {
+            return false;
+        }
+        let has_room =
+            disk_has_room(&self.data_dir, bytes) && self.budget.reserve(bytes, self.index_share());
+        if !has_room {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        has_room
     }
 
     pub(super) fn release(&self, bytes: u64) {

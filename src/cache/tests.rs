@@ -148,9 +148,11 @@ fn an_older_answer_undoes_no_newer_one() {
     folder.apply(5, |update| update.put_absent("a"));
     folder.apply(5, |update| update.put_no_folder("d"));
     folder.apply(5, |update| update.put_object("gone", &meta("gone", "v1", 0)));
+    folder.apply(5, |update| update.see_folder("gone too"));
     folder.apply(5, |update| update.put_object("a", &meta("a", "v0", 0)));
     assert_eq!(folder.entry("a").unwrap().object.unwrap().version.0, "v1");
     assert!(folder.entry("d").is_some() && folder.entry("gone").is_none());
+    assert!(folder.entry("gone too").is_none());
     assert_eq!(folder.row().rollup.objects, 1);
 }
 

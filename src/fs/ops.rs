@@ -12,9 +12,9 @@ use crate::config::MountOptions;
 use crate::metrics::MountMetrics;
 use crate::remote::ErrorKind;
 
-/// Entries of one READDIR answer at most. A page of 4 KiB, the kernel's usual
-/// buffer, holds fewer; more would only be read from the index for nothing.
-pub const READDIR_ENTRIES_MAX: usize = 128;
+/// Entries of one READDIR answer at most. Newer kernels ask for 32 KiB, which is
+/// about 200 entries with attributes; more would be read for nothing.
+pub const READDIR_ENTRIES_MAX: usize = 256;
 
 /// Offset after `.`; the one after `..` is 2. Others are node ids, which begin higher.
 const OFFSET_DOT: u64 = 1;

@@ -220,6 +220,8 @@ struct World {
     model: Model,
     /// Answers are trusted for ever, or never.
     fresh: bool,
+    /// Opened after a crash.
+    crashed: bool,
     limit: Option<u64>,
     handles: [Option<Handle>; HANDLES],
     cursor: Option<Cursor>,
@@ -235,6 +237,7 @@ impl World {
             rig: None,
             model: Model::default(),
             fresh,
+            crashed: false,
             limit,
             handles: [const { None }; HANDLES],
             cursor: None,
@@ -279,6 +282,7 @@ impl World {
     async fn changed(&mut self) {
         if self.fresh {
             self.close();
+            self.crashed = false;
             self.fresh = false;
             self.open().await;
         }
@@ -520,8 +524,9 @@ impl World {
                 cached.push((path, key));
             }
         }
+        // The file of a replaced object goes before the index says so for good.
         let repairs = self.rig().cache.store().metrics().repairs.get();
-        prop_assert_eq!(repairs, 0, "repairs without damage");
+        prop_assert!(repairs == 0 || self.crashed, "{repairs} repairs without damage");
         if fresh {
             // What is trusted for ever must be right to begin with.
             for prefix in self.model.folders() {
@@ -533,6 +538,7 @@ impl World {
             }
         }
         self.close();
+        self.crashed = false;
         self.fresh = fresh;
         self.open().await;
         self.remote.clear_requests();
@@ -553,7 +559,7 @@ impl World {
     /// A crash: the directory as it lies there at some moment, opened again.
     async fn crash(&mut self) {
         let copy = TempDir::new().unwrap();
-        copy_folder(&self.dir.path().join("data"), &copy.path().join("data"));
+        // The index first, as a crash leaves it: behind the files, never ahead.
         let index = self.dir.path().join("index.redb");
         // The index is copied at a moment when nobody writes to it.
         let mut bytes = std::fs::read(&index).unwrap();
@@ -565,8 +571,10 @@ impl World {
         })
         .await;
         std::fs::write(copy.path().join("index.redb"), bytes).unwrap();
+        copy_folder(&self.dir.path().join("data"), &copy.path().join("data"));
         self.close();
         self.fresh = false;
+        self.crashed = true;
         self.dir = copy;
         self.open().await;
     }

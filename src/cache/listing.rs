@@ -118,7 +118,8 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         Ok(())
     }
 
-    /// The listing that began at `seen_ms` was read to its end.
+    /// The listing that began at `seen_ms` was read to its end. Where that is
+    /// not enough to name everything, the folder is left as listed long ago.
     pub(super) fn finish_listing(&mut self) -> Result<(), CacheError> {
         self.row.listed_ms = Some(self.seen_ms);
         let mut list_again = false;
@@ -133,9 +134,9 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
                 }
                 self.remove(&name, &entry)?;
                 if entry.object.is_none() {
-                    self.uncover(&name)?;
-                    // An object that this name hid is found by the next listing only.
-                    list_again |= names::behind_suffix(&name).is_some();
+                    // What was hidden while the folder seemed to be there
+                    // may have a name now; only another listing tells.
+                    list_again |= !self.uncover(&name)? && self.row.hidden > 0;
                 }
             }
         }
@@ -163,7 +164,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         match self.write.entry(self.folder, name)? {
             Some(entry @ EntryRow { object: None, .. }) if entry.seen_ms <= self.seen_ms => {
                 self.remove(name, &entry)?;
-                self.uncover(name)
+                self.uncover(name).map(drop)
             }
             _ => Ok(()),
         }
@@ -212,20 +213,22 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         }
     }
 
-    /// A folder gave up `name`: the object that stood beside it takes the name back.
-    fn uncover(&mut self, name: &str) -> Result<(), CacheError> {
-        let Some(shown) = names::beside_folder(name) else { return Ok(()) };
-        let Some(entry) = self.write.entry(self.folder, &shown)? else { return Ok(()) };
-        let Some(attr) = &entry.object else { return Ok(()) };
+    /// A folder gave up `name`: the object that stood beside it takes the name
+    /// back. Returns whether there was one.
+    fn uncover(&mut self, name: &str) -> Result<bool, CacheError> {
+        let Some(shown) = names::beside_folder(name) else { return Ok(false) };
+        let Some(entry) = self.write.entry(self.folder, &shown)? else { return Ok(false) };
+        let Some(attr) = &entry.object else { return Ok(false) };
         // What this listing has not seen is removed by it.
         let is_gone = self.row.listed_ms == Some(self.seen_ms) && entry.seen_ms < self.seen_ms;
         if attr.key_name.as_deref() != Some(name) || is_gone {
-            return Ok(());
+            return Ok(false);
         }
         // Under a new node: a place in the folder is told by the node before it.
         self.remove(&shown, &entry)?;
         let attr = ObjectAttr { key_name: None, ..attr.clone() };
-        self.insert_seen(name, Some(attr), entry.seen_ms).map(drop)
+        self.insert_seen(name, Some(attr), entry.seen_ms)?;
+        Ok(true)
     }
 
     /// The remote had a folder of this name here, unless a later listing did

@@ -370,6 +370,15 @@ impl Tree {
     }
 
     async fn list(&self, folder: NodeId) -> Result<(), CacheError> {
+        self.list_once(folder).await?;
+        // Names that were in the way are gone now: no third time is needed.
+        if self.index.folder(folder)?.is_some_and(|row| row.listed_ms == Some(0)) {
+            self.list_once(folder).await?;
+        }
+        Ok(())
+    }
+
+    async fn list_once(&self, folder: NodeId) -> Result<(), CacheError> {
         let prefix = self.prefix(folder)?;
         let listed = self.index.folder(folder)?.and_then(|row| row.listed_ms);
         let began_ms = self.clock.next_ms().max(listed.unwrap_or(0) + 1);

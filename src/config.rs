@@ -164,9 +164,9 @@ mod tests {
             (OsString::from("LESS"), OsString::from_vec(vec![0xff])),
             (OsString::from_vec(vec![0xff]), OsString::from("x")),
         ];
-        let env = CallerEnv::from_vars(vars.into_iter().chain(odd), Path::new("/work"));
+        let env = CallerEnv::from_vars(vars.into_iter().chain(odd), Path::new("/at"));
         assert_eq!(env.get("AWS_PROFILE"), Some("work"));
-        assert_eq!(env.get("AWS_CONFIG_FILE"), Some("/work/here/config"));
+        assert_eq!(env.get("AWS_CONFIG_FILE"), Some("/at/here/config"));
         assert_eq!(env.get("AWS_SHARED_CREDENTIALS_FILE"), Some("~/keys"));
         assert_eq!(env.get("AWS_CA_BUNDLE"), Some("/ca.pem"));
         assert_eq!(env.0.len(), 4);

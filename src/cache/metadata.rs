@@ -257,6 +257,20 @@ impl Tree {
         Ok(self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some()))
     }
 
+    /// The node at `path`, relative to the root of the tree; empty for the
+    /// root itself. Asks the remote where it must.
+    pub async fn resolve(&self, path: &str) -> Result<Option<Node>, CacheError> {
+        let mut node = self.node(self.root)?;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            let Some(parent) = node else { return Ok(None) };
+            node = match self.lookup(parent.id, name).await? {
+                Child::Known(child) => Some(child),
+                Child::Absent(_) | Child::Unknown => None,
+            };
+        }
+        Ok(node)
+    }
+
     /// The sums over everything known below a folder.
     pub fn rollup(&self, folder: NodeId) -> Result<Rollup, CacheError> {
         Ok(self.index.folder(folder)?.unwrap_or_default().rollup)

@@ -20,6 +20,7 @@ mod pass_by;
 mod readahead;
 mod record;
 mod store;
+mod upkeep;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub use metadata::{Child, Node, NodeKind, Tree};
 pub use object::{CachedObject, ReadOutcome};
 pub use record::{NodeId, ObjectAttr, Rollup};
 pub use store::{Store, Subscription};
+pub use upkeep::{Evicted, Pinned, Progress, Scope, Verified};
 
 use crate::config::CacheOptions;
 use crate::remote::RemoteError;

@@ -339,8 +339,7 @@ fn a_lost_index_empties_the_cache() {
             harm(&dir.join("index.redb"));
             let rig = Rig::open(&dir, &remote, None, LONG).await;
             assert_eq!(rig.cache.figures().objects, 0);
-            assert!(data_files(&dir).is_empty());
-            eventually("orphans are removed", || !dir.join("data.orphaned").exists()).await;
+            eventually("orphans are removed", || data_files(&dir).is_empty()).await;
             assert!(rig.read("a").await == content(1, 3 * MIB));
             assert_eq!(rig.gets(), 2);
         });
@@ -348,12 +347,30 @@ fn a_lost_index_empties_the_cache() {
 }
 
 #[test]
-fn what_an_earlier_life_did_not_get_to_remove_is_removed() {
+fn files_that_the_index_does_not_know_are_removed_and_links_not_followed() {
     run(async |dir, remote| {
-        Rig::open(&dir, &remote, None, LONG).await.close();
-        std::fs::create_dir_all(dir.join("data.orphaned/0/1")).unwrap();
-        Rig::open(&dir, &remote, None, LONG).await.close();
-        eventually("it is gone", || !dir.join("data.orphaned").exists()).await;
+        remote.put("a", content(1, 3 * MIB));
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        rig.read("a").await;
+        rig.close();
+        let outside = temp();
+        std::fs::write(outside.path().join("file"), b"not ours").unwrap();
+        let data = dir.join("data");
+        let own = data_files(&dir);
+        std::fs::create_dir_all(data.join("000000/folder/in it")).unwrap();
+        std::fs::write(data.join("stray"), b"x").unwrap();
+        std::fs::write(data.join("000000/10-0000000000000000"), b"a node's, but not its file")
+            .unwrap();
+        std::fs::write(data.join("000000/folder/in it/file"), b"x").unwrap();
+        std::os::unix::fs::symlink(outside.path(), data.join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), data.join("000000/link")).unwrap();
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        eventually("strays are removed", || data_files(&dir) == own).await;
+        eventually("links are removed", || !data.join("link").is_symlink()).await;
+        assert!(!data.join("000000/link").is_symlink());
+        assert!(outside.path().join("file").exists());
+        assert!(rig.read("a").await == content(1, 3 * MIB));
+        assert_eq!(rig.gets(), 1);
     });
 }
 

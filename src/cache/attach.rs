@@ -84,6 +84,7 @@ impl Cache {
             point_lookups: Tree::counted_folders(),
             listing_failed: Mutex::default(),
         });
+        super::lock(&self.trees).push(Arc::downgrade(&tree));
         if page.next.is_none() {
             keep_listing(&tree, prefix.to_owned(), page, began_ms).await?;
         }

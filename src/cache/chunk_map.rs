@@ -132,6 +132,18 @@ impl ChunkMap {
         self.verified_count = 0;
     }
 
+    /// A chunk is to be checked before its next use.
+    pub(super) fn distrust_chunk(&mut self, chunk: u32) {
+        if self.verified.set(chunk, false) {
+            self.verified_count -= 1;
+        }
+    }
+
+    /// The checksum that a present chunk must have.
+    pub(super) fn crc(&self, chunk: u32) -> Option<u32> {
+        self.present.get(chunk).then(|| self.crcs[chunk as usize])
+    }
+
     /// A present chunk was checked.
     pub(super) fn mark_verified(&mut self, chunk: u32) {
         if self.present.get(chunk) && self.verified.set(chunk, true) {
@@ -161,6 +173,11 @@ impl ChunkMap {
     /// Every present chunk is verified.
     pub(super) fn is_all_verified(&self) -> bool {
         self.verified_count == self.present_count
+    }
+
+    /// Chunks that are present.
+    pub(super) fn present_chunks(&self) -> u32 {
+        self.present_count
     }
 
     /// Bytes of the object that are present.

@@ -358,7 +358,7 @@ impl Tree {
                     parts.push(name);
                     at = parent;
                 }
-                None => return Err(CacheError::Index(format!("node {} is lost", at.0))),
+                None => return Err(CacheError::Unknown(at)),
             }
         }
         Ok(parts.iter().rev().fold(String::new(), |prefix, part| prefix + part + "/"))
@@ -432,6 +432,7 @@ impl Tree {
                 })
             })
             .await?;
+            super::kill_point::reach("listing-page-written");
             if last {
                 return Ok(());
             }

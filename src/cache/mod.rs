@@ -14,7 +14,7 @@ mod disk_health;
 pub mod evict;
 mod fetch;
 mod index;
-mod kill_point;
+pub mod kill_point;
 mod listing;
 mod metadata;
 mod names;
@@ -26,10 +26,11 @@ mod standing;
 mod store;
 mod upkeep;
 
+use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
@@ -55,6 +56,8 @@ pub struct Cache {
     store: Arc<Store>,
     clock: Arc<Clock>,
     runtime: Handle,
+    /// Mounted trees.
+    trees: Mutex<Vec<Weak<Tree>>>,
 }
 
 /// What the cache holds.
@@ -91,6 +94,9 @@ pub enum CacheError {
     /// The index is damaged. It is set aside by whoever finds out.
     #[error("cache index: damaged: {0}")]
     Damaged(String),
+    /// Nothing is known of a node any more: the index that knew it was lost.
+    #[error("node {} is not known any more", .0.0)]
+    Unknown(NodeId),
     /// A file of the cache could not be used.
     #[error("{0}")]
     Io(String),
@@ -159,7 +165,8 @@ impl Cache {
             true if !clean => store.sweep_after_crash(),
             _ => store.sweep_later(0),
         }
-        let cache = Arc::new(Cache { dir: dir.clone(), index, store, clock, runtime });
+        let trees = Mutex::default();
+        let cache = Arc::new(Cache { dir: dir.clone(), index, store, clock, runtime, trees });
         cache.start_housekeeping(superseded);
         Ok(cache)
     }
@@ -201,6 +208,13 @@ impl Cache {
             tracing::warn!(%error, "the last changes did not reach the cache index");
         }
         kill_point::reach("close-done");
+    }
+
+    /// A mounted tree of each bucket: its remote serves all of the bucket.
+    fn trees_by_bucket(&self) -> HashMap<NodeId, Arc<Tree>> {
+        let mut trees = lock(&self.trees);
+        trees.retain(|tree| tree.strong_count() > 0);
+        trees.iter().filter_map(Weak::upgrade).map(|tree| (tree.bucket, tree)).collect()
     }
 
     fn start_housekeeping(self: &Arc<Self>, superseded: Vec<NodeId>) {

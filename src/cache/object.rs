@@ -394,6 +394,31 @@ impl CachedObject {
         }
     }
 
+    /// Every chunk of it.
+    pub(super) fn chunks(&self) -> Range<u32> {
+        0..chunk_count(self.meta.size)
+    }
+
+    /// Compares a chunk on disk with its checksum, whatever is believed of it;
+    /// `None` if it is not there, else its bytes, as an error if it is damaged.
+    pub(super) async fn verify_chunk(self: &Arc<Self>, chunk: u32) -> Option<Result<u64, u64>> {
+        let crc = {
+            let mut state = lock(&self.state);
+            let crc = state.map.crc(chunk)?;
+            state.map.distrust_chunk(chunk);
+            self.complete.store(false, Ordering::Release);
+            crc
+        };
+        let bytes = chunk_len(chunk, self.meta.size) as u64;
+        Some(self.checked_chunk(chunk, crc).await.map(|_| bytes).ok_or(bytes))
+    }
+
+    /// Brings a chunk into the cache; `false` if it could not be fetched.
+    pub(super) async fn fetch_chunk(self: &Arc<Self>, chunk: u32) -> bool {
+        let range = chunk_range(chunk, self.meta.size);
+        self.read(range.start, range.end - range.start).await.is_ok()
+    }
+
     /// Takes a chunk that failed its check out of the cache, unless another
     /// reader did so first, and perhaps brought it back since.
     fn drop_damaged(self: &Arc<Self>, chunk: u32, crc: u32) {

@@ -8,6 +8,7 @@
 //! checked before use. What it may take of the disk is in [`room`], what
 //! nobody knows any more in [`sweep`].
 
+mod check;
 mod room;
 mod sweep;
 
@@ -38,6 +39,7 @@ use super::{CHUNK_BYTES, CacheError, Clock, Event, kill_point, lock};
 use crate::metrics::CacheMetrics;
 use crate::remote::ObjectMeta;
 use crate::remote::client::RemoteClient;
+pub(super) use check::Checked;
 pub(super) use room::Readers;
 use room::Room;
 
@@ -529,10 +531,6 @@ impl Store {
 
     pub(super) fn places(&self) -> &Places {
         &self.places
-    }
-
-    pub(super) fn index(&self) -> &Arc<Index> {
-        &self.index
     }
 
     pub(super) fn set_held(&self, node: NodeId, held: bool) {

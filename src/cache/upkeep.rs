@@ -3,12 +3,32 @@
 //! Each runs to its end or until [`Progress::cancel`], tells how far it is by
 //! [`Progress`], and leaves the cache whole wherever it stops.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::record::NodeId;
-use super::{Cache, CacheError, Tree};
+use futures::stream::{self, StreamExt};
+
+use super::budget::Excess;
+use super::record::{EntryRow, NodeId, NodeRow};
+use super::standing::Memo;
+use super::store::{Checked, Readers};
+use super::{Cache, CacheError, CachedObject, NodeKind, Tree};
+
+/// Objects removed in one transaction: few enough that a reader's rows do not
+/// wait long behind them.
+const EVICT_BATCH: usize = 256;
+
+/// Objects verified side by side: enough to keep a disk busy.
+const VERIFIED_AT_ONCE: usize = 4;
+
+/// Objects that a pin fetches side by side. Small ones are bound by the round
+/// trip; what is in flight in all is bounded elsewhere.
+const FETCHED_AT_ONCE: usize = 32;
+
+/// Bytes that a pin reads at once.
+const FETCH_STEP_BYTES: u64 = 1 << 20;
 
 /// What an upkeep command is about.
 #[derive(Clone, Debug)]
@@ -84,26 +104,126 @@ pub struct Pinned {
     pub cached_bytes: u64,
 }
 
+impl Progress {
+    fn expect(&self, objects: u64, bytes: u64) {
+        self.objects_total.fetch_add(objects, Ordering::Relaxed);
+        self.bytes_total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn done(&self, objects: u64, bytes: u64) {
+        self.objects_done.fetch_add(objects, Ordering::Relaxed);
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// An object that the cache holds something of.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    node: NodeId,
+    bytes: u64,
+    used_ms: u64,
+}
+
 impl Cache {
     /// Removes what `scope` has in the cache, but for what is pinned or open;
     /// with `older_than` only what was not read for so long (to the hour).
     pub async fn evict(
         self: &Arc<Self>,
-        _scope: &Scope,
-        _older_than: Option<Duration>,
-        _progress: &Arc<Progress>,
+        scope: &Scope,
+        older_than: Option<Duration>,
+        progress: &Arc<Progress>,
     ) -> Result<Evicted, CacheError> {
-        Ok(Evicted::default())
+        let mut held = self.held(scope).await?;
+        if let Some(age) = older_than {
+            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            let newest_ms = self.clock.current_ms().saturating_sub(age_ms);
+            held.retain(|held| held.used_ms <= newest_ms);
+        }
+        progress.expect(held.len() as u64, held.iter().map(|held| held.bytes).sum());
+        let cache = self.clone();
+        let progress = progress.clone();
+        self.blocking(move || {
+            let mut total = Evicted::default();
+            let mut memo = Memo::default();
+            for batch in held.chunks(EVICT_BATCH) {
+                if progress.is_cancelled() {
+                    break;
+                }
+                let mut nodes = Vec::with_capacity(batch.len());
+                for held in batch {
+                    let standing =
+                        cache.store.places().standing(&cache.index, held.node, &mut memo)?;
+                    if standing.pinned {
+                        total.pinned += 1;
+                    } else {
+                        nodes.push(held.node);
+                    }
+                }
+                let removed = cache.store.remove(&nodes, Readers::Spare)?;
+                total.objects += removed.objects;
+                total.bytes += removed.bytes;
+                total.in_use += removed.in_use;
+                let metrics = cache.store.metrics();
+                metrics.evicted_objects.add(removed.objects);
+                metrics.evicted_bytes.add(removed.bytes);
+                progress.done(batch.len() as u64, batch.iter().map(|held| held.bytes).sum());
+            }
+            Ok(total)
+        })
+        .await
     }
 
     /// Compares every chunk that `scope` has in the cache with its checksum;
     /// what is damaged is fetched again, or dropped where that cannot be.
     pub async fn verify(
         self: &Arc<Self>,
-        _scope: &Scope,
-        _progress: &Arc<Progress>,
+        scope: &Scope,
+        progress: &Arc<Progress>,
     ) -> Result<Verified, CacheError> {
-        Ok(Verified::default())
+        let held = self.held(scope).await?;
+        progress.expect(held.len() as u64, held.iter().map(|held| held.bytes).sum());
+        let trees = self.trees_by_bucket();
+        let (trees, mut total) = (&trees, Verified::default());
+        let mut checks =
+            stream::iter(held)
+                .map(|held| async move {
+                    self.verify_one(held.node, trees).await.map(|one| (held, one))
+                })
+                .buffer_unordered(VERIFIED_AT_ONCE);
+        while !progress.is_cancelled()
+            && let Some(checked) = checks.next().await
+        {
+            let (held, one) = checked?;
+            progress.done(1, held.bytes);
+            total.objects += 1;
+            total.bytes += one.bytes;
+            total.damaged_chunks += one.damaged_chunks;
+            total.repaired_chunks += one.repaired_chunks;
+        }
+        Ok(total)
+    }
+
+    async fn verify_one(
+        self: &Arc<Self>,
+        node: NodeId,
+        trees: &HashMap<NodeId, Arc<Tree>>,
+    ) -> Result<Verified, CacheError> {
+        let cache = self.clone();
+        let bucket = self.blocking(move || cache.bucket_of(node)).await?;
+        let known = match bucket.and_then(|bucket| trees.get(&bucket)) {
+            Some(tree) => tree.node(node)?.map(|known| (tree, known)),
+            None => None,
+        };
+        if let Some((tree, known)) = known {
+            let before = self.index.object(node)?.map_or(0, |row| row.present_bytes);
+            let Some(object) = tree.open(&known)? else { return Ok(Verified::default()) };
+            return Ok(object.verify(before).await);
+        }
+        // Nobody can fetch it: its remote is not mounted.
+        let cache = self.clone();
+        let checked = self.blocking(move || cache.store.check_unloaded(node)).await?;
+        let Checked { bytes, damaged_chunks } = checked;
+        Ok(Verified { bytes, damaged_chunks, ..Verified::default() })
     }
 
     /// Fetches an object, or every object below a folder, and keeps it from
@@ -111,19 +231,243 @@ impl Cache {
     /// comes to the folder later, once it is read.
     pub async fn pin(
         self: &Arc<Self>,
-        _tree: &Arc<Tree>,
-        _node: NodeId,
-        _progress: &Arc<Progress>,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        progress: &Arc<Progress>,
     ) -> Result<Pinned, CacheError> {
-        Ok(Pinned::default())
+        let (parent, name) = self.pin_key(node).await?;
+        let cache = self.clone();
+        self.blocking(move || {
+            cache.index.write_durably(|write| write.put_pin(parent, &name))?;
+            cache.store.places().pin(parent, &name);
+            Ok(())
+        })
+        .await?;
+        let objects = self.list_objects(tree, node, progress).await?;
+        let mut total = Pinned { objects: objects.len() as u64, ..Pinned::default() };
+        total.bytes = objects.iter().map(|(_, size)| size).sum();
+        let mut fetches = stream::iter(&objects)
+            .map(|(node, size)| async move {
+                let cached = self.fetch_pinned(tree, *node, *size, progress).await;
+                progress.done(1, *size);
+                cached
+            })
+            .buffer_unordered(FETCHED_AT_ONCE);
+        let mut last_error = None;
+        while !progress.is_cancelled()
+            && let Some(fetched) = fetches.next().await
+        {
+            // The others are fetched all the same.
+            last_error = fetched.err().or(last_error);
+        }
+        drop(fetches);
+        let cache = self.clone();
+        total.cached_bytes = self
+            .blocking(move || {
+                cache.store.settle();
+                Ok(objects.iter().map(|(node, _)| cache.store.present_bytes(*node)).sum())
+            })
+            .await?;
+        match last_error {
+            Some(error) => Err(error),
+            None => Ok(total),
+        }
     }
 
     /// Undoes [`Cache::pin`]; `false` if the node was not pinned itself.
     pub async fn unpin(
         self: &Arc<Self>,
         _tree: &Arc<Tree>,
-        _node: NodeId,
+        node: NodeId,
     ) -> Result<bool, CacheError> {
-        Ok(false)
+        let (parent, name) = self.pin_key(node).await?;
+        let cache = self.clone();
+        self.blocking(move || {
+            cache.index.write_durably(|write| write.remove_pin(parent, &name))?;
+            Ok(cache.store.places().unpin(parent, &name))
+        })
+        .await
+    }
+
+    /// A pin holds for a name, whatever version of an object it leads to.
+    async fn pin_key(self: &Arc<Self>, node: NodeId) -> Result<(NodeId, String), CacheError> {
+        let cache = self.clone();
+        self.blocking(move || match cache.index.node(node)? {
+            Some(NodeRow::Current { parent, name } | NodeRow::Superseded { parent, name, .. }) => {
+                Ok((parent, name))
+            }
+            None => Ok((node, String::new())), // The root of a bucket.
+        })
+        .await
+    }
+
+    /// Reads an object once, unless the cache has it or has no room for it.
+    async fn fetch_pinned(
+        self: &Arc<Self>,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        size: u64,
+        progress: &Arc<Progress>,
+    ) -> Result<(), CacheError> {
+        let missing = size.saturating_sub(self.store.present_bytes(node));
+        let cache = self.clone();
+        let wanted = Excess { bytes: missing, files: 1 };
+        let fits = self.blocking(move || Ok(cache.store.has_room_by_force(wanted))).await?;
+        if missing == 0 || !fits || progress.is_cancelled() {
+            return Ok(());
+        }
+        let Some(known) = tree.node(node)? else { return Ok(()) };
+        let Some(object) = tree.open(&known)? else { return Ok(()) };
+        object.opened();
+        let mut at = 0;
+        while at < size && !progress.is_cancelled() {
+            let read = object.read(at, FETCH_STEP_BYTES).await?;
+            at += read.data.len().max(1) as u64;
+        }
+        Ok(())
+    }
+
+    /// Every object at or below `node`, with its size. Lists what is not listed.
+    async fn list_objects(
+        self: &Arc<Self>,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<(NodeId, u64)>, CacheError> {
+        let mut objects = Vec::new();
+        let mut folders = Vec::new();
+        match tree.node(node)?.map(|known| known.kind) {
+            Some(NodeKind::Object(attr)) => objects.push((node, attr.size)),
+            Some(NodeKind::Folder { .. }) => folders.push(node),
+            None => {}
+        }
+        progress.expect(objects.len() as u64, objects.iter().map(|(_, size)| size).sum());
+        while let Some(folder) = folders.pop() {
+            if progress.is_cancelled() {
+                break;
+            }
+            tree.ensure_listed(folder).await?;
+            let mut after: Option<String> = None;
+            loop {
+                let children = tree.children(folder, after.as_deref(), EVICT_BATCH)?;
+                let Some(last) = children.last() else { break };
+                after = Some(last.name.clone());
+                for child in children {
+                    match child.kind {
+                        NodeKind::Folder { .. } => folders.push(child.id),
+                        NodeKind::Object(attr) => {
+                            progress.expect(1, attr.size);
+                            objects.push((child.id, attr.size));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(objects)
+    }
+
+    /// What the cache holds of `scope`, as the index has it once all is flushed.
+    async fn held(self: &Arc<Self>, scope: &Scope) -> Result<Vec<Held>, CacheError> {
+        let cache = self.clone();
+        let scope = scope.clone();
+        self.blocking(move || {
+            cache.store.settle();
+            cache.store.flush()?;
+            match scope {
+                Scope::Everything => cache.all_held(),
+                Scope::Below(_, node) => cache.held_below(node),
+            }
+        })
+        .await
+    }
+
+    fn all_held(&self) -> Result<Vec<Held>, CacheError> {
+        let mut all = Vec::new();
+        let mut after = NodeId(0);
+        loop {
+            let rows = self.index.objects_after(after, EVICT_BATCH)?;
+            let Some((last, _)) = rows.last() else { return Ok(all) };
+            after = *last;
+            all.extend(rows.into_iter().filter_map(|(node, row)| {
+                row.map(|row| Held { node, bytes: row.present_bytes, used_ms: row.used_ms })
+            }));
+        }
+    }
+
+    fn held_below(&self, node: NodeId) -> Result<Vec<Held>, CacheError> {
+        let mut all = Vec::new();
+        let look = |node: NodeId, all: &mut Vec<Held>| {
+            let row = self.index.object(node)?;
+            all.extend(row.map(|row| Held {
+                node,
+                bytes: row.present_bytes,
+                used_ms: row.used_ms,
+            }));
+            Ok::<_, CacheError>(())
+        };
+        look(node, &mut all)?;
+        let mut folders = vec![node];
+        while let Some(folder) = folders.pop() {
+            let mut after: Option<String> = None;
+            loop {
+                let batch = self.index.entries_after(folder, after.as_deref(), EVICT_BATCH)?;
+                let Some((last, _)) = batch.last() else { break };
+                after = Some(last.clone());
+                for (_, EntryRow { node, object, .. }) in batch {
+                    match object {
+                        Some(_) => look(node, &mut all)?,
+                        None => folders.push(node),
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The bucket that a node is in, if it can still be looked up.
+    fn bucket_of(&self, node: NodeId) -> Result<Option<NodeId>, CacheError> {
+        let mut at = node;
+        loop {
+            at = match self.index.node(at)? {
+                Some(NodeRow::Current { parent, .. }) if parent != at => parent,
+                Some(_) => return Ok(None),
+                None => return Ok(Some(at)),
+            }
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, CacheError> + Send + 'static,
+    ) -> Result<T, CacheError> {
+        let task = self.runtime.spawn_blocking(work);
+        task.await.unwrap_or_else(|error| {
+            Err(CacheError::Io(format!("upkeep ended abnormally: {error}")))
+        })
+    }
+}
+
+impl CachedObject {
+    /// Compares every chunk on disk with its checksum, and fetches what is
+    /// damaged again. `expected` bytes of it were in the cache by its row.
+    async fn verify(self: &Arc<Self>, expected: u64) -> Verified {
+        let mut found = Verified::default();
+        for chunk in self.chunks() {
+            match self.verify_chunk(chunk).await {
+                Some(Ok(bytes)) => found.bytes += bytes,
+                Some(Err(bytes)) => {
+                    found.bytes += bytes;
+                    found.damaged_chunks += 1;
+                    found.repaired_chunks += u64::from(self.fetch_chunk(chunk).await);
+                }
+                // All of it was there, and its file is not: it was lost as a whole.
+                None if expected == self.size() => {
+                    found.damaged_chunks += 1;
+                    found.repaired_chunks += u64::from(self.fetch_chunk(chunk).await);
+                }
+                None => {}
+            }
+        }
+        found
     }
 }

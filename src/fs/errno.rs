@@ -30,6 +30,8 @@ impl Errno {
                 ErrorKind::NotFound => Errno::ENOENT,
                 _ => Self::of_remote(error),
             },
+            // The kernel looks the path up again, from the root.
+            CacheError::Unknown(_) => Errno::ESTALE,
             CacheError::Index(_) | CacheError::Damaged(_) | CacheError::Io(_) => Errno::EIO,
         }
     }

@@ -22,7 +22,7 @@ use super::super::evict::Recency;
 use super::super::object::CachedObject;
 use super::super::record::{FileId, Location, NodeId, ObjectRow};
 use super::super::standing::Memo;
-use super::super::{CHUNK_BYTES, CacheError, Event, lock};
+use super::super::{CHUNK_BYTES, CacheError, Event, kill_point, lock};
 use super::Store;
 
 /// How often the disk is asked what it has left.
@@ -213,6 +213,17 @@ impl Store {
         search.loosened != self.places.loosened() || search.fruitless_at.is_none()
     }
 
+    /// Whether there is room for what a user wants kept whatever it costs.
+    pub(in crate::cache) fn has_room_by_force(&self, wanted: Excess) -> bool {
+        let has_room = || self.budget.has_room(wanted.bytes) && self.budget.has_files();
+        while !has_room() {
+            if self.budget.for_objects() < wanted.bytes || !self.make_room(wanted, true) {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Evicts until there is room for `wanted`; `false` if it could not.
     pub(in crate::cache) fn make_room(&self, wanted: Excess, force: bool) -> bool {
         let mut search = lock(&self.room.search);
@@ -386,6 +397,7 @@ impl Store {
                 Leave::Nothing => {}
             }
         }
+        kill_point::reach("remove-begun");
         let written = if leavers.is_empty() {
             Ok(())
         } else {
@@ -395,6 +407,7 @@ impl Store {
                     .try_for_each(|leaver| write.remove_object_in(leaver.node, leaver.file))
             })
         };
+        kill_point::reach("remove-rows-removed");
         for leaver in leavers {
             removed.objects += u64::from(leaver.held_bytes > 0);
             removed.bytes += leaver.held_bytes;
@@ -436,6 +449,7 @@ impl Store {
     fn bury(&self, leaver: Leaver, rows_are_gone: bool) {
         if rows_are_gone {
             self.unlink(&leaver.file.path(&self.data_dir));
+            kill_point::reach("remove-file-removed");
             self.budget.release(leaver.unowned_bytes);
             if leaver.unowned_bytes > 0 {
                 self.count_held(false);

@@ -475,7 +475,11 @@ async fn verify_behind(
     let client = client.clone();
     let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel::<ProgressReport>();
     let task = tokio::spawn(async move {
-        client.upkeep(&verify_all(), &mut |report| drop(sender.send(report))).await
+        client
+            .upkeep(&verify_all(), &mut |report| {
+                let _ = sender.send(report);
+            })
+            .await
     });
     let first = reports.recv().await.unwrap();
     let later = tokio::time::timeout(PATIENCE, async {

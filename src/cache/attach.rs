@@ -5,11 +5,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::index::Write;
+use super::index::{Root, Write};
 use super::listing::{Changes, FolderUpdate};
 use super::metadata::Tree;
 use super::names;
-use super::record::NodeId;
 use super::{Cache, CacheError};
 use crate::remote::client::RemoteClient;
 use crate::remote::{ErrorKind, Key, ListPage, ListRequest};
@@ -66,7 +65,11 @@ impl Cache {
         if page.objects.is_empty() && page.prefixes.is_empty() && !prefix.is_empty() {
             return Err(explain_empty(&remote, prefix).await?);
         }
-        let (bucket, root) = self.place(&remote, parts, began_ms).await?;
+        let place = self.place(&remote, parts, began_ms).await?;
+        let bucket = place.bucket;
+        let root = place.path.last().map_or(bucket, |(_, node)| *node);
+        self.index.add_root(place);
+        self.store.places().mount(root);
         let tree = Arc::new_cyclic(|me| Tree {
             me: me.clone(),
             index: self.index.clone(),
@@ -87,24 +90,26 @@ impl Cache {
         Ok(tree)
     }
 
-    /// The bucket's node and the node of the prefix in it.
+    /// Where the prefix stands: the bucket's node, and those down to its own.
     async fn place(
         &self,
         remote: &RemoteClient,
         parts: Vec<String>,
         began_ms: u64,
-    ) -> Result<(NodeId, NodeId), CacheError> {
+    ) -> Result<Root, CacheError> {
         let index = self.index.clone();
-        let id = remote.id().clone();
+        let remote = remote.id().clone();
         let place = move |write: &mut Write<'_>| {
-            let bucket = write.bucket(&id, began_ms)?;
+            let bucket = write.bucket(&remote, began_ms)?;
+            let mut path = Vec::new();
             let mut node = bucket;
             for part in parts {
                 let mut update = FolderUpdate::begin(write, node, began_ms)?;
                 node = update.put_folder(&part)?;
                 update.end()?;
+                path.push((part, node));
             }
-            Ok((bucket, node))
+            Ok(Root { remote, bucket, path })
         };
         let task = self.runtime.spawn_blocking(move || index.write(place));
         task.await.unwrap_or_else(|error| Err(CacheError::Index(error.to_string())))

@@ -1,22 +1,19 @@
 //! The local file that holds an object's bytes.
 //!
 //! A sparse file of the object's full size under `data/`, mode 0600, named by
-//! a hash of remote, key, version and node: no key can name a path, and no
-//! two nodes share a file, though a version may come back under a new node
-//! while the old one is still read. Holes read as zeros, so only ranges that
-//! the chunk map has as present may be read.
+//! its node and a number drawn when it is made: no key can name a path, and
+//! what was evicted and comes back has another file than the one that may
+//! still be read. Holes read as zeros, so only ranges that the chunk map has
+//! as present may be read.
 
-use std::fmt::Write;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
+use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
 use super::record::{FileId, Fingerprint, NodeId};
-use crate::remote::{Key, RemoteId, Version};
 
 /// An open backing file.
 #[derive(Debug)]
@@ -24,32 +21,29 @@ pub(super) struct BackingFile {
     file: File,
 }
 
+/// Nodes whose files share a folder. Ids are given out in order, so a cache of
+/// few objects has few folders, and a cache of millions none that is too large.
+const NODES_PER_FOLDER: u64 = 1024;
+
 impl FileId {
-    /// The file of one version of one object, as one node has it.
-    pub(super) fn of(remote: &RemoteId, key: &Key, version: &Version, node: NodeId) -> Self {
-        let object = Sha256::new()
-            .chain_update((remote.0.len() as u64).to_le_bytes())
-            .chain_update(&remote.0)
-            .chain_update((key.0.len() as u64).to_le_bytes())
-            .chain_update(&key.0)
-            .chain_update((version.0.len() as u64).to_le_bytes())
-            .chain_update(&version.0)
-            .chain_update(node.0.to_le_bytes())
-            .finalize();
-        let mut id = [0; 20];
-        id[..4].copy_from_slice(&Sha256::digest(&remote.0)[..4]);
-        id[4..].copy_from_slice(&object[..16]);
-        FileId(id)
+    /// A name that no file has had.
+    pub(super) fn draw(node: NodeId) -> Self {
+        FileId { node, nonce: fastrand::u64(..) }
     }
 
-    /// `<remote>/<2 hex>/<30 hex>` below the store's data folder.
+    /// `<folder>/<node>-<nonce>` below the store's data folder, all in hex.
     pub(super) fn path(&self, data: &Path) -> PathBuf {
-        let hex = self.0.iter().fold(String::with_capacity(40), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        });
-        data.join(&hex[..8]).join(&hex[8..10]).join(&hex[10..])
+        let FileId { node: NodeId(node), nonce } = *self;
+        data.join(format!("{:06x}", node / NODES_PER_FOLDER)).join(format!("{node:x}-{nonce:016x}"))
+    }
+
+    /// The id of the file that has this name, if it is one of ours.
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        let (node, nonce) = name.split_once('-')?;
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        let id = FileId { node: NodeId(hex(node)?), nonce: hex(nonce)? };
+        // Numbers can be written in more ways than the one that we use.
+        (name == format!("{:x}-{:016x}", id.node.0, id.nonce)).then_some(id)
     }
 }
 
@@ -60,11 +54,10 @@ impl BackingFile {
         Ok(BackingFile { file })
     }
 
-    /// Creates an empty file of `size` bytes, all holes, in place of whatever
-    /// an earlier life may have left there.
+    /// Creates an empty file of `size` bytes, all holes.
     pub(super) fn create(path: &Path, size: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        options.read(true).write(true).create_new(true).mode(0o600);
         let file = match options.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if let Some(parent) = path.parent() {
@@ -101,16 +94,49 @@ impl BackingFile {
         self.file.write_all_at(bytes, offset)
     }
 
-    /// What the file looks like now.
-    pub(super) fn fingerprint(&self) -> io::Result<Fingerprint> {
+    /// What the file looks like now; `None` if it has no name any more.
+    pub(super) fn fingerprint(&self) -> io::Result<Option<Fingerprint>> {
         let m = self.file.metadata()?;
         let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
-        Ok(Fingerprint {
+        Ok((m.nlink() > 0).then(|| Fingerprint {
             ino: m.ino(),
             size: m.len(),
             mtime_ns: ns(m.mtime(), m.mtime_nsec()),
             ctime_ns: ns(m.ctime(), m.ctime_nsec()),
-        })
+        }))
+    }
+
+    /// Gives the file its size back after somebody changed it; what was cut
+    /// off reads as zeros, which checksums tell from data.
+    pub(super) fn restore_size(&self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)
+    }
+
+    /// Gives the disk under `range` back; it reads as zeros from now on.
+    pub(super) fn punch(&self, range: std::ops::Range<u64>) -> io::Result<()> {
+        use nix::fcntl::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
+        let (at, len) = (signed(range.start)?, signed(range.end - range.start)?);
+        fallocate(&self.file, flags, at, len).map_err(io::Error::from)
+    }
+
+    /// Gives back whatever disk it takes beyond the chunks that `map` has.
+    pub(super) fn punch_absent(&self, map: &ChunkMap, size: u64) -> io::Result<()> {
+        let mut chunk = 0;
+        while chunk < chunk_count(size) {
+            let first = chunk;
+            while chunk < chunk_count(size) && map.presence(chunk) == Presence::Absent {
+                chunk += 1;
+            }
+            if chunk > first {
+                let end = chunk_range(chunk - 1, size).end;
+                // Up to the end of the last block, which may reach beyond the object.
+                self.punch(chunk_range(first, size).start..end.next_multiple_of(CHUNK_BYTES))?;
+            }
+            chunk += 1;
+        }
+        Ok(())
     }
 
     /// The file itself, to hand to the kernel. Only for a complete, verified object.

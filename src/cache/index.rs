@@ -11,25 +11,36 @@
 //! - No transaction outlives one call: a long reader pins pages.
 //! - An I/O error latches redb until the file is opened again, so it is opened
 //!   again: what was not durable is lost, and asked of the remote once more.
+//! - Damage found at run time is met as at the start: the file is set aside and
+//!   an empty index takes its place. Mounts keep their roots, and no node id is
+//!   used twice. redb panics over some damaged pages, so panics count as damage.
 
+mod write;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{
-    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    TableDefinition, WriteTransaction,
+    Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
 };
+use serde::de::DeserializeOwned;
 
-use super::CacheError;
 use super::record::{
-    ChunkGroupRow, EntryRow, FolderRow, NodeId, NodeRow, ObjectRow, RollupDelta, RowKey, decode,
-    encode,
+    ChunkGroupRow, EntryRow, FolderRow, NodeId, NodeRow, ObjectRow, RowKey, decode,
 };
+use super::{CacheError, kill_point, lock};
 use crate::remote::RemoteId;
+pub(super) use write::Write;
 
 /// Version of the tables below. Another one on disk is set aside.
-const SCHEMA: u64 = 1;
+const SCHEMA: u64 = 2;
+
+/// How often one index file may be reported as damaged and found sound before
+/// it is set aside all the same: its checksums say nothing of a defect of ours.
+const FALSE_ALARMS_MAX: u64 = 3;
 
 /// Page cache of the index. Enough for the upper levels of a tree of millions
 /// of rows; redb's own default of 1 GiB is more than our whole budget.
@@ -50,6 +61,7 @@ const FOLDERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("folders")
 const OBJECTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("objects");
 const CHUNKS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("chunks");
 const SUPERSEDED: TableDefinition<'_, u64, ()> = TableDefinition::new("superseded");
+const PINS: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("pins");
 
 const TAG_NODE: u8 = 1;
 const TAG_ENTRY: u8 = 2;
@@ -80,13 +92,32 @@ pub(super) struct Index {
     next_node: AtomicU64,
     /// First id that is not reserved on disk.
     reserved: AtomicU64,
+    /// How often what it held was lost since it was opened.
+    losses: AtomicU64,
+    /// Reports of damage in the file as it is now.
+    alarms: AtomicU64,
+    /// Rows of objects that were found damaged, and read as absent.
+    damaged_rows: AtomicU64,
+    /// Where mounts stand: put back when what the index held is lost.
+    roots: Mutex<Vec<Root>>,
 }
 
-/// An index that was opened, and whether what it described is gone.
+/// A bucket, and a folder in it that is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Root {
+    pub remote: RemoteId,
+    pub bucket: NodeId,
+    /// The folders from the bucket down, by name.
+    pub path: Vec<(String, NodeId)>,
+}
+
+/// An index that was opened, and what of the store it describes.
 pub(super) struct Opened {
     pub index: Index,
     /// The index was created anew: files of the store belong to nobody.
     pub fresh: bool,
+    /// The one who had it open last closed it.
+    pub clean: bool,
 }
 
 impl Index {
@@ -95,21 +126,15 @@ impl Index {
     /// holds open, or that cannot be read just now, is left where it is.
     pub(super) fn open(path: &Path) -> Result<Opened, CacheError> {
         let existed = path.exists();
-        match Self::try_open(path) {
-            Ok(opened) => Ok(opened),
+        let failed = |error: redb::Error| CacheError::Index(format!("{}: {error}", path.display()));
+        let (db, prepared) = match open_database(path).and_then(|db| prepare(db, FIRST_NODE_ID)) {
             Err(reason) if existed && is_damaged(&reason) => {
-                let aside = path.with_extension("redb.damaged");
-                tracing::warn!(%reason, "the cache index cannot be used and is set aside; the cache starts empty");
-                std::fs::rename(path, &aside).map_err(CacheError::io(&aside))?;
-                Self::try_open(path).map_err(|e| CacheError::Index(e.to_string()))
+                set_aside(path, &reason)?;
+                open_database(path).and_then(|db| prepare(db, FIRST_NODE_ID)).map_err(failed)?
             }
-            Err(reason) => Err(CacheError::Index(format!("{}: {reason}", path.display()))),
-        }
-    }
-
-    fn try_open(path: &Path) -> Result<Opened, redb::Error> {
-        let db = open_database(path)?;
-        let Prepared { next_node, newest_ms, fresh } = Self::prepare(&db)?;
+            opened => opened.map_err(failed)?,
+        };
+        let Prepared { next_node, newest_ms, fresh, clean } = prepared;
         let index = Index {
             db: RwLock::new(Some(db)),
             closed: AtomicBool::new(false),
@@ -118,35 +143,12 @@ impl Index {
             path: path.to_owned(),
             next_node: AtomicU64::new(next_node),
             reserved: AtomicU64::new(next_node + NODE_ID_BLOCK),
+            losses: AtomicU64::new(0),
+            alarms: AtomicU64::new(0),
+            damaged_rows: AtomicU64::new(0),
+            roots: Mutex::default(),
         };
-        Ok(Opened { index, fresh })
-    }
-
-    /// Makes sure of every table, and reserves node ids.
-    fn prepare(db: &Database) -> Result<Prepared, redb::Error> {
-        let txn = begin_durable(db)?;
-        let prepared;
-        {
-            let mut meta = txn.open_table(META)?;
-            let schema = meta.get("schema")?.map(|v| v.value());
-            if schema.is_some_and(|found| found != SCHEMA) {
-                return Err(redb::Error::Corrupted(format!("schema {schema:?}, not {SCHEMA}")));
-            }
-            let next_node = meta.get("next_node")?.map_or(FIRST_NODE_ID, |v| v.value());
-            let newest_ms = meta.get("newest_ms")?.map_or(0, |v| v.value());
-            prepared = Prepared { next_node, newest_ms, fresh: schema.is_none() };
-            meta.insert("schema", SCHEMA)?;
-            meta.insert("next_node", next_node + NODE_ID_BLOCK)?;
-            txn.open_table(REMOTES)?;
-            txn.open_table(NODES)?;
-            txn.open_table(ENTRIES)?;
-            txn.open_table(FOLDERS)?;
-            txn.open_table(OBJECTS)?;
-            txn.open_table(CHUNKS)?;
-            txn.open_table(SUPERSEDED)?;
-        }
-        txn.commit()?;
-        Ok(prepared)
+        Ok(Opened { index, fresh, clean })
     }
 
     /// The latest time in any row. Clocks go back; what came later must not
@@ -155,11 +157,38 @@ impl Index {
         self.newest_ms.load(Ordering::Relaxed)
     }
 
+    /// How often everything was lost since the start: who holds what it read
+    /// before holds what is no longer there.
+    pub(super) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
+    }
+
+    /// Damaged rows found since this was last asked.
+    pub(super) fn take_damaged_rows(&self) -> u64 {
+        self.damaged_rows.swap(0, Ordering::Relaxed)
+    }
+
+    /// A mount stands here.
+    pub(super) fn add_root(&self, root: Root) {
+        let mut roots = lock(&self.roots);
+        if !roots.contains(&root) {
+            roots.push(root);
+        }
+    }
+
     /// Lets go of the file, so that it can be opened again whoever still holds
-    /// this. Everything fails from now on.
-    pub(super) fn close(&self) {
+    /// this; notes before that it was left in order, if it is `clean`.
+    /// Everything fails from now on.
+    pub(super) fn close(&self, clean: bool) -> Result<(), CacheError> {
+        let closed = match clean {
+            true => self.write_durably(|write| write.set_clean()),
+            false => self.sync(),
+        };
         self.closed.store(true, Ordering::Relaxed);
-        *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        // Its drop tidies up, and may meet damage doing so.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(db)));
+        closed
     }
 
     /// Runs `work` on the open database. If redb fails, opens it again for the next call.
@@ -167,31 +196,93 @@ impl Index {
         &self,
         work: impl FnOnce(&Database) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
+        let losses = self.losses();
         let result = {
             let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
             match &*db {
-                Some(db) => work(db),
+                Some(db) => catch_unwind(AssertUnwindSafe(|| work(db))).unwrap_or_else(|_| {
+                    Err(CacheError::Damaged("reading it ended abnormally".to_owned()))
+                }),
                 None => Err(CacheError::Index("it is not open".to_owned())),
             }
         };
-        if matches!(result, Err(CacheError::Index(_))) && !self.closed.load(Ordering::Relaxed) {
-            self.reopen();
+        match &result {
+            Err(CacheError::Damaged(reason)) => self.reopen(Some(reason), losses),
+            Err(CacheError::Index(_)) => self.reopen(None, losses),
+            _ => {}
         }
         result
     }
 
-    fn reopen(&self) {
+    /// Opens the file again; with a `reason` to think that it is damaged, it is
+    /// checked as a whole. Everything may be lost by that, once for all callers
+    /// that met the same damage.
+    fn reopen(&self, reason: Option<&str>, losses: u64) {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody else may have been here first; and not every error is the disk's.
-        let works = |db: &Database| db.begin_write().is_ok_and(|txn| txn.abort().is_ok());
-        if self.closed.load(Ordering::Relaxed) || db.as_ref().is_some_and(works) {
+        if self.closed.load(Ordering::Relaxed) || self.losses() != losses {
             return;
         }
-        *db = None; // Before it is opened again: it holds a lock on the file.
-        match open_database(&self.path) {
+        // Somebody else may have been here first; and not every error is the disk's.
+        let works = |db: &Database| db.begin_write().is_ok_and(|txn| txn.abort().is_ok());
+        if reason.is_none() && db.as_ref().is_some_and(works) {
+            return;
+        }
+        // Before it is opened again: it holds a lock on the file.
+        let broken = db.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+        let opened = match reason {
+            Some(reason) => self.open_checked(reason),
+            None => open_database(&self.path),
+        };
+        match opened {
             Ok(opened) => *db = Some(opened),
+            Err(error) if is_damaged(&error) => *db = self.start_anew(&error),
             Err(error) => tracing::warn!(%error, "the cache index cannot be opened again"),
         }
+    }
+
+    fn open_checked(&self, reason: &str) -> Result<Database, redb::Error> {
+        tracing::warn!(reason, "the cache index seems damaged; it is checked");
+        if self.alarms.fetch_add(1, Ordering::Relaxed) >= FALSE_ALARMS_MAX {
+            return Err(redb::Error::Corrupted(reason.to_owned()));
+        }
+        let checked = catch_unwind(AssertUnwindSafe(|| {
+            let mut db = open_database(&self.path)?;
+            match db.check_integrity()? {
+                true => Ok(db),
+                false => Err(redb::Error::Corrupted(reason.to_owned())),
+            }
+        }));
+        checked.unwrap_or_else(|_| Err(redb::Error::Corrupted(reason.to_owned())))
+    }
+
+    /// An empty index in place of a damaged one, with the roots of all mounts.
+    fn start_anew(&self, reason: &redb::Error) -> Option<Database> {
+        let next_node = self.next_node.load(Ordering::Relaxed);
+        let begun = set_aside(&self.path, reason).and_then(|()| {
+            let (db, _) = open_database(&self.path).and_then(|db| prepare(db, next_node))?;
+            self.put_roots(&db)?;
+            Ok(db)
+        });
+        match begun {
+            Ok(db) => {
+                self.reserved.store(next_node + NODE_ID_BLOCK, Ordering::Relaxed);
+                self.alarms.store(0, Ordering::Relaxed);
+                self.losses.fetch_add(1, Ordering::Relaxed);
+                Some(db)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no new cache index can be made");
+                None
+            }
+        }
+    }
+
+    fn put_roots(&self, db: &Database) -> Result<(), CacheError> {
+        let roots = lock(&self.roots).clone();
+        self.transact(db, Durability::Immediate, |write| {
+            roots.iter().try_for_each(|root| write.put_root(root))
+        })
     }
 
     fn read<T>(
@@ -200,15 +291,26 @@ impl Index {
     ) -> Result<T, CacheError> {
         let run = |db: &Database| read(&db.begin_read()?);
         match self.with_database(run) {
-            Err(CacheError::Index(_)) => self.with_database(run),
+            Err(CacheError::Index(_) | CacheError::Damaged(_)) => self.with_database(run),
             result => result,
         }
     }
 
-    /// Bytes of disk the index itself takes.
+    /// A row of an object, which reads as absent if it is damaged: its bytes
+    /// are fetched again.
+    fn decode_or_absent<T: DeserializeOwned>(&self, key: &RowKey<'_>, bytes: &[u8]) -> Option<T> {
+        let row = decode(key, bytes);
+        if row.is_none() {
+            self.damaged_rows.fetch_add(1, Ordering::Relaxed);
+        }
+        row
+    }
+
+    /// Bytes of disk the index takes, with one that was set aside.
     pub(super) fn disk_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(&self.path).map_or(0, |m| m.blocks() * 512)
+        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.blocks() * 512);
+        bytes(&self.path) + bytes(&damaged_path(&self.path))
     }
 
     /// Runs `change` in one transaction, visible when this returns. Blocks
@@ -217,7 +319,7 @@ impl Index {
         &self,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
-        let result = self.write_with(Durability::None, change);
+        let result = self.with_database(|db| self.transact(db, Durability::None, change));
         self.pending.store(true, Ordering::Relaxed);
         result
     }
@@ -228,40 +330,30 @@ impl Index {
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
         self.pending.store(false, Ordering::Relaxed);
-        let result = self.write_with(Durability::Immediate, change);
+        let result = self.with_database(|db| self.transact(db, Durability::Immediate, change));
         if result.is_err() {
             self.pending.store(true, Ordering::Relaxed);
         }
         result
     }
 
-    fn write_with<T>(
+    fn transact<T>(
         &self,
+        db: &Database,
         durability: Durability,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
-        self.with_database(|db| {
-            let mut txn = begin_durable(db)?;
-            txn.set_durability(durability).map_err(|e| CacheError::Index(e.to_string()))?;
-            let result = {
-                let mut write = Write {
-                    index: self,
-                    nodes: txn.open_table(NODES)?,
-                    entries: txn.open_table(ENTRIES)?,
-                    folders: txn.open_table(FOLDERS)?,
-                    objects: txn.open_table(OBJECTS)?,
-                    chunks: txn.open_table(CHUNKS)?,
-                    superseded: txn.open_table(SUPERSEDED)?,
-                    remotes: txn.open_table(REMOTES)?,
-                    meta: txn.open_table(META)?,
-                };
-                let result = change(&mut write)?;
-                write.meta.insert("newest_ms", self.newest_ms())?;
-                result
-            };
-            txn.commit()?;
-            Ok(result)
-        })
+        let mut txn = begin_durable(db)?;
+        txn.set_durability(durability).map_err(|e| CacheError::Index(e.to_string()))?;
+        let mut write = Write::begin(self, &txn)?;
+        let result = change(&mut write)?;
+        let reserved = write.end()?;
+        txn.commit()?;
+        // Not before: ids of a block that was never reserved would come again.
+        if let Some(reserved) = reserved {
+            self.reserved.fetch_max(reserved, Ordering::Relaxed);
+        }
+        Ok(result)
     }
 
     /// Makes everything written so far durable, if anything is not.
@@ -271,19 +363,14 @@ impl Index {
 
     /// Makes everything written so far durable.
     pub(super) fn sync(&self) -> Result<(), CacheError> {
-        self.write_durably(|write| {
-            // redb has nothing to persist in a transaction without a change.
-            let syncs = write.meta.get("syncs")?.map_or(0, |v| v.value());
-            write.meta.insert("syncs", syncs + 1)?;
-            Ok(())
-        })
+        self.write_durably(|write| write.count_sync())
     }
 
     /// The row of a node.
     pub(super) fn node(&self, node: NodeId) -> Result<Option<NodeRow>, CacheError> {
         self.read(|txn| {
             let row = txn.open_table(NODES)?.get(node.0)?;
-            Ok(row.and_then(|v| decode(&RowKey(TAG_NODE, node.0, &[]), v.value())))
+            row.map(|v| decode_name(&RowKey(TAG_NODE, node.0, &[]), v.value())).transpose()
         })
     }
 
@@ -291,7 +378,7 @@ impl Index {
     pub(super) fn entry(&self, parent: NodeId, name: &str) -> Result<Option<EntryRow>, CacheError> {
         self.read(|txn| {
             let row = txn.open_table(ENTRIES)?.get((parent.0, name))?;
-            Ok(row.and_then(|v| decode(&entry_key(parent, name), v.value())))
+            row.map(|v| decode_name(&entry_key(parent, name), v.value())).transpose()
         })
     }
 
@@ -309,7 +396,7 @@ impl Index {
     pub(super) fn folder(&self, node: NodeId) -> Result<Option<FolderRow>, CacheError> {
         self.read(|txn| {
             let row = txn.open_table(FOLDERS)?.get(node.0)?;
-            Ok(row.and_then(|v| decode(&RowKey(TAG_FOLDER, node.0, &[]), v.value())))
+            row.map(|v| decode_name(&RowKey(TAG_FOLDER, node.0, &[]), v.value())).transpose()
         })
     }
 
@@ -317,7 +404,38 @@ impl Index {
     pub(super) fn object(&self, node: NodeId) -> Result<Option<ObjectRow>, CacheError> {
         self.read(|txn| {
             let row = txn.open_table(OBJECTS)?.get(node.0)?;
-            Ok(row.and_then(|v| decode(&RowKey(TAG_OBJECT, node.0, &[]), v.value())))
+            Ok(row.and_then(|v| self.decode_or_absent(&object_key(node), v.value())))
+        })
+    }
+
+    /// Up to `limit` objects that the cache holds something of, after `after`,
+    /// by node. A damaged row is passed over.
+    pub(super) fn objects_after(
+        &self,
+        after: NodeId,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, Option<ObjectRow>)>, CacheError> {
+        self.read(|txn| {
+            let table = txn.open_table(OBJECTS)?;
+            let rows = table.range(after.0 + 1..)?.take(limit).map(|row| {
+                let (key, value) = row?;
+                let node = NodeId(key.value());
+                Ok((node, self.decode_or_absent(&object_key(node), value.value())))
+            });
+            rows.collect()
+        })
+    }
+
+    /// What is pinned: names in folders.
+    pub(super) fn pins(&self) -> Result<Vec<(NodeId, String)>, CacheError> {
+        self.read(|txn| {
+            let table = txn.open_table(PINS)?;
+            let pins = table.iter()?.map(|row| {
+                let (key, _) = row?;
+                let (parent, name) = key.value();
+                Ok((NodeId(parent), name.to_owned()))
+            });
+            pins.collect()
         })
     }
 
@@ -332,9 +450,9 @@ impl Index {
             for row in table.range((node.0, 0)..=(node.0, u32::MAX))? {
                 let (key, value) = row?;
                 let group = key.value().1;
-                if let Some(row) = decode(&chunks_key(node, &group.to_le_bytes()), value.value()) {
-                    groups.push((group, row));
-                }
+                let key = group.to_le_bytes();
+                let row = self.decode_or_absent(&chunks_key(node, &key), value.value());
+                groups.extend(row.map(|row| (group, row)));
             }
             Ok(groups)
         })
@@ -359,198 +477,6 @@ impl Index {
     }
 }
 
-/// A write transaction with every table open, and the few compound changes.
-pub(super) struct Write<'txn> {
-    index: &'txn Index,
-    nodes: redb::Table<'txn, u64, &'static [u8]>,
-    entries: redb::Table<'txn, (u64, &'static str), &'static [u8]>,
-    folders: redb::Table<'txn, u64, &'static [u8]>,
-    objects: redb::Table<'txn, u64, &'static [u8]>,
-    chunks: redb::Table<'txn, (u64, u32), &'static [u8]>,
-    superseded: redb::Table<'txn, u64, ()>,
-    remotes: redb::Table<'txn, &'static str, u64>,
-    meta: redb::Table<'txn, &'static str, u64>,
-}
-
-impl Write<'_> {
-    /// An id that no node has had.
-    pub(super) fn allocate_node(&mut self) -> Result<NodeId, CacheError> {
-        let id = self.index.next_node.fetch_add(1, Ordering::Relaxed);
-        if id >= self.index.reserved.load(Ordering::Relaxed) {
-            // Only as durable as this transaction: the block after the next
-            // one is reserved, so that a lost transaction costs no id twice.
-            let reserved = id + 2 * NODE_ID_BLOCK;
-            self.meta.insert("next_node", reserved)?;
-            self.index.reserved.store(id + NODE_ID_BLOCK, Ordering::Relaxed);
-        }
-        Ok(NodeId(id))
-    }
-
-    /// The node of a bucket, created when it is met first.
-    pub(super) fn bucket(&mut self, remote: &RemoteId, now_ms: u64) -> Result<NodeId, CacheError> {
-        if let Some(node) = self.remotes.get(remote.0.as_str())?.map(|v| v.value()) {
-            return Ok(NodeId(node));
-        }
-        let node = self.allocate_node()?;
-        self.remotes.insert(remote.0.as_str(), node.0)?;
-        self.put_folder(node, &FolderRow { changed_ms: now_ms, ..FolderRow::default() })?;
-        Ok(node)
-    }
-
-    pub(super) fn node(&self, node: NodeId) -> Result<Option<NodeRow>, CacheError> {
-        let row = self.nodes.get(node.0)?;
-        Ok(row.and_then(|v| decode(&RowKey(TAG_NODE, node.0, &[]), v.value())))
-    }
-
-    pub(super) fn put_node(&mut self, node: NodeId, row: &NodeRow) -> Result<(), CacheError> {
-        let bytes = encode(&RowKey(TAG_NODE, node.0, &[]), row);
-        self.nodes.insert(node.0, bytes.as_slice())?;
-        if matches!(row, NodeRow::Superseded { .. }) {
-            self.superseded.insert(node.0, ())?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn entry(&self, parent: NodeId, name: &str) -> Result<Option<EntryRow>, CacheError> {
-        let row = self.entries.get((parent.0, name))?;
-        Ok(row.and_then(|v| decode(&entry_key(parent, name), v.value())))
-    }
-
-    pub(super) fn put_entry(
-        &mut self,
-        parent: NodeId,
-        name: &str,
-        row: &EntryRow,
-    ) -> Result<(), CacheError> {
-        self.index.newest_ms.fetch_max(row.seen_ms, Ordering::Relaxed);
-        let bytes = encode(&entry_key(parent, name), row);
-        self.entries.insert((parent.0, name), bytes.as_slice())?;
-        Ok(())
-    }
-
-    pub(super) fn remove_entry(&mut self, parent: NodeId, name: &str) -> Result<(), CacheError> {
-        self.entries.remove((parent.0, name))?;
-        Ok(())
-    }
-
-    pub(super) fn entries_after(
-        &self,
-        parent: NodeId,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, EntryRow)>, CacheError> {
-        entries_after(&self.entries, parent, after, limit)
-    }
-
-    pub(super) fn folder(&self, node: NodeId) -> Result<FolderRow, CacheError> {
-        let row = self.folders.get(node.0)?;
-        let row = row.and_then(|v| decode(&RowKey(TAG_FOLDER, node.0, &[]), v.value()));
-        Ok(row.unwrap_or_default())
-    }
-
-    pub(super) fn put_folder(&mut self, node: NodeId, row: &FolderRow) -> Result<(), CacheError> {
-        let newest_ms = row.changed_ms.max(row.listed_ms.unwrap_or(0));
-        self.index.newest_ms.fetch_max(newest_ms, Ordering::Relaxed);
-        let bytes = encode(&RowKey(TAG_FOLDER, node.0, &[]), row);
-        self.folders.insert(node.0, bytes.as_slice())?;
-        Ok(())
-    }
-
-    pub(super) fn remove_folder(&mut self, node: NodeId) -> Result<(), CacheError> {
-        self.folders.remove(node.0)?;
-        Ok(())
-    }
-
-    pub(super) fn object(&self, node: NodeId) -> Result<Option<ObjectRow>, CacheError> {
-        let row = self.objects.get(node.0)?;
-        Ok(row.and_then(|v| decode(&RowKey(TAG_OBJECT, node.0, &[]), v.value())))
-    }
-
-    /// Writes what the cache holds of a node; sums follow in every folder above.
-    pub(super) fn put_object(&mut self, node: NodeId, row: &ObjectRow) -> Result<(), CacheError> {
-        let before = self.object(node)?;
-        let bytes = encode(&RowKey(TAG_OBJECT, node.0, &[]), row);
-        self.objects.insert(node.0, bytes.as_slice())?;
-        self.account(node, before.as_ref(), Some(row))
-    }
-
-    /// Forgets what the cache holds of a node; returns what that was.
-    pub(super) fn remove_object(&mut self, node: NodeId) -> Result<Option<ObjectRow>, CacheError> {
-        let before = self.object(node)?;
-        self.objects.remove(node.0)?;
-        self.chunks.retain_in((node.0, 0)..=(node.0, u32::MAX), |_, _| false)?;
-        self.account(node, before.as_ref(), None)?;
-        Ok(before)
-    }
-
-    /// Whether nobody can look this node up any more.
-    pub(super) fn is_superseded(&self, node: NodeId) -> Result<bool, CacheError> {
-        Ok(matches!(self.node(node)?, Some(NodeRow::Superseded { .. })))
-    }
-
-    /// Removes a superseded node for good.
-    pub(super) fn remove_node(&mut self, node: NodeId) -> Result<(), CacheError> {
-        self.nodes.remove(node.0)?;
-        self.superseded.remove(node.0)?;
-        Ok(())
-    }
-
-    pub(super) fn put_chunk_group(
-        &mut self,
-        node: NodeId,
-        group: u32,
-        row: &ChunkGroupRow,
-    ) -> Result<(), CacheError> {
-        let bytes = encode(&chunks_key(node, &group.to_le_bytes()), row);
-        self.chunks.insert((node.0, group), bytes.as_slice())?;
-        Ok(())
-    }
-
-    fn account(
-        &mut self,
-        node: NodeId,
-        before: Option<&ObjectRow>,
-        after: Option<&ObjectRow>,
-    ) -> Result<(), CacheError> {
-        let bytes = |row: Option<&ObjectRow>| row.map_or(0, |r| r.present_bytes);
-        let disk = |row: Option<&ObjectRow>| super::budget::disk_bytes(bytes(row));
-        let add = |table: &mut redb::Table<'_, &'static str, u64>, key, plus: u64, minus: u64| {
-            let value = table.get(key)?.map_or(0, |v| v.value());
-            table.insert(key, (value + plus).saturating_sub(minus))?;
-            Ok::<_, CacheError>(())
-        };
-        let count = |row: Option<&ObjectRow>| u64::from(bytes(row) > 0);
-        add(&mut self.meta, "objects", count(after), count(before))?;
-        add(&mut self.meta, "disk_bytes", disk(after), disk(before))?;
-        let delta = bytes(after).cast_signed() - bytes(before).cast_signed();
-        // What a superseded node holds was taken out of the sums when it was superseded.
-        if let Some(NodeRow::Current { parent, .. }) = self.node(node)? {
-            self.roll_up(parent, RollupDelta { cached_bytes: delta, ..RollupDelta::default() })?;
-        }
-        Ok(())
-    }
-
-    /// Adds `delta` to the sums of `folder` and of every folder above it.
-    pub(super) fn roll_up(&mut self, folder: NodeId, delta: RollupDelta) -> Result<(), CacheError> {
-        if delta == RollupDelta::default() {
-            return Ok(());
-        }
-        let mut at = Some(folder);
-        // A key has at most 1,024 bytes, so no chain of folders is longer.
-        for _ in 0..1024 {
-            let Some(node) = at else { break };
-            let mut row = self.folder(node)?;
-            row.rollup.apply(delta);
-            self.put_folder(node, &row)?;
-            at = match self.node(node)? {
-                Some(NodeRow::Current { parent, .. }) => Some(parent),
-                _ => None,
-            };
-        }
-        Ok(())
-    }
-}
-
 /// What an index that was opened says of itself.
 struct Prepared {
     /// The first node id of those reserved.
@@ -558,16 +484,77 @@ struct Prepared {
     newest_ms: u64,
     /// The tables are new.
     fresh: bool,
+    clean: bool,
 }
 
-fn open_database(path: &Path) -> Result<Database, DatabaseError> {
-    Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)
+fn open_database(path: &Path) -> Result<Database, redb::Error> {
+    // A damaged file may make it panic, as everywhere.
+    let open = || Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path);
+    match catch_unwind(open) {
+        Ok(opened) => Ok(opened?),
+        Err(_) => Err(redb::Error::Corrupted("opening it ended abnormally".to_owned())),
+    }
+}
+
+/// Makes sure of every table, and reserves node ids from `first_node` on, or
+/// from where they were reserved last.
+fn prepare(db: Database, first_node: u64) -> Result<(Database, Prepared), redb::Error> {
+    let prepared = catch_unwind(AssertUnwindSafe(|| prepare_tables(&db, first_node)));
+    let prepared = prepared
+        .unwrap_or_else(|_| Err(redb::Error::Corrupted("reading it ended abnormally".to_owned())));
+    Ok((db, prepared?))
+}
+
+fn prepare_tables(db: &Database, first_node: u64) -> Result<Prepared, redb::Error> {
+    let txn = begin_durable(db)?;
+    let prepared;
+    {
+        let mut meta = txn.open_table(META)?;
+        let schema = meta.get("schema")?.map(|v| v.value());
+        if schema.is_some_and(|found| found != SCHEMA) {
+            return Err(redb::Error::Corrupted(format!("schema {schema:?}, not {SCHEMA}")));
+        }
+        let next_node = meta.get("next_node")?.map_or(0, |v| v.value()).max(first_node);
+        let newest_ms = meta.get("newest_ms")?.map_or(0, |v| v.value());
+        let clean = meta.get("clean")?.is_some_and(|v| v.value() == 1);
+        prepared = Prepared { next_node, newest_ms, fresh: schema.is_none(), clean };
+        meta.insert("schema", SCHEMA)?;
+        meta.insert("next_node", next_node + NODE_ID_BLOCK)?;
+        meta.insert("clean", 0)?;
+        txn.open_table(REMOTES)?;
+        txn.open_table(NODES)?;
+        txn.open_table(ENTRIES)?;
+        txn.open_table(FOLDERS)?;
+        txn.open_table(OBJECTS)?;
+        txn.open_table(CHUNKS)?;
+        txn.open_table(SUPERSEDED)?;
+        txn.open_table(PINS)?;
+    }
+    txn.commit()?;
+    Ok(prepared)
+}
+
+/// Where a damaged index is kept, for whoever wants to know what happened. One:
+/// it takes disk.
+fn damaged_path(path: &Path) -> PathBuf {
+    path.with_extension("redb.damaged")
+}
+
+fn set_aside(path: &Path, reason: &redb::Error) -> Result<(), CacheError> {
+    tracing::warn!(%reason, "the cache index cannot be used and is set aside; the cache starts empty");
+    let aside = damaged_path(path);
+    kill_point::reach("index-damaged-aside");
+    match std::fs::rename(path, &aside) {
+        // Somebody removed it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        renamed => renamed.map_err(CacheError::io(&aside)),
+    }
 }
 
 /// Whether an index file itself is at fault. What the machine refuses (a full
 /// disk, too many open files) says nothing of what the file holds: the cache
 /// must not be emptied for it.
-fn is_damaged(error: &redb::Error) -> bool {
+pub(super) fn is_damaged(error: &redb::Error) -> bool {
     match error {
         // redb's own verdicts on a file come as I/O errors too, without a number.
         redb::Error::Io(error) => error.raw_os_error().is_none(),
@@ -589,8 +576,18 @@ fn entry_key<'a>(parent: NodeId, name: &'a str) -> RowKey<'a> {
     RowKey(TAG_ENTRY, parent.0, name.as_bytes())
 }
 
+fn object_key(node: NodeId) -> RowKey<'static> {
+    RowKey(TAG_OBJECT, node.0, &[])
+}
+
 fn chunks_key<'a>(node: NodeId, group: &'a [u8; 4]) -> RowKey<'a> {
     RowKey(TAG_CHUNKS, node.0, group)
+}
+
+/// A row that says what a folder holds. Without it, files that are there would
+/// seem not to be: the index as a whole is no good any more.
+fn decode_name<T: DeserializeOwned>(key: &RowKey<'_>, bytes: &[u8]) -> Result<T, CacheError> {
+    decode(key, bytes).ok_or_else(|| CacheError::Damaged(format!("a row of node {}", key.1)))
 }
 
 fn entries_after(
@@ -605,13 +602,10 @@ fn entries_after(
         None => Bound::Included((parent.0, "")),
     };
     let end = Bound::Excluded((parent.0 + 1, ""));
-    let mut entries = Vec::new();
-    for row in table.range::<(u64, &str)>((start, end))?.take(limit) {
+    let rows = table.range::<(u64, &str)>((start, end))?.take(limit).map(|row| {
         let (key, value) = row?;
         let name = key.value().1;
-        if let Some(row) = decode(&entry_key(parent, name), value.value()) {
-            entries.push((name.to_owned(), row));
-        }
-    }
-    Ok(entries)
+        Ok((name.to_owned(), decode_name(&entry_key(parent, name), value.value())?))
+    });
+    rows.collect()
 }

@@ -104,6 +104,12 @@ pub enum Child {
     Unknown,
 }
 
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.store.places().unmount(self.root);
+    }
+}
+
 impl Tree {
     pub(super) fn counted_folders() -> Mutex<LruCache<NodeId, u32>> {
         Mutex::new(LruCache::new(COUNTED_FOLDERS_MAX))
@@ -296,7 +302,7 @@ impl Tree {
     /// The bytes of an object node. `None` if the node is no object.
     pub fn open(&self, node: &Node) -> Result<Option<Arc<CachedObject>>, CacheError> {
         let NodeKind::Object(attr) = &node.kind else { return Ok(None) };
-        if let Some(object) = self.store.live(node.id) {
+        if let Some(object) = self.store.unharmed(node.id) {
             return Ok(Some(object));
         }
         let meta = ObjectMeta {

@@ -10,8 +10,11 @@ mod attach;
 mod backing_file;
 mod budget;
 mod chunk_map;
+mod disk_health;
+pub mod evict;
 mod fetch;
 mod index;
+mod kill_point;
 mod listing;
 mod metadata;
 mod names;
@@ -19,6 +22,7 @@ mod object;
 mod pass_by;
 mod readahead;
 mod record;
+mod standing;
 mod store;
 mod upkeep;
 
@@ -40,8 +44,8 @@ pub use upkeep::{Evicted, Pinned, Progress, Scope, Verified};
 
 use crate::config::CacheOptions;
 use crate::remote::RemoteError;
-use budget::Budget;
 use index::{Index, Opened};
+use store::Parts;
 
 /// The open cache. One per cache directory and process.
 #[derive(Debug)]
@@ -71,8 +75,8 @@ pub enum Event {
     Entry(NodeId, String),
     /// A folder's listing changed, and with it its mtime.
     Folder(NodeId),
-    /// An object is all in the cache: its block count is final.
-    Completed(NodeId),
+    /// An object is all in the cache, or no longer in it: its block count changed.
+    Blocks(NodeId),
 }
 
 /// Why the cache could not answer.
@@ -81,9 +85,12 @@ pub enum CacheError {
     /// The remote could not.
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    /// The index could not: it is damaged, or its disk fails.
+    /// The index could not: its disk fails.
     #[error("cache index: {0}")]
     Index(String),
+    /// The index is damaged. It is set aside by whoever finds out.
+    #[error("cache index: damaged: {0}")]
+    Damaged(String),
     /// A file of the cache could not be used.
     #[error("{0}")]
     Io(String),
@@ -95,11 +102,20 @@ impl CacheError {
     }
 }
 
+impl From<redb::Error> for CacheError {
+    fn from(error: redb::Error) -> Self {
+        match index::is_damaged(&error) {
+            true => CacheError::Damaged(error.to_string()),
+            false => CacheError::Index(error.to_string()),
+        }
+    }
+}
+
 macro_rules! from_redb {
     ($($error:ident),*) => {
         $(impl From<redb::$error> for CacheError {
             fn from(error: redb::$error) -> Self {
-                CacheError::Index(error.to_string())
+                redb::Error::from(error).into()
             }
         })*
     };
@@ -121,27 +137,28 @@ impl Cache {
     ) -> Result<Arc<Cache>, CacheError> {
         let dir = &options.dir;
         let data = dir.join("data");
-        let orphans = dir.join("data.orphaned");
-        let Opened { index, fresh } = Index::open(&dir.join("index.redb"))?;
-        if fresh {
-            set_aside(&data, &orphans)?;
-        }
-        remove_in_background(orphans)?;
+        let boot = kill_point::pretended_boot().unwrap_or(boot);
+        let Opened { index, fresh, clean } = Index::open(&dir.join("index.redb"))?;
+        kill_point::reach("index-schema-written");
         let create = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data);
         create.map_err(CacheError::io(&data))?;
         let index = Arc::new(index);
-        let totals = index.totals()?;
-        let index_bytes = index.disk_bytes();
-        let limit = match options.size {
-            Some(size) => size,
-            None => budget::default_limit(dir, totals.disk_bytes + index_bytes)
-                .map_err(CacheError::io(dir))?,
-        };
-        let budget = Budget::new(limit, totals.disk_bytes);
-        let held = totals.objects;
-        let store = Store::new(runtime.clone(), data, index.clone(), boot, budget, held);
         let superseded = index.superseded()?;
         let clock = Arc::new(Clock::after(index.newest_ms()));
+        let store = Store::new(Parts {
+            runtime: runtime.clone(),
+            data_dir: data.clone(),
+            index: index.clone(),
+            clock: clock.clone(),
+            boot,
+            limit: options.size,
+        })?;
+        match std::fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some()) {
+            // Nothing of all that is there is known: who tells how much it is?
+            true if fresh => store.sweep_later(u64::MAX),
+            true if !clean => store.sweep_after_crash(),
+            _ => store.sweep_later(0),
+        }
         let cache = Arc::new(Cache { dir: dir.clone(), index, store, clock, runtime });
         cache.start_housekeeping(superseded);
         Ok(cache)
@@ -172,12 +189,18 @@ impl Cache {
     /// Called before the directory's lock is given up. What is still open can
     /// be read on, but nothing more is found or kept.
     pub fn close(&self) {
+        kill_point::reach("close-begun");
         self.store.settle();
-        if let Err(error) = self.store.flush().and_then(|()| self.index.sync()) {
+        kill_point::reach("close-settled");
+        let flushed = self.store.flush();
+        kill_point::reach("close-synced");
+        self.store.close();
+        // What was not flushed makes this no clean end.
+        let closed = self.index.close(flushed.is_ok());
+        if let Err(error) = flushed.and(closed) {
             tracing::warn!(%error, "the last changes did not reach the cache index");
         }
-        self.store.close();
-        self.index.close();
+        kill_point::reach("close-done");
     }
 
     fn start_housekeeping(self: &Arc<Self>, superseded: Vec<NodeId>) {
@@ -207,7 +230,7 @@ impl Cache {
                 self.index.write(|w| leftover.iter().try_for_each(|node| w.remove_node(*node)))
             })
         };
-        if let Err(error) = removed.and_then(|()| self.store.flush()) {
+        if let Err(error) = removed.and_then(|()| self.store.keep_house()) {
             tracing::warn!(%error, "the cache index cannot be written; it is tried again");
         }
     }
@@ -218,30 +241,6 @@ impl Drop for Cache {
         // Objects hold the store: without this, the two would never go.
         self.store.close();
     }
-}
-
-/// Moves files that no index knows out of the way.
-fn set_aside(data: &Path, orphans: &Path) -> Result<(), CacheError> {
-    match std::fs::rename(data, orphans) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => std::fs::remove_dir_all(data).map_err(CacheError::io(data)),
-    }
-}
-
-/// Removes what was set aside, perhaps by an earlier life that ended before it
-/// had removed all of it.
-fn remove_in_background(orphans: PathBuf) -> Result<(), CacheError> {
-    if !orphans.exists() {
-        return Ok(());
-    }
-    let gone = orphans.clone();
-    let remove = std::thread::Builder::new().name("orphans".into()).spawn(move || {
-        if let Err(error) = std::fs::remove_dir_all(&gone) {
-            tracing::warn!(%error, "cannot remove files of a lost index");
-        }
-    });
-    remove.map(drop).map_err(CacheError::io(&orphans))
 }
 
 /// Milliseconds since the epoch, as rows keep times. They never go back, over

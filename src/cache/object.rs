@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{Bytes, BytesMut};
@@ -23,15 +23,19 @@ use super::fetch::{Admission, Flight, Landed, Pilot};
 use super::index::Write;
 use super::pass_by::PASS_BY_WINDOW_BYTES;
 use super::readahead::{Plan, Readahead, WINDOW_MAX_BYTES};
-use super::record::{FileId, GROUP_CHUNKS, Location, NodeId, ObjectRow};
+use super::record::{FileId, Fingerprint, GROUP_CHUNKS, Location, NodeId, ObjectRow};
 use super::store::Store;
-use super::{CacheError, Event, lock};
+use super::{CacheError, Event, kill_point, lock};
 use crate::remote::client::RemoteClient;
 use crate::remote::{ErrorKind, ObjectMeta, RemoteError};
 
 /// How often a read looks again for bytes that moved (from memory to disk) or
 /// turned out damaged while it was looking. Each round settles one chunk.
 const ROUNDS_MAX: usize = 64;
+
+/// Bytes read before the policy of eviction hears of it again: often enough to
+/// tell what is read, too rarely to cost anything.
+const TOUCH_BYTES: u64 = 1 << 20;
 
 /// An object that somebody reads, or read lately.
 #[derive(Debug)]
@@ -48,8 +52,12 @@ pub struct CachedObject {
     state: Mutex<State>,
     /// Every chunk is on disk and verified: reads need no lock.
     complete: AtomicBool,
-    /// Replaced by another version: nothing more is kept, the file is gone.
+    /// Replaced or evicted: nothing more is kept, the file is gone.
     doomed: AtomicBool,
+    /// When its row says that it was used.
+    used_ms: AtomicU64,
+    /// Bytes read of which the policy has not heard.
+    untold_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -61,17 +69,41 @@ struct State {
     /// The index's rows may be about another file: they go before new ones
     /// are written. Until then their fingerprint gives them away.
     stale_rows: bool,
+    /// What the file looked like after all that was written to it by us:
+    /// unknown while we write, and until the next flush.
+    fingerprint: Option<Fingerprint>,
+    /// Writes to the file that are under way.
+    writes: u32,
+    /// Absent chunks whose disk is taken all the same, and paid for.
+    loose: BTreeSet<u32>,
 }
 
 /// What the index had of an object when it was loaded.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub file: Option<BackingFile>,
+    pub file_id: FileId,
+    /// The file, and what it looks like.
+    pub file: Option<(BackingFile, Fingerprint)>,
     pub map: ChunkMap,
+    pub used_ms: u64,
     /// Rows are there, and what they tell of is not.
     pub stale_rows: bool,
     /// Nobody can look the node up any more: nothing is kept of it.
     pub doomed: bool,
+}
+
+impl Loaded {
+    /// An object of which the cache has nothing.
+    pub(super) fn nothing(node: NodeId, size: u64) -> Self {
+        Loaded {
+            file_id: FileId::draw(node),
+            file: None,
+            map: ChunkMap::new(size),
+            used_ms: 0,
+            stale_rows: false,
+            doomed: false,
+        }
+    }
 }
 
 /// Bytes for a reader, and where they came from.
@@ -105,15 +137,15 @@ impl CachedObject {
         loaded: Loaded,
     ) -> Self {
         let size = meta.size;
-        let file_id = FileId::of(remote.id(), &meta.key, &meta.version, node);
         let complete = loaded.map.is_complete();
+        let (file, fingerprint) = loaded.file.unzip();
         CachedObject {
             node,
             meta,
             remote,
             store,
-            file_id,
-            file: loaded.file.map_or_else(OnceLock::new, OnceLock::from),
+            file_id: loaded.file_id,
+            file: file.map_or_else(OnceLock::new, OnceLock::from),
             writing: Mutex::new(()),
             state: Mutex::new(State {
                 map: loaded.map,
@@ -121,10 +153,75 @@ impl CachedObject {
                 readahead: Readahead::new(size),
                 dirty_groups: BTreeSet::new(),
                 stale_rows: loaded.stale_rows,
+                fingerprint,
+                writes: 0,
+                loose: BTreeSet::new(),
             }),
             complete: AtomicBool::new(complete),
             doomed: AtomicBool::new(loaded.doomed),
+            used_ms: AtomicU64::new(loaded.used_ms),
+            untold_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Somebody opens the object.
+    pub fn opened(self: &Arc<Self>) {
+        let untold = self.untold_bytes.swap(0, Ordering::Relaxed);
+        self.store.touch(self.node, untold);
+        if let Some(now_ms) = self.store.used_since(self.used_ms.load(Ordering::Relaxed)) {
+            self.used_ms.store(now_ms, Ordering::Relaxed);
+            if self.present_bytes() > 0 {
+                self.store.mark_dirty(self);
+            }
+        }
+    }
+
+    /// Somebody read `bytes` of it.
+    fn was_read(&self, bytes: u64) {
+        let untold = self.untold_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if untold >= TOUCH_BYTES.min(self.meta.size) {
+            self.untold_bytes.store(0, Ordering::Relaxed);
+            self.store.touch(self.node, untold);
+        }
+    }
+
+    /// Looks at the file before it is opened again. If somebody else touched
+    /// it, every chunk is checked before its next use. `false` if it has no
+    /// name any more: it is lost with the last who has it open.
+    pub(super) fn recheck(&self) -> bool {
+        let Some(file) = self.file.get() else { return true };
+        if self.is_doomed() {
+            return true;
+        }
+        let mut state = lock(&self.state);
+        let Ok(Some(now)) = file.fingerprint() else { return false };
+        self.distrust_if_touched(&mut state, file, &now);
+        true
+    }
+
+    /// Compares the file with what we left. Only its size and its inode can be
+    /// told while we write to it ourselves.
+    fn distrust_if_touched(&self, state: &mut State, file: &BackingFile, now: &Fingerprint) {
+        let touched = match &state.fingerprint {
+            Some(known) if state.writes == 0 => known != now,
+            _ => now.size != self.meta.size,
+        };
+        if !touched {
+            return;
+        }
+        tracing::warn!(key = ?self.meta.key.0, "somebody touched the file of a cached object; it is checked");
+        self.distrust(state);
+        if now.size != self.meta.size
+            && let Err(error) = file.restore_size(self.meta.size)
+        {
+            self.store.disk_failed(&error);
+        }
+        state.fingerprint = None;
+    }
+
+    fn distrust(&self, state: &mut State) {
+        self.complete.store(false, Ordering::Release);
+        state.map.distrust();
     }
 
     /// Size in bytes.
@@ -161,7 +258,11 @@ impl CachedObject {
             // A reader that only hits must still move its window along.
             self.plan(&mut state, offset, end);
         }
-        file.read_if_in_memory(buf, offset)
+        let read = file.read_if_in_memory(buf, offset);
+        if read {
+            self.was_read(buf.len() as u64);
+        }
+        read
     }
 
     /// Reads up to `len` bytes at `offset`.
@@ -170,6 +271,7 @@ impl CachedObject {
         if offset >= end {
             return Ok(ReadOutcome::default());
         }
+        self.was_read(end - offset);
         let mut outcome = ReadOutcome::default();
         outcome.data.reserve_exact((end - offset) as usize);
         for _ in 0..ROUNDS_MAX {
@@ -252,9 +354,7 @@ impl CachedObject {
                 // A file that is shorter than it was grows holes where it is
                 // written again: nothing in it is taken on trust any more.
                 tracing::warn!(key = ?self.meta.key.0, at, %error, "a cached object cannot be read; it is checked");
-                let mut state = lock(&self.state);
-                self.complete.store(false, Ordering::Release);
-                state.map.distrust();
+                self.distrust(&mut lock(&self.state));
                 false
             }
         }
@@ -300,6 +400,9 @@ impl CachedObject {
         let mut state = lock(&self.state);
         if state.map.presence(chunk) == (Presence::Unverified { crc }) {
             state.map.remove(chunk);
+            // Its disk stays taken: a hole punched now might hit the bytes that
+            // are fetched in its place.
+            state.loose.insert(chunk);
             // A flight that brought this chunk says that it is on disk.
             state.flights.retain(|flight| !flight.covers(chunk));
             state.dirty_groups.insert(chunk / GROUP_CHUNKS);
@@ -308,8 +411,6 @@ impl CachedObject {
             if emptied {
                 self.store.count_held(false);
             }
-            let range = chunk_range(chunk, self.meta.size);
-            self.store.release(disk_bytes(range.end - range.start));
             self.store.metrics().repairs.add(1);
             self.store.mark_dirty(self);
         }
@@ -497,54 +598,119 @@ impl CachedObject {
     /// Writes a chunk and notes that it is there; `false` if it cannot be kept.
     fn keep(self: &Arc<Self>, chunk: u32, bytes: &Bytes) -> bool {
         let disk = disk_bytes(bytes.len() as u64);
-        if self.doomed.load(Ordering::Relaxed) || !self.store.reserve(disk) {
+        if self.is_doomed() || !self.store.reserve(disk) {
             return false;
         }
         let offset = chunk_range(chunk, self.meta.size).start;
-        let written = match self.writable_file() {
-            Ok(Some(file)) => file.write(bytes, offset).map(|()| true),
-            Ok(None) => Ok(false),
-            Err(error) => Err(error),
+        let file = match self.writable_file() {
+            Ok(Some(file)) => file,
+            refused => {
+                self.store.release(disk);
+                if let Err(error) = refused {
+                    self.store.disk_failed(&error);
+                }
+                return false;
+            }
         };
-        if let Err(error) = &written {
-            self.store.disk_failed(error);
+        {
+            let mut state = lock(&self.state);
+            state.writes += 1;
+            state.fingerprint = None;
         }
-        if !matches!(written, Ok(true)) {
-            self.store.release(disk);
-            return false;
-        }
+        let written = file.write(bytes, offset);
+        kill_point::reach("chunk-written");
         let crc = crc32c::crc32c(bytes);
         let mut state = lock(&self.state);
+        state.writes -= 1;
+        if let Err(error) = written {
+            // Perhaps a part of it: what it takes of the disk stays paid for.
+            let is_new = state.map.presence(chunk) == Presence::Absent && state.loose.insert(chunk);
+            drop(state);
+            if !is_new {
+                self.store.release(disk);
+            }
+            self.store.disk_failed(&error);
+            return false;
+        }
         let first = state.map.present_bytes() == 0;
+        let was_paid = state.loose.remove(&chunk);
         let added = state.map.insert(chunk, crc, true);
         state.dirty_groups.insert(chunk / GROUP_CHUNKS);
         let complete = state.map.is_complete();
         self.complete.store(complete, Ordering::Release);
         drop(state);
-        if !added {
+        if was_paid || !added {
             self.store.release(disk);
         }
         if first {
             self.store.count_held(true);
+            self.store.set_held(self.node, true);
         }
+        kill_point::reach("chunk-noted");
         self.store.mark_dirty(self);
+        self.store.health().works();
+        self.store.chunk_written(disk);
         if complete {
-            self.store.emit(Event::Completed(self.node));
+            self.store.emit(Event::Blocks(self.node));
         }
         true
     }
 
-    /// The file, created if need be; `None` once the object is doomed.
+    /// The file, created if need be; `None` once the object is doomed, and
+    /// where no more files may be made.
     fn writable_file(&self) -> std::io::Result<Option<&BackingFile>> {
-        let _writing = lock(&self.writing);
-        if self.is_doomed() {
+        if let Some(file) = self.file.get() {
+            return Ok((!self.is_doomed()).then_some(file));
+        }
+        // Before the lock: others may have to be evicted for it.
+        if !self.store.reserve_file() {
             return Ok(None);
         }
-        if let Some(file) = self.file.get() {
-            return Ok(Some(file));
+        let _writing = lock(&self.writing);
+        if self.is_doomed() || self.file.get().is_some() {
+            self.store.release_file();
+            return Ok(self.file.get().filter(|_| !self.is_doomed()));
         }
-        let file = BackingFile::create(&self.file_id.path(self.store.data_dir()), self.meta.size)?;
+        kill_point::reach("file-uncreated");
+        let path = self.file_id.path(self.store.data_dir());
+        let file = BackingFile::create(&path, self.meta.size)?;
+        kill_point::reach("file-created");
         Ok(Some(self.file.get_or_init(|| file)))
+    }
+
+    /// Gives back the disk under chunks that were lost and not fetched again.
+    /// Nobody writes any more: this is the object's end.
+    fn punch_loose(&self) {
+        let Some(file) = self.file.get() else { return };
+        for chunk in std::mem::take(&mut lock(&self.state).loose) {
+            let range = chunk_range(chunk, self.meta.size);
+            let bytes = disk_bytes(range.end - range.start);
+            match file.punch(range.start..range.start + CHUNK_BYTES) {
+                Ok(()) => self.store.release(bytes),
+                Err(error) => tracing::debug!(%error, "a damaged chunk still takes disk"),
+            }
+        }
+    }
+
+    /// The object, as the remote has it.
+    pub(super) fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    /// Bytes of disk it takes.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        let state = lock(&self.state);
+        self.disk_bytes_of(&state)
+    }
+
+    fn disk_bytes_of(&self, state: &State) -> u64 {
+        let loose = state.loose.iter().map(|chunk| chunk_len(*chunk, self.meta.size) as u64);
+        disk_bytes(state.map.present_bytes()) + loose.map(disk_bytes).sum::<u64>()
+    }
+
+    /// Whether its bytes lie, or will lie, in this file.
+    pub(super) fn is_in_file(&self, id: FileId) -> bool {
+        self.file_id == id && !self.is_doomed()
     }
 
     pub(super) fn node(&self) -> NodeId {
@@ -579,7 +745,13 @@ impl CachedObject {
         let Some(file) = self.file.get() else { return Ok(()) };
         let (groups, row) = {
             let mut state = lock(&self.state);
-            let fingerprint = file.fingerprint().map_err(|e| CacheError::Io(e.to_string()))?;
+            let now = file.fingerprint().map_err(|e| CacheError::Io(e.to_string()))?;
+            // Without a name it is lost; who opens the object next finds out.
+            let Some(now) = now else { return write.remove_object(self.node).map(drop) };
+            self.distrust_if_touched(&mut state, file, &now);
+            if state.writes == 0 && now.size == self.meta.size {
+                state.fingerprint = Some(now);
+            }
             let dirty = std::mem::take(&mut state.dirty_groups);
             let groups: Vec<_> = dirty.into_iter().map(|g| (g, state.map.group_row(g))).collect();
             let row = ObjectRow {
@@ -587,23 +759,29 @@ impl CachedObject {
                 size: self.meta.size,
                 version: self.meta.version.clone(),
                 present_bytes: state.map.present_bytes(),
-                fingerprint,
+                fingerprint: now,
                 verified_boot: state.map.is_all_verified().then_some(boot),
+                used_ms: self.used_ms.load(Ordering::Relaxed),
             };
             (groups, row)
         };
         for (group, row) in groups {
             write.put_chunk_group(self.node, group, &row)?;
         }
-        write.put_object(self.node, &row)
+        kill_point::reach("flush-between-rows");
+        write.put_object(self.node, &row)?;
+        kill_point::reach("flush-object-written");
+        Ok(())
     }
 }
 
 impl Drop for CachedObject {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let held = state.map.present_bytes();
-        self.store.dropped(self.node, self.is_doomed().then(|| disk_bytes(held)));
+        if !self.is_doomed() {
+            self.punch_loose();
+        }
+        let freed = self.is_doomed().then(|| self.disk_bytes());
+        self.store.dropped(self.node, freed, self.present_bytes() > 0);
     }
 }
 

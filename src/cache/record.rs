@@ -1,4 +1,4 @@
-//! The rows of the index, schema v1, and how they lie on disk.
+//! The rows of the index, schema v2, and how they lie on disk.
 //!
 //! A value is its postcard encoding followed by a CRC32C over the table's tag,
 //! the key and the encoding. redb checks its own page checksums only when it
@@ -14,7 +14,7 @@ use crate::remote::Version;
 /// A node: a folder, or one version of one object. Allocated by the index and
 /// never used again, so it can serve as an inode number.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, DeriveSerialize, Deserialize,
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, DeriveSerialize, Deserialize,
 )]
 pub struct NodeId(pub u64);
 
@@ -105,9 +105,15 @@ pub(super) enum Location {
     OwnFile(FileId),
 }
 
-/// The name of a backing file: 4 bytes of the remote's hash, 16 of the object's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, DeriveSerialize, Deserialize)]
-pub(super) struct FileId(pub [u8; 20]);
+/// The name of a backing file. No two files ever have the same one, so a file
+/// that no row names and no object in memory holds is nobody's for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, DeriveSerialize, Deserialize)]
+pub(super) struct FileId {
+    /// The node whose bytes it holds: from the file to its row.
+    pub node: NodeId,
+    /// Drawn when the file was made.
+    pub nonce: u64,
+}
 
 /// What a backing file looked like when its row was written. Any difference
 /// means that somebody else, or a write after the row, touched it.
@@ -131,6 +137,8 @@ pub(super) struct ObjectRow {
     /// The boot in which every present chunk was last known good, or `None`
     /// when some were not yet checked.
     pub verified_boot: Option<u128>,
+    /// When somebody last read of it, to the hour.
+    pub used_ms: u64,
 }
 
 /// A row of `chunks`: presence and checksums of [`GROUP_CHUNKS`] chunks.

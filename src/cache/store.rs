@@ -5,7 +5,11 @@
 //! in memory and reach the index every [`FLUSH_INTERVAL`] in one durable
 //! transaction, never on a reader's path: a chunk is written first and noted
 //! after, so what the index says is there was written in this boot, or is
-//! checked before use.
+//! checked before use. What it may take of the disk is in [`room`], what
+//! nobody knows any more in [`sweep`].
+
+mod room;
+mod sweep;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,7 +17,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -21,17 +25,21 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::backing_file::BackingFile;
-use super::budget::{Budget, disk_bytes, disk_has_room};
+use super::budget::{Budget, disk_bytes};
 use super::chunk_map::ChunkMap;
+use super::disk_health::DiskHealth;
 use super::fetch::Fetcher;
 use super::index::Index;
 use super::object::{CachedObject, Loaded};
 use super::pass_by::PassBy;
 use super::record::{Location, NodeId, NodeRow, ObjectRow};
-use super::{CacheError, Event, lock};
+use super::standing::Places;
+use super::{CHUNK_BYTES, CacheError, Clock, Event, kill_point, lock};
 use crate::metrics::CacheMetrics;
 use crate::remote::ObjectMeta;
 use crate::remote::client::RemoteClient;
+pub(super) use room::Readers;
+use room::Room;
 
 /// What was cached this long before a SIGKILL is found again.
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_millis(400);
@@ -47,12 +55,13 @@ const DISK_READS_MAX: usize = 24;
 /// Blocking writes at once. More only queue in the kernel.
 const DISK_WRITES_MAX: usize = 8;
 
-/// After a write failed, reads stream through this long before the disk is tried again.
-const DISK_PAUSE: Duration = Duration::from_secs(5);
+/// Bytes that may be on disk before the index knows of them, on a cache of any
+/// size that matters; an eighth of a smaller one. After a SIGKILL so much may
+/// be there that nobody accounts for until the sweep has found it.
+const UNFLUSHED_MAX_BYTES: u64 = 64 << 20;
 
-/// Disk that objects leave to the index to grow into, at least: a copy of the
-/// pages that one commit rewrites, and the state of redb's own allocator.
-const INDEX_GROWTH_BYTES: u64 = 1 << 20;
+/// How exact `used_ms` is: a row is not written again for less.
+const USED_GRAIN_MS: u64 = 3_600_000;
 
 /// Longest that closing waits for bytes that were fetched to be on disk.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
@@ -79,7 +88,11 @@ pub struct Store {
     data_dir: PathBuf,
     index: Arc<Index>,
     boot: u128,
+    clock: Arc<Clock>,
     budget: Budget,
+    room: Room,
+    places: Places,
+    health: DiskHealth,
     fetcher: Fetcher,
     passing: PassBy,
     disk_reads: Arc<Semaphore>,
@@ -100,33 +113,51 @@ pub struct Store {
     closed: AtomicBool,
     /// There was no room for another chunk when it was last looked at.
     full: AtomicBool,
-    failing: AtomicBool,
-    failure: Mutex<Option<(Instant, String)>>,
+    /// One flush at a time.
+    flushing: Mutex<()>,
+    /// Bytes written to the disk since the last one.
+    unflushed: AtomicU64,
+    /// How often the index had lost everything when this was last looked at.
+    losses_met: AtomicU64,
     subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
 }
 
+/// What a store is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub runtime: Handle,
+    pub data_dir: PathBuf,
+    pub index: Arc<Index>,
+    pub clock: Arc<Clock>,
+    pub boot: u128,
+    /// `--cache-size`.
+    pub limit: Option<u64>,
+}
+
 impl Store {
-    pub(super) fn new(
-        runtime: Handle,
-        data_dir: PathBuf,
-        index: Arc<Index>,
-        boot: u128,
-        budget: Budget,
-        held: u64,
-    ) -> Arc<Self> {
+    /// A store over what the index knows. Nothing is scanned.
+    pub(super) fn new(parts: Parts) -> Result<Arc<Self>, CacheError> {
+        let Parts { runtime, data_dir, index, clock, boot, limit } = parts;
+        let totals = index.totals()?;
+        let places = Places::default();
+        places.set_pins(index.pins()?);
         let store = Arc::new_cyclic(|me| Store {
             me: me.clone(),
             runtime,
             data_dir,
             index,
             boot,
-            budget,
+            clock,
+            budget: Budget::new(limit, totals.disk_bytes),
+            room: Room::new(limit.unwrap_or(u64::MAX)),
+            places,
+            health: DiskHealth::default(),
             fetcher: Fetcher::new(),
             passing: PassBy::new(),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             disk_writes: Arc::new(Semaphore::new(DISK_WRITES_MAX)),
             metrics: CacheMetrics::default(),
-            held: AtomicU64::new(held),
+            held: AtomicU64::new(totals.objects),
             loading: std::array::from_fn(|_| Mutex::default()),
             live: Mutex::default(),
             idle: Mutex::new(LruCache::new(IDLE_OBJECTS_MAX)),
@@ -135,22 +166,25 @@ impl Store {
             settled: Condvar::new(),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),
-            failing: AtomicBool::new(false),
-            failure: Mutex::default(),
+            flushing: Mutex::default(),
+            unflushed: AtomicU64::new(0),
+            losses_met: AtomicU64::new(0),
             subscribers: Mutex::default(),
         });
-        store.look_for_room();
-        store
+        store.look_at_disk();
+        Ok(store)
     }
 
-    /// The object of `node`, ready to be read. There is one per node at a time.
+    /// The object of `node`, ready to be opened. There is one per node at a
+    /// time. What somebody did to its file since it was last opened is noticed
+    /// here.
     pub fn object(
         &self,
         node: NodeId,
         meta: &ObjectMeta,
         remote: &Arc<RemoteClient>,
     ) -> Arc<CachedObject> {
-        if let Some(object) = self.live(node) {
+        if let Some(object) = self.unharmed(node) {
             return object;
         }
         let loading = lock(self.loading_lock(node));
@@ -158,12 +192,13 @@ impl Store {
             return object;
         }
         let loaded = self.load(node, meta);
-        let stale_rows = loaded.stale_rows;
+        let (stale_rows, held) = (loaded.stale_rows, loaded.map.present_bytes() > 0);
         let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
         let object = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
         lock(&self.live).insert(node, Arc::downgrade(&object));
         if stale_rows {
             self.mark_dirty(&object);
+            self.room.set_leaving(node, false);
         }
         let mut idle = lock(&self.idle);
         let open = !self.closed.load(Ordering::Relaxed);
@@ -172,10 +207,36 @@ impl Store {
         // Not before: who discards the object now must find it among the idle ones.
         drop(loading);
         drop(pushed_out); // After the locks: its drop takes another one.
+        if held {
+            lock(&self.room.recency).set_held(node, true);
+        }
         object
     }
 
-    fn loading_lock(&self, node: NodeId) -> &Mutex<()> {
+    /// The object in memory, to be opened again: unless its file is gone.
+    pub fn unharmed(&self, node: NodeId) -> Option<Arc<CachedObject>> {
+        let object = self.live(node)?;
+        if object.recheck() {
+            return Some(object);
+        }
+        tracing::warn!(key = ?object.meta().key.0, "the file of a cached object was removed; it is fetched again");
+        self.metrics.repairs.add(1);
+        // Its rows go with the first flush of the one that takes its place.
+        object.doom();
+        self.room.set_leaving(node, true);
+        let _loading = lock(self.loading_lock(node));
+        let mut live = lock(&self.live);
+        if live.get(&node).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&object))) {
+            live.remove(&node);
+        }
+        drop(live);
+        let dirty = lock(&self.dirty).remove(&node);
+        let idle = lock(&self.idle).pop(&node);
+        drop((dirty, idle)); // After the locks; `object` holds it still.
+        None
+    }
+
+    pub(super) fn loading_lock(&self, node: NodeId) -> &Mutex<()> {
         &self.loading[node.0 as usize % LOADING_LOCKS]
     }
 
@@ -193,61 +254,181 @@ impl Store {
     }
 
     fn load(&self, node: NodeId, meta: &ObjectMeta) -> Loaded {
-        let nothing =
-            Loaded { file: None, map: ChunkMap::new(meta.size), stale_rows: false, doomed: false };
         // A replaced version can still be opened by who knows its node. Its
         // rows and its file are about to go, or are gone.
         if matches!(self.index.node(node), Ok(Some(NodeRow::Superseded { .. }))) {
-            return Loaded { doomed: true, ..nothing };
+            return Loaded { doomed: true, ..Loaded::nothing(node, meta.size) };
         }
-        let Some(row) = self.index.object(node).ok().flatten() else { return nothing };
-        self.load_file(node, meta, &row).unwrap_or_else(|| {
-            tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
-            self.metrics.repairs.add(1);
-            self.budget.release(disk_bytes(row.present_bytes));
-            if row.present_bytes > 0 {
-                self.count_held(false);
+        if self.room.is_leaving(node) {
+            return Loaded { stale_rows: true, ..Loaded::nothing(node, meta.size) };
+        }
+        match self.index.object(node) {
+            Ok(Some(row)) => self.load_file(node, meta, &row).unwrap_or_else(|| {
+                tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
+                self.metrics.repairs.add(1);
+                self.budget.release(disk_bytes(row.present_bytes));
+                if row.present_bytes > 0 {
+                    self.count_held(false);
+                }
+                let Location::OwnFile(file) = row.location;
+                self.unlink(&file.path(&self.data_dir));
+                Loaded { stale_rows: true, ..Loaded::nothing(node, meta.size) }
+            }),
+            Ok(None) => Loaded::nothing(node, meta.size),
+            // There may be rows: what is kept now would stand beside them.
+            Err(error) => {
+                tracing::warn!(%error, "what the cache has of an object cannot be told");
+                Loaded { doomed: true, ..Loaded::nothing(node, meta.size) }
             }
-            Loaded { stale_rows: true, ..nothing }
-        })
+        }
     }
 
     /// What a node's row promises; `None` if any of it is missing.
     fn load_file(&self, node: NodeId, meta: &ObjectMeta, row: &ObjectRow) -> Option<Loaded> {
-        let Location::OwnFile(id) = row.location;
-        let file = BackingFile::open(&id.path(&self.data_dir)).ok()?;
-        let untouched = file.fingerprint().is_ok_and(|now| now == row.fingerprint);
+        let Location::OwnFile(file_id) = row.location;
+        let file = BackingFile::open(&file_id.path(&self.data_dir)).ok()?;
+        let mut fingerprint = file.fingerprint().ok()??;
+        let untouched = fingerprint == row.fingerprint;
         let trusted = untouched && row.verified_boot == Some(self.boot);
         let groups = self.index.chunk_groups(node).ok()?;
         let map = ChunkMap::load(meta.size, &groups, trusted);
+        if !untouched {
+            // Cut short, or written to after its row: no row accounts for that.
+            let trimmed = file.restore_size(meta.size).and_then(|()| {
+                file.punch_absent(&map, meta.size)?;
+                file.fingerprint()
+            });
+            fingerprint = trimmed.ok()??;
+        }
         let whole = row.size == meta.size
             && row.version == meta.version
             && map.present_bytes() == row.present_bytes;
-        whole.then_some(Loaded { file: Some(file), map, stale_rows: false, doomed: false })
+        whole.then_some(Loaded {
+            file_id,
+            file: Some((file, fingerprint)),
+            map,
+            used_ms: row.used_ms,
+            stale_rows: false,
+            doomed: false,
+        })
     }
 
     /// Writes what changed to the index, durably. Blocks.
     pub(super) fn flush(&self) -> Result<(), CacheError> {
-        self.look_for_room();
+        let _turn = lock(&self.flushing);
+        let unflushed = self.unflushed.load(Ordering::Relaxed);
         let dirty = std::mem::take(&mut *lock(&self.dirty));
-        if dirty.is_empty() {
-            return self.index.sync_pending();
-        }
-        let written = self.index.write_durably(|write| {
-            for object in dirty.values().filter(|object| !object.is_doomed()) {
-                object.write_rows(write, self.boot)?;
+        kill_point::reach("flush-begun");
+        let written = if dirty.is_empty() {
+            self.index.sync_pending()
+        } else {
+            self.index.write_durably(|write| {
+                for object in dirty.values().filter(|object| !object.is_doomed()) {
+                    object.write_rows(write, self.boot)?;
+                }
+                kill_point::reach("flush-uncommitted");
+                Ok(())
+            })
+        };
+        match &written {
+            Ok(()) => {
+                kill_point::reach("flush-committed");
+                self.unflushed.fetch_sub(unflushed, Ordering::Relaxed);
             }
-            Ok(())
-        });
-        if let Err(error) = &written {
             // What cannot be noted is not kept: it would only gather in memory.
-            self.disk_failed(&std::io::Error::other(error.clone()));
-            for object in dirty.values() {
-                object.redirty();
-                self.mark_dirty(object);
+            Err(error) => {
+                self.disk_failed(&std::io::Error::other(error.clone()));
+                for object in dirty.values() {
+                    object.redirty();
+                    self.mark_dirty(object);
+                }
             }
         }
+        self.metrics.repairs.add(self.index.take_damaged_rows());
         written
+    }
+
+    /// `bytes` of a chunk are on disk. Blocks where the index is far behind.
+    pub(super) fn chunk_written(&self, bytes: u64) {
+        let unflushed = self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if unflushed > self.unflushed_max()
+            && let Err(error) = self.flush()
+        {
+            tracing::debug!(%error, "the index is behind what is on disk");
+        }
+    }
+
+    /// Bytes on disk of which the index may not know.
+    fn unflushed_max(&self) -> u64 {
+        UNFLUSHED_MAX_BYTES.min(self.budget.limit() / 8)
+    }
+
+    /// What has to be done now and then: the disk followed, rows written. Blocks.
+    pub(super) fn keep_house(&self) -> Result<(), CacheError> {
+        if self.losses_met.load(Ordering::Relaxed) != self.index.losses() {
+            self.forget_everything();
+        }
+        self.follow_disk();
+        if self.health.trouble().is_some() && !self.health.is_pausing() {
+            self.probe_disk();
+        }
+        self.flush()
+    }
+
+    /// Finds out whether the disk works again, although nobody writes to it.
+    fn probe_disk(&self) {
+        let path = self.data_dir.join("probe");
+        let probed = std::fs::write(&path, [0; 4096])
+            .and_then(|()| std::fs::File::open(&path)?.sync_all())
+            .and_then(|()| self.index.sync().map_err(std::io::Error::other));
+        // What is left of it goes with the next sweep.
+        let _ = std::fs::remove_file(&path);
+        match probed {
+            Ok(()) => self.health.works(),
+            Err(error) => self.health.failed(&error),
+        }
+    }
+
+    /// The index lost everything: what was cached is cached no more. Those who
+    /// read go on with the files they have open.
+    fn forget_everything(&self) {
+        self.losses_met.store(self.index.losses(), Ordering::Relaxed);
+        self.metrics.repairs.add(1);
+        self.places.set_pins([]);
+        let live: Vec<_> =
+            lock(&self.live).drain().filter_map(|(_, object)| object.upgrade()).collect();
+        for object in &live {
+            object.doom();
+        }
+        drop(std::mem::take(&mut *lock(&self.dirty)));
+        self.forget_idle();
+        // From here on they are what their readers hold, and go with them.
+        let used = live.iter().map(|object| object.disk_bytes()).sum();
+        let held = live.iter().filter(|object| object.present_bytes() > 0).count();
+        self.budget.set_used(used);
+        self.held.store(held as u64, Ordering::Relaxed);
+        drop(live);
+        self.sweep_later(u64::MAX);
+    }
+
+    /// Looks for files that nobody knows, soon. Until that is done, `held_back`
+    /// bytes of the budget are not given out: so much may be in such files.
+    pub(super) fn sweep_later(&self, held_back: u64) {
+        self.budget.hold_back(held_back);
+        let Some(store) = self.me.upgrade() else { return };
+        let sweep = std::thread::Builder::new().name("sweep".into()).spawn(move || {
+            store.sweep();
+            store.budget.hold_back(0);
+        });
+        if let Err(error) = sweep {
+            tracing::warn!(%error, "files that the cache index does not know stay");
+            self.budget.hold_back(0);
+        }
+    }
+
+    /// As [`Store::sweep_later`], after a life that may have ended amid anything.
+    pub(super) fn sweep_after_crash(&self) {
+        self.sweep_later(self.unflushed_max());
     }
 
     /// A chunk was fetched, and is on its way to the disk.
@@ -286,53 +467,7 @@ impl Store {
     /// Object versions that nobody can look up any more: their files go at
     /// once, their bytes when the last reader is gone. Blocks.
     pub(super) fn discard(&self, nodes: &[NodeId]) -> Result<(), CacheError> {
-        if nodes.is_empty() {
-            return Ok(());
-        }
-        let mut doomed = HashMap::new();
-        for node in nodes {
-            let live = {
-                let _loading = lock(self.loading_lock(*node));
-                let live = self.live(*node);
-                if let Some(file) = live.as_ref().and_then(|object| object.doom()) {
-                    doomed.insert(*node, file);
-                }
-                live
-            };
-            let dirty = lock(&self.dirty).remove(node);
-            let idle = lock(&self.idle).pop(node);
-            drop((live, dirty, idle)); // After the locks: their drop takes another one.
-        }
-        // In a transaction of its own after the objects are doomed: a flush
-        // that was faster has written its rows by then, and none comes after.
-        let rows = self.index.write(|write| {
-            nodes.iter().map(|node| write.remove_object(*node)).collect::<Result<Vec<_>, _>>()
-        });
-        let mut result = Ok(());
-        let rows = rows.unwrap_or_else(|error| {
-            result = Err(error);
-            Vec::new()
-        });
-        for (node, row) in nodes.iter().zip(rows) {
-            let Some(row) = row else { continue };
-            let Location::OwnFile(file) = row.location;
-            // The bytes of an object that was in memory are given back by its drop.
-            if doomed.insert(*node, file).is_none() {
-                self.budget.release(disk_bytes(row.present_bytes));
-                if row.present_bytes > 0 {
-                    self.count_held(false);
-                }
-            }
-        }
-        for file in doomed.into_values().map(|id| id.path(&self.data_dir)) {
-            match std::fs::remove_file(&file) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(file = %file.display(), %error, "cannot remove the file of a replaced object");
-                }
-                _ => {}
-            }
-        }
-        result
+        self.remove(nodes, Readers::Outlive).map(drop)
     }
 
     /// Objects with at least one chunk on disk.
@@ -346,92 +481,62 @@ impl Store {
         self.held.update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
-    /// An object leaves memory; `freed` is the disk it held if its file is gone.
-    pub(super) fn dropped(&self, node: NodeId, freed: Option<u64>) {
+    /// An object leaves memory; `freed` is the disk it held if its file is gone,
+    /// and `held` whether it was counted among those held.
+    pub(super) fn dropped(&self, node: NodeId, freed: Option<u64>, held: bool) {
         let mut live = lock(&self.live);
         if live.get(&node).is_some_and(|object| object.strong_count() == 0) {
             live.remove(&node);
         }
         drop(live);
-        if let Some(bytes) = freed.filter(|bytes| *bytes > 0) {
+        if let Some(bytes) = freed {
             self.budget.release(bytes);
-            self.count_held(false);
+            if held {
+                self.count_held(false);
+            }
         }
     }
 
     /// Whether fetched bytes are being kept on disk, as far as it is known:
     /// each read asks, and must not ask the file system in its turn.
     pub(super) fn is_keeping(&self) -> bool {
-        !self.is_pausing() && !self.full.load(Ordering::Relaxed)
-    }
-
-    fn look_for_room(&self) {
-        self.full.store(self.is_full(), Ordering::Relaxed);
-    }
-
-    /// Disk that no object may take: the index's, with room for it to grow.
-    fn index_share(&self) -> u64 {
-        let bytes = self.index.disk_bytes();
-        bytes + (bytes / 8).max(INDEX_GROWTH_BYTES)
-    }
-
-    fn is_full(&self) -> bool {
-        let used = self.budget.used() + self.index_share();
-        used + super::CHUNK_BYTES > self.budget.limit()
-            || !disk_has_room(&self.data_dir, super::CHUNK_BYTES)
-    }
-
-    fn is_pausing(&self) -> bool {
-        if !self.failing.load(Ordering::Relaxed) {
-            return false;
-        }
-        let mut failure = lock(&self.failure);
-        let pausing = failure.as_ref().is_some_and(|(at, _)| at.elapsed() < DISK_PAUSE);
-        if !pausing {
-            *failure = None;
-            self.failing.store(false, Ordering::Relaxed);
-        }
-        pausing
+        !self.health.is_pausing() && !self.full.load(Ordering::Relaxed)
     }
 
     /// How the store is doing, in words.
     pub fn state(&self) -> String {
-        if self.is_pausing()
-            && let Some((_, error)) = &*lock(&self.failure)
-        {
-            return format!("cache disk fails, reads stream through: {error}");
+        if let Some(trouble) = self.health.trouble() {
+            return trouble;
         }
-        if self.is_full() {
-            return "full, reads of new objects stream through".to_owned();
+        if self.budget.has_room(CHUNK_BYTES) || self.may_evict() {
+            return "ok".to_owned();
         }
-        "ok".to_owned()
+        if self.budget.limit() == 0 {
+            return "no room on the cache disk, reads stream through".to_owned();
+        }
+        "full, what is cached stays and the rest streams through".to_owned()
     }
 
-    /// Takes disk for a chunk, or says no.
-    pub(super) fn reserve(&self, bytes: u64) -> bool {
-        if self.is_pausing() {
-            return false;
-        }
-        let has_room =
-            disk_has_room(&self.data_dir, bytes) && self.budget.reserve(bytes, self.index_share());
-        if !has_room {
-            self.full.store(true, Ordering::Relaxed);
-        }
-        has_room
+    /// When the object was used, if that is news to its row.
+    pub(super) fn used_since(&self, used_ms: u64) -> Option<u64> {
+        let now_ms = self.clock.current_ms();
+        (now_ms >= used_ms.saturating_add(USED_GRAIN_MS)).then_some(now_ms)
     }
 
-    pub(super) fn release(&self, bytes: u64) {
-        self.budget.release(bytes);
+    pub(super) fn health(&self) -> &DiskHealth {
+        &self.health
     }
 
-    /// A write to the cache disk failed: reads stream through for a while.
-    pub(super) fn disk_failed(&self, error: &std::io::Error) {
-        let mut failure = lock(&self.failure);
-        if failure.is_none() {
-            tracing::warn!(%error, "cannot write to the cache disk; reads stream through");
-        }
-        *failure = Some((Instant::now(), error.to_string()));
-        self.failing.store(true, Ordering::Relaxed);
+    pub(super) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    pub(super) fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
+    pub(super) fn set_held(&self, node: NodeId, held: bool) {
+        lock(&self.room.recency).set_held(node, held);
     }
 
     pub(super) fn passing_by(&self, node: NodeId, chunk: u32) -> Option<Bytes> {
@@ -445,6 +550,10 @@ impl Store {
 
     pub(super) fn fetcher(&self) -> &Fetcher {
         &self.fetcher
+    }
+
+    pub(super) fn release_file(&self) {
+        self.budget.release_file();
     }
 
     pub(super) fn data_dir(&self) -> &Path {

@@ -154,6 +154,7 @@ impl Filesystem for Driver {
             Ok(object) => object,
             Err(errno) => return reply.error(errno.into()),
         };
+        object.opened();
         let node = Ino(ino.0).node(self.fs.tree().root());
         let backing =
             self.open.open(node, &object, |object| self.register(&reply, object.complete_file()));
@@ -181,6 +182,9 @@ impl Filesystem for Driver {
             Ok(object) => object,
             Err(errno) => return reply.error(errno.into()),
         };
+        if offset == 0 && self.fs.mode() == OpenMode::NoOpen {
+            object.opened(); // As near as it comes.
+        }
         let reply = READ_BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < size as usize {
                 buffer.resize(size as usize, 0);

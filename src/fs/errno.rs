@@ -30,7 +30,7 @@ impl Errno {
                 ErrorKind::NotFound => Errno::ENOENT,
                 _ => Self::of_remote(error),
             },
-            CacheError::Index(_) | CacheError::Io(_) => Errno::EIO,
+            CacheError::Index(_) | CacheError::Damaged(_) | CacheError::Io(_) => Errno::EIO,
         }
     }
 

@@ -182,7 +182,7 @@ impl FileSystem {
 
     /// The object of a file's inode.
     pub fn object(&self, ino: Ino) -> Result<Arc<CachedObject>, Errno> {
-        if let Some(object) = self.tree.store().live(ino.node(self.tree.root())) {
+        if let Some(object) = self.tree.store().unharmed(ino.node(self.tree.root())) {
             return Ok(object);
         }
         let node = self.node(ino)?;

@@ -127,7 +127,7 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
             // the answer to a GETATTR that this overtakes, and with it the mtime.
             Event::Folder(node) => notifier.inval_inode(ino(*node), 0, 0),
             // A negative offset drops attributes and keeps pages.
-            Event::Completed(node) => notifier.inval_inode(ino(*node), -1, 0),
+            Event::Blocks(node) => notifier.inval_inode(ino(*node), -1, 0),
         };
         match told {
             Ok(()) => {}

@@ -1,0 +1,467 @@
+//! Room on the cache disk: reserved for chunks, made by evicting objects.
+//!
+//! Three kinds of objects give way, in this order: those below no mount; those
+//! that were not read since the start, once that is long ago; those that the
+//! policy ([`Recency`]) takes for dead. With force, when the disk itself runs
+//! out, all of these and then what was read longest ago. What is pinned or in
+//! use never does.
+//!
+//! An object goes as a whole, by unlink: whoever has the file open, or mapped
+//! through the kernel, reads on. Its rows go first, durably, so that no row
+//! ever promises bytes that are gone.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::super::budget::{Disk, Excess, disk_bytes};
+use super::super::disk_health::is_full;
+use super::super::evict::Recency;
+use super::super::object::CachedObject;
+use super::super::record::{FileId, Location, NodeId, ObjectRow};
+use super::super::standing::Memo;
+use super::super::{CHUNK_BYTES, CacheError, Event, lock};
+use super::Store;
+
+/// How often the disk is asked what it has left.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Disk that objects leave to the index to grow into, at least: a copy of the
+/// pages that one commit rewrites, and the state of redb's own allocator.
+const INDEX_GROWTH_BYTES: u64 = 1 << 20;
+
+/// Evicted at once at most: one durable commit frees so much, and nobody waits
+/// longer than that takes.
+const BATCH_BYTES_MAX: u64 = 64 << 20;
+
+/// Objects evicted in one transaction.
+const BATCH_OBJECTS_MAX: usize = 256;
+
+/// Rows read at once in search of objects that may go.
+const SCAN_ROWS: usize = 1024;
+
+/// Batches evicted in a row where the disk runs out, before others get a turn.
+const FORCED_BATCHES_MAX: usize = 64;
+
+/// The state of eviction.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub recency: Mutex<Recency>,
+    /// Bytes read since the start; tells that there was time for something to age.
+    read_bytes: AtomicU64,
+    /// One evicts at a time; the others wait and find room.
+    search: Mutex<Search>,
+    looked: Mutex<Option<Instant>>,
+    /// Nodes whose rows are about to go: whoever loads one finds nothing.
+    leaving: Mutex<HashSet<NodeId>>,
+}
+
+/// How far rows were searched for objects that may go.
+#[derive(Debug, Default)]
+struct Search {
+    /// What the search was for: it begins again when that changes.
+    loosened: u64,
+    /// Up to here, nothing below no mount is left.
+    unmounted: Cursor,
+    /// Up to here, nothing that was not read since the start is left.
+    untouched: Cursor,
+    /// Nothing could go when so many bytes had been read.
+    fruitless_at: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Cursor {
+    after: NodeId,
+    exhausted: bool,
+}
+
+/// An object that goes, and what of it is on disk.
+struct Leaver {
+    node: NodeId,
+    file: FileId,
+    /// Bytes of the budget that nobody else gives back.
+    unowned_bytes: u64,
+    held_bytes: u64,
+    /// Its drop gives its bytes back.
+    live: Option<std::sync::Arc<CachedObject>>,
+}
+
+/// What became of objects that were to go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::cache) struct Removed {
+    pub objects: u64,
+    pub bytes: u64,
+    /// Left, because somebody reads them.
+    pub in_use: u64,
+}
+
+/// Whom the removal of an object may meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cache) enum Readers {
+    /// Leave what is being read.
+    Spare,
+    /// Remove the file; those who read it keep it open.
+    Outlive,
+}
+
+impl Room {
+    pub(super) fn new(limit: u64) -> Self {
+        Room {
+            recency: Mutex::new(Recency::new(limit)),
+            read_bytes: AtomicU64::new(0),
+            search: Mutex::default(),
+            looked: Mutex::default(),
+            leaving: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_leaving(&self, node: NodeId) -> bool {
+        lock(&self.leaving).contains(&node)
+    }
+
+    pub(super) fn set_leaving(&self, node: NodeId, leaving: bool) {
+        let mut all = lock(&self.leaving);
+        if leaving {
+            all.insert(node)
+        } else {
+            all.remove(&node)
+        };
+    }
+}
+
+impl Store {
+    /// `bytes` of an object were read; 0: it was opened.
+    pub(in crate::cache) fn touch(&self, node: NodeId, bytes: u64) {
+        self.room.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        lock(&self.room.recency).touch(node, bytes);
+    }
+
+    /// Takes disk for a chunk, or says no. May evict to have it. Blocks.
+    pub(in crate::cache) fn reserve(&self, bytes: u64) -> bool {
+        if self.health.is_pausing() {
+            return false;
+        }
+        let reserved = self.budget.reserve(bytes)
+            || (self.make_room(Excess { bytes, files: 0 }, false) && self.budget.reserve(bytes));
+        if !reserved {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        reserved
+    }
+
+    /// Takes the right to make a file, or says no. May evict to have it. Blocks.
+    pub(in crate::cache) fn reserve_file(&self) -> bool {
+        self.budget.reserve_file()
+            || (self.make_room(Excess { bytes: 0, files: 1 }, false) && self.budget.reserve_file())
+    }
+
+    pub(in crate::cache) fn release(&self, bytes: u64) {
+        self.budget.release(bytes);
+    }
+
+    /// A write to the cache disk failed. A full disk is looked at at once:
+    /// others may have filled it, and then it is for us to give way.
+    pub(in crate::cache) fn disk_failed(&self, error: &std::io::Error) {
+        self.health.failed(error);
+        if is_full(error) {
+            // A quota shows in no statvfs: what failed is what there is.
+            if error.raw_os_error() == Some(libc::EDQUOT) {
+                self.budget.meet_quota();
+            }
+            *lock(&self.room.looked) = None;
+        }
+    }
+
+    /// Looks at the disk, if it is time, and gives way where others need room.
+    pub(super) fn follow_disk(&self) {
+        {
+            let mut looked = lock(&self.room.looked);
+            if looked.is_some_and(|at| at.elapsed() < LOOK_INTERVAL) {
+                return;
+            }
+            *looked = Some(Instant::now());
+        }
+        // Each batch is a commit; what is left is for the next look.
+        for _ in 0..FORCED_BATCHES_MAX {
+            let excess = self.look_at_disk();
+            if excess.is_none() || !self.make_room(excess, true) {
+                break;
+            }
+        }
+        let has_room = self.budget.has_room(CHUNK_BYTES);
+        if has_room {
+            self.health.has_room_again();
+        }
+        self.full.store(!has_room && !self.may_evict(), Ordering::Relaxed);
+    }
+
+    /// Asks the disk what it has left. Returns what has to go.
+    pub(super) fn look_at_disk(&self) -> Excess {
+        let index = self.index.disk_bytes();
+        let share = index + (index / 8).max(INDEX_GROWTH_BYTES);
+        // Who cannot be asked is found out by writing.
+        let Ok(disk) = Disk::of(&self.data_dir) else { return Excess::default() };
+        let excess = self.budget.look(disk, index, share);
+        lock(&self.room.recency).set_budget(self.budget.for_objects());
+        excess
+    }
+
+    pub(super) fn may_evict(&self) -> bool {
+        let search = lock(&self.room.search);
+        search.loosened != self.places.loosened() || search.fruitless_at.is_none()
+    }
+
+    /// Evicts until there is room for `wanted`; `false` if it could not.
+    pub(in crate::cache) fn make_room(&self, wanted: Excess, force: bool) -> bool {
+        let mut search = lock(&self.room.search);
+        let is_met = || {
+            !force
+                && self.budget.has_room(wanted.bytes)
+                && (wanted.files == 0 || self.budget.has_files())
+        };
+        if is_met() {
+            return true; // Somebody else evicted meanwhile.
+        }
+        let loosened = self.places.loosened();
+        if search.loosened != loosened {
+            *search = Search { loosened, ..Search::default() };
+        }
+        let read_bytes = self.room.read_bytes.load(Ordering::Relaxed);
+        if !force
+            && search
+                .fruitless_at
+                .is_some_and(|at| read_bytes - at < self.budget.for_objects() / 256)
+        {
+            return false;
+        }
+        search.fruitless_at = None;
+        let evicted = self.evict_some(&mut search, wanted, force).unwrap_or_else(|error| {
+            tracing::warn!(%error, "nothing can be evicted");
+            Removed::default()
+        });
+        if evicted.objects == 0 {
+            search.fruitless_at = Some(read_bytes);
+        }
+        evicted.objects > 0
+    }
+
+    fn evict_some(
+        &self,
+        search: &mut Search,
+        wanted: Excess,
+        force: bool,
+    ) -> Result<Removed, CacheError> {
+        let batch = wanted.bytes.max((self.budget.limit() / 128).min(BATCH_BYTES_MAX));
+        let mut memo = Memo::default();
+        let mut total = Removed::default();
+        while total.bytes < batch && (total.objects as usize) < BATCH_OBJECTS_MAX {
+            let victims = self.victims(search, &mut memo, force, batch - total.bytes)?;
+            if victims.is_empty() {
+                break;
+            }
+            let removed = self.remove(&victims, Readers::Spare)?;
+            total.objects += removed.objects;
+            total.bytes += removed.bytes;
+        }
+        self.metrics.evicted_objects.add(total.objects);
+        self.metrics.evicted_bytes.add(total.bytes);
+        Ok(total)
+    }
+
+    /// The next objects to go. Empty if there are none.
+    fn victims(
+        &self,
+        search: &mut Search,
+        memo: &mut Memo,
+        force: bool,
+        bytes: u64,
+    ) -> Result<Vec<NodeId>, CacheError> {
+        let unmounted = |store: &Store, node: NodeId, memo: &mut Memo| {
+            let standing = store.places.standing(&store.index, node, memo)?;
+            Ok(!standing.mounted && !standing.pinned)
+        };
+        let victims = self.scan(&mut search.unmounted, memo, bytes, unmounted)?;
+        if !victims.is_empty() {
+            return Ok(victims);
+        }
+        let untouched = |store: &Store, node: NodeId, memo: &mut Memo| {
+            let touched = lock(&store.room.recency).was_touched(node);
+            Ok(!touched && !store.places.standing(&store.index, node, memo)?.pinned)
+        };
+        let is_dead = lock(&self.room.recency).untouched_is_dead();
+        if is_dead {
+            let victims = self.scan(&mut search.untouched, memo, bytes, untouched)?;
+            if !victims.is_empty() {
+                return Ok(victims);
+            }
+        }
+        let victims = self.least_recent(memo, bytes, false)?;
+        if !victims.is_empty() || !force {
+            return Ok(victims);
+        }
+        let victims = self.scan(&mut search.untouched, memo, bytes, untouched)?;
+        if !victims.is_empty() {
+            return Ok(victims);
+        }
+        self.least_recent(memo, bytes, true)
+    }
+
+    /// Objects that were read longest ago: those that are dead, or with
+    /// `force` any. They hold about `bytes`.
+    fn least_recent(
+        &self,
+        memo: &mut Memo,
+        bytes: u64,
+        force: bool,
+    ) -> Result<Vec<NodeId>, CacheError> {
+        let mut victims: Vec<NodeId> = Vec::new();
+        let mut sum = 0;
+        while sum < bytes && victims.len() < BATCH_OBJECTS_MAX {
+            let victim = lock(&self.room.recency).victim(force, |node| {
+                let standing = self.places.standing(&self.index, node, memo);
+                victims.contains(&node)
+                    || self.is_in_use(node)
+                    || standing.is_ok_and(|standing| standing.pinned)
+            });
+            let Some(node) = victim else { break };
+            victims.push(node);
+            sum += disk_bytes(self.present_bytes(node));
+        }
+        Ok(victims)
+    }
+
+    /// Goes on through the rows of objects and picks those that may go.
+    fn scan(
+        &self,
+        cursor: &mut Cursor,
+        memo: &mut Memo,
+        bytes: u64,
+        may_go: impl Fn(&Store, NodeId, &mut Memo) -> Result<bool, CacheError>,
+    ) -> Result<Vec<NodeId>, CacheError> {
+        let mut victims = Vec::new();
+        let mut sum = 0;
+        while !cursor.exhausted && sum < bytes && victims.len() < BATCH_OBJECTS_MAX {
+            let rows = self.index.objects_after(cursor.after, SCAN_ROWS)?;
+            cursor.exhausted = rows.is_empty();
+            for (node, row) in rows {
+                if sum >= bytes || victims.len() >= BATCH_OBJECTS_MAX {
+                    break;
+                }
+                cursor.after = node;
+                if !self.is_in_use(node) && may_go(self, node, memo)? {
+                    sum += row.map_or(0, |row| disk_bytes(row.present_bytes));
+                    victims.push(node);
+                }
+            }
+        }
+        Ok(victims)
+    }
+
+    /// Whether somebody reads the object, or has it open.
+    fn is_in_use(&self, node: NodeId) -> bool {
+        self.live(node).is_some_and(|object| !self.is_ours_alone(&object, node))
+    }
+
+    /// Whether nobody but the store itself, and the caller, holds the object.
+    fn is_ours_alone(&self, object: &std::sync::Arc<CachedObject>, node: NodeId) -> bool {
+        let idle = usize::from(lock(&self.idle).contains(&node));
+        let dirty = usize::from(lock(&self.dirty).contains_key(&node));
+        std::sync::Arc::strong_count(object) <= 1 + idle + dirty
+    }
+
+    /// Takes objects out of the cache: rows first, durably, then files. Blocks.
+    pub(in crate::cache) fn remove(
+        &self,
+        nodes: &[NodeId],
+        readers: Readers,
+    ) -> Result<Removed, CacheError> {
+        let mut removed = Removed::default();
+        let mut leavers = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            match self.take_leave(*node, readers)? {
+                Leave::Gone(leaver) => leavers.push(leaver),
+                Leave::InUse => removed.in_use += 1,
+                Leave::Nothing => {}
+            }
+        }
+        let written = if leavers.is_empty() {
+            Ok(())
+        } else {
+            self.index.write_durably(|write| {
+                leavers
+                    .iter()
+                    .try_for_each(|leaver| write.remove_object_in(leaver.node, leaver.file))
+            })
+        };
+        for leaver in leavers {
+            removed.objects += u64::from(leaver.held_bytes > 0);
+            removed.bytes += leaver.held_bytes;
+            self.bury(leaver, written.is_ok());
+        }
+        written.map(|()| removed)
+    }
+
+    /// Nobody finds the object from now on.
+    fn take_leave(&self, node: NodeId, readers: Readers) -> Result<Leave, CacheError> {
+        let _loading = lock(self.loading_lock(node));
+        let Some(live) = self.live(node) else {
+            let Some(row) = self.index.object(node)? else { return Ok(Leave::Nothing) };
+            self.room.set_leaving(node, true);
+            let ObjectRow { location: Location::OwnFile(file), present_bytes, .. } = row;
+            let bytes = disk_bytes(present_bytes);
+            return Ok(Leave::Gone(Leaver {
+                node,
+                file,
+                unowned_bytes: bytes,
+                held_bytes: bytes,
+                live: None,
+            }));
+        };
+        if readers == Readers::Spare && !self.is_ours_alone(&live, node) {
+            return Ok(Leave::InUse);
+        }
+        let held_bytes = live.disk_bytes();
+        let Some(file) = live.doom() else { return Ok(Leave::Nothing) };
+        self.room.set_leaving(node, true);
+        lock(&self.live).remove(&node);
+        let dirty = lock(&self.dirty).remove(&node);
+        let idle = lock(&self.idle).pop(&node);
+        drop((dirty, idle)); // After the locks; `live` holds it still.
+        Ok(Leave::Gone(Leaver { node, file, unowned_bytes: 0, held_bytes, live: Some(live) }))
+    }
+
+    /// Removes the file of an object whose rows are gone.
+    fn bury(&self, leaver: Leaver, rows_are_gone: bool) {
+        if rows_are_gone {
+            self.unlink(&leaver.file.path(&self.data_dir));
+            self.budget.release(leaver.unowned_bytes);
+            if leaver.unowned_bytes > 0 {
+                self.count_held(false);
+            }
+        }
+        lock(&self.room.recency).set_held(leaver.node, false);
+        // Its bytes are given back here, unless somebody reads it.
+        drop(leaver.live);
+        self.room.set_leaving(leaver.node, false);
+        self.emit(Event::Blocks(leaver.node));
+    }
+
+    /// Removes a file of the store. What cannot be removed is found by the sweep.
+    pub(super) fn unlink(&self, file: &Path) {
+        match std::fs::remove_file(file) {
+            Ok(()) => self.budget.release_file(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "cannot remove a file of the cache");
+            }
+        }
+    }
+}
+
+enum Leave {
+    Gone(Leaver),
+    InUse,
+    Nothing,
+}

@@ -36,8 +36,10 @@ fn one_line(output: &Output) -> String {
 #[test]
 fn help_fits_a_screen() {
     let home = tempfile::tempdir().unwrap();
-    for verb in [&["--help"][..], &["mount", "--help"], &["unmount", "-h"], &["status", "-h"]] {
-        let output = warmfs(home.path(), verb);
+    let of_verbs = ["mount", "unmount", "status", "pin", "unpin", "evict", "verify"];
+    let of_verbs = of_verbs.map(|verb| vec![verb, "--help"]);
+    for verb in std::iter::once(vec!["--help"]).chain(of_verbs) {
+        let output = warmfs(home.path(), &verb);
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && text.contains("Usage:"), "{text}");
         assert!(text.lines().count() <= 50, "{verb:?} has {} lines", text.lines().count());

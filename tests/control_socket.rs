@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use warmfs::config::MountRequest;
 use warmfs::control::BODY_BYTES_MAX;
 use warmfs::control::client::Client;
 use warmfs::control::server::{Listener, Service};
 use warmfs::control::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
+    UpkeepRequest, WaitRequest,
 };
 
 struct Refuser;
@@ -38,6 +39,10 @@ impl Service for Refuser {
 
     async fn wait(&self, _: WaitRequest) -> Result<(), ErrorReply> {
         Ok(())
+    }
+
+    async fn upkeep(&self, _: UpkeepRequest) -> Result<mpsc::Receiver<UpkeepLine>, ErrorReply> {
+        Err(ErrorReply::new(ErrorCode::Busy, "busy"))
     }
 }
 

@@ -4,18 +4,22 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
+use warmfs::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified};
 use warmfs::config::{
     CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
 };
 use warmfs::control::cache_lock::{self, CacheLock};
 use warmfs::control::client::Client;
 use warmfs::control::wire::{
-    CacheStatus, ErrorCode, ErrorReply, MountReply, UnmountReply, UnmountRequest, WaitRequest,
+    CacheStatus, ErrorCode, ErrorReply, EvictReply, EvictRequest, MountReply, PinRequest,
+    ProgressReport, UnmountReply, UnmountRequest, UpkeepReply, UpkeepRequest, VerifyRequest,
+    WaitRequest,
 };
 use warmfs::daemon::engine::{ActiveMount, Engine};
 use warmfs::daemon::{self, Running, StartError};
@@ -32,6 +36,8 @@ struct FakeEngine {
     /// If set, mounts wait for it.
     gate: Option<Arc<Notify>>,
     entered: Notify,
+    /// Verifications under way.
+    verifying: watch::Sender<usize>,
     saved: watch::Sender<bool>,
 }
 
@@ -80,6 +86,38 @@ impl Engine for FakeEngine {
         &self.cache
     }
 
+    async fn evict(
+        &self,
+        _: &Scope,
+        older_than: Option<Duration>,
+        _: &Arc<Progress>,
+    ) -> Result<Evicted, ErrorReply> {
+        match older_than {
+            Some(age) => Ok(Evicted { objects: age.as_secs(), ..Default::default() }),
+            None => panic!("a defect in the engine"),
+        }
+    }
+
+    /// Goes on until it is told to stop.
+    async fn verify(&self, _: &Scope, progress: &Arc<Progress>) -> Result<Verified, ErrorReply> {
+        self.verifying.send_modify(|n| *n += 1);
+        while !progress.is_cancelled() {
+            progress.objects_done.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!*self.saved.borrow(), "the cache is not closed under it");
+        self.verifying.send_modify(|n| *n -= 1);
+        Ok(Verified::default())
+    }
+
+    async fn pin(&self, _: &Arc<Tree>, _: NodeId, _: &Arc<Progress>) -> Result<Pinned, ErrorReply> {
+        unreachable!("there is nothing to pin in a fake mount")
+    }
+
+    async fn unpin(&self, _: &Arc<Tree>, _: NodeId) -> Result<bool, ErrorReply> {
+        unreachable!("there is nothing to unpin in a fake mount")
+    }
+
     async fn shutdown(&self) {
         self.saved.send_replace(true);
     }
@@ -105,6 +143,10 @@ impl ActiveMount for FakeMount {
 
     fn metrics(&self) -> &MountMetrics {
         &self.metrics
+    }
+
+    async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply> {
+        Err(ErrorReply::new(ErrorCode::NotFound, format!("asked for {path:?}")))
     }
 
     fn is_attached(&self) -> bool {
@@ -420,4 +462,95 @@ async fn a_dead_daemons_socket_is_in_nobodys_way() {
     let client = Client::connect(&running.socket).await.unwrap().unwrap();
     client.mount(&request("s3://missing", &tmp.path().join("m"))).await.unwrap_err();
     tokio::time::timeout(PATIENCE, running.finished).await.unwrap().unwrap();
+}
+
+fn verify_all() -> UpkeepRequest {
+    UpkeepRequest::Verify(VerifyRequest::default())
+}
+
+/// Starts a verification and returns once it has told twice how far it is.
+async fn verify_behind(
+    client: &Client,
+) -> tokio::task::JoinHandle<Result<UpkeepReply, ErrorReply>> {
+    let client = client.clone();
+    let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel::<ProgressReport>();
+    let task = tokio::spawn(async move {
+        client
+            .upkeep(&verify_all(), &mut |report| {
+                let _ = sender.send(report);
+            })
+            .await
+    });
+    let first = reports.recv().await.unwrap();
+    let later = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let report = reports.recv().await.unwrap();
+            if report.objects_done > first.objects_done {
+                return report;
+            }
+        }
+    });
+    later.await.unwrap();
+    task
+}
+
+async fn verifying(fixture: &Fixture, n: usize) {
+    let mut verifying = fixture.engine.verifying.subscribe();
+    tokio::time::timeout(PATIENCE, verifying.wait_for(|now| *now == n)).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_are_few_and_stop_with_their_clients() {
+    let fixture = Fixture::new(FakeEngine::default()).await;
+    fixture.mount("s3://bucket", "mount").await.unwrap();
+    let mut jobs = Vec::new();
+    for _ in 0..4 {
+        jobs.push(verify_behind(&fixture.client).await);
+    }
+    let refusal = fixture.client.upkeep(&verify_all(), &mut |_| {}).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Busy);
+    assert!(refusal.hint.is_some());
+    for (gone, job) in jobs.into_iter().enumerate() {
+        job.abort();
+        verifying(&fixture, 3 - gone).await;
+    }
+    // Their places are free again.
+    let job = verify_behind(&fixture.client).await;
+    fixture.unmount("mount", false).await.unwrap();
+    let error = job.await.unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::ShuttingDown, "{error}");
+    verifying(&fixture, 0).await;
+    fixture.assert_exits().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_about_the_innermost_mount() {
+    let fixture = Fixture::new(FakeEngine::default()).await;
+    fixture.mount("s3://outer", "mount").await.unwrap();
+    fixture.mount("s3://inner", "mount/inner").await.unwrap();
+    let ask = async |path: PathBuf| {
+        let request = UpkeepRequest::Pin(PinRequest { path });
+        fixture.client.upkeep(&request, &mut |_| {}).await.unwrap_err()
+    };
+    for (path, rest) in [
+        ("mount", "asked for \"\""),
+        ("mount/a/b", "asked for \"a/b\""),
+        ("mount/inner/c", "asked for \"c\""),
+        ("mount/innermost", "asked for \"innermost\""),
+    ] {
+        assert_eq!(ask(fixture.dir(path)).await.message, rest);
+    }
+    let error = ask(fixture.dir("elsewhere")).await;
+    assert_eq!(error.code, ErrorCode::NotMounted);
+    assert!(error.to_string().contains("warmfs status"), "{error}");
+    assert_eq!(ask("relative".into()).await.code, ErrorCode::NotMounted);
+
+    let evict = |older_than_s| UpkeepRequest::Evict(EvictRequest { path: None, older_than_s });
+    let done = fixture.client.upkeep(&evict(Some(60)), &mut |_| {}).await.unwrap();
+    assert_eq!(done, UpkeepReply::Evict(EvictReply { objects: 60, ..Default::default() }));
+    let defect = fixture.client.upkeep(&evict(None), &mut |_| {}).await.unwrap_err();
+    assert_eq!(defect.code, ErrorCode::Internal);
+    fixture.unmount("mount/inner", false).await.unwrap();
+    fixture.unmount("mount", false).await.unwrap();
+    fixture.assert_exits().await;
 }

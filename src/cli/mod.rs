@@ -1,19 +1,25 @@
 //! The command line: one verb a file.
 //!
 //! Commands check what they are given, find or start the daemon, and send it
-//! one request. Errors are one line on stderr with a next step; the exit code
+//! one request; some need none, and open the cache themselves. Errors are one line on stderr with a next step; the exit code
 //! is 1, or 2 where the command line itself is wrong.
 
 mod args;
 mod daemon;
 pub mod demo;
+mod evict;
+mod interrupt;
 mod launch;
 mod logging;
 mod mount;
 mod mount_o;
 mod output;
+mod pin;
+mod progress;
 mod status;
 mod unmount;
+mod upkeep;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -40,6 +46,10 @@ enum Verb {
     Mount(Box<args::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
+    Evict(evict::EvictArgs),
+    Verify(verify::VerifyArgs),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -63,6 +73,10 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Mount(args) => report(mount::run(*args)),
         Verb::Unmount(args) => report(unmount::run(args)),
         Verb::Status(args) => report(status::run(args)),
+        Verb::Pin(args) => pin::pin(args),
+        Verb::Unpin(args) => pin::unpin(args),
+        Verb::Evict(args) => evict::run(args),
+        Verb::Verify(args) => verify::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Daemon(args) => report(daemon::run(args)),
     }
@@ -97,9 +111,9 @@ fn client_runtime() -> Result<tokio::runtime::Runtime, ErrorReply> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)
 }
 
-/// Runs a daemon's life. A thread that hangs in somebody else's file system
+/// Runs a daemon's life, or what takes the place of one. A thread that hangs in somebody else's file system
 /// does not keep the process once everything is saved.
-fn run_daemon(life: impl Future<Output = Result<(), ErrorReply>>) -> Result<(), ErrorReply> {
+fn run_daemon<T>(life: impl Future<Output = Result<T, ErrorReply>>) -> Result<T, ErrorReply> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
     let result = runtime.block_on(life);
@@ -164,5 +178,27 @@ mod tests {
             assert!(error.to_string().contains(word), "{error}");
         }
         assert_eq!(mount(&["s3://b"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn evict_is_told_what() {
+        let parsed = |args: &[&str]| {
+            let all = ["warmfs", "evict"].iter().chain(args).map(OsString::from).collect();
+            parse(all).map(drop).map_err(|error| (error.exit_code(), error.to_string()))
+        };
+        for right in [&["/d"][..], &["--all"], &["--older-than", "7d"], &["/d", "--older-than=1h"]]
+        {
+            parsed(right).unwrap();
+        }
+        for (wrong, word) in [
+            (&[][..], "--all"),
+            (&["--json"], "--older-than"),
+            (&["/d", "--all"], "--all"),
+            (&["--older-than", "soon"], "duration"),
+        ] {
+            let (code, text) = parsed(wrong).unwrap_err();
+            assert_eq!(code, 2, "{wrong:?}");
+            assert!(text.contains(word), "{text}");
+        }
     }
 }

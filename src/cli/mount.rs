@@ -1,8 +1,7 @@
 //! `warmfs mount`: checks, finds or starts the daemon, asks for the mount.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use super::args::{MountArgs, MountPlan};
+use super::interrupt::Interrupt;
 use super::launch::{self, Launched};
 use super::{client_runtime, logging, output, run_daemon};
 use crate::control::client::Client;
@@ -78,13 +77,13 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
     let reply = tokio::select! {
         reply = client.mount(&plan.request) => reply?,
         // The daemon undoes what its client no longer waits for.
-        () = interrupt.received() => return Ok(()),
+        _ = interrupt.received() => return Ok(()),
     };
     announce(plan, &reply)?;
     let wait = WaitRequest { dir: plan.request.dir.clone() };
     tokio::select! {
         result = client.wait(&wait) => return result,
-        () = interrupt.received() => {}
+        _ = interrupt.received() => {}
     }
     let unmount = |lazy| UnmountRequest { dir: plan.request.dir.clone(), lazy };
     match client.unmount(&unmount(false)).await {
@@ -92,27 +91,6 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
             client.unmount(&unmount(true)).await.map(drop)
         }
         result => result.map(drop),
-    }
-}
-
-/// SIGINT or SIGTERM.
-struct Interrupt(Signal, Signal);
-
-impl Interrupt {
-    fn new() -> Result<Interrupt, ErrorReply> {
-        let failed = |error| {
-            ErrorReply::new(ErrorCode::Environment, format!("cannot handle signals: {error}"))
-        };
-        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        Ok(Interrupt(interrupt, terminate))
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.0.recv() => {}
-            _ = self.1.recv() => {}
-        }
     }
 }
 

@@ -42,18 +42,33 @@ pub(super) fn run(args: StatusArgs) -> Result<(), ErrorReply> {
 
 /// The daemon that serves `dir`, and its state.
 pub(super) async fn find_mount(dir: &Path) -> Result<Option<(Client, StatusReply)>, ErrorReply> {
+    let serves = |status: &StatusReply| {
+        status.mounts.iter().any(|mount| mount.dir == dir && !mount.detached)
+    };
+    Ok(daemons(None).await?.into_iter().find(|(_, status)| serves(status)))
+}
+
+/// Every daemon in reach, and its state. That of `cache_dir`, or the default
+/// cache, is among them although its socket may lie in another session's
+/// runtime directory.
+pub(super) async fn daemons(
+    cache_dir: Option<&Path>,
+) -> Result<Vec<(Client, StatusReply)>, ErrorReply> {
     let mut clients = Client::all().await;
-    // Its socket may lie in another session's runtime directory.
-    if let Ok(Some(client)) = Client::of_cache(&default_cache()?).await {
+    let cache = match cache_dir {
+        Some(_) => args::resolve_cache_dir(cache_dir)?,
+        None => default_cache()?,
+    };
+    if let Ok(Some(client)) = Client::of_cache(&cache).await {
         clients.push(client);
     }
+    let mut daemons = Vec::new();
     for client in clients {
-        let Ok(status) = client.status().await else { continue };
-        if status.mounts.iter().any(|mount| mount.dir == dir && !mount.detached) {
-            return Ok(Some((client, status)));
+        if let Ok(status) = client.status().await {
+            daemons.push((client, status));
         }
     }
-    Ok(None)
+    Ok(daemons)
 }
 
 /// The cache directory that the environment names, or the default one.

@@ -21,9 +21,13 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use super::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, ProgressReport, StatusReply, UnmountReply,
+    UnmountRequest, UpkeepLine, UpkeepReply, UpkeepRequest, WaitRequest,
 };
-use super::{BODY_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER, cache_lock, runtime_dir};
+use super::{
+    BODY_BYTES_MAX, LINE_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER, cache_lock,
+    runtime_dir,
+};
 use crate::config::MountRequest;
 
 /// For what a daemon answers from memory. Generous, since a busy 2-core VM may
@@ -36,6 +40,10 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// For an unmount: the kernel's and the daemon's own bounds are shorter.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For the next line of an answer in lines. The daemon sends one a second at
+/// least; the rest is for a machine whose disk is busy with just that.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A daemon that answered.
 #[derive(Clone, Debug)]
@@ -129,6 +137,32 @@ impl Client {
         }
     }
 
+    /// Runs an upkeep command and hands on how far it is. Dropped, the daemon
+    /// stops the command soon.
+    ///
+    /// # Errors
+    /// Those of the daemon, or if it falls silent.
+    pub async fn upkeep(
+        &self,
+        request: &UpkeepRequest,
+        on_progress: &mut (dyn FnMut(ProgressReport) + Send),
+    ) -> Result<UpkeepReply, ErrorReply> {
+        let socket = &self.socket;
+        let stream = open(socket).await?.ok_or_else(|| gone(socket))?;
+        let sent = match request {
+            UpkeepRequest::Evict(body) => begin(stream, Method::POST, "/v1/evict", body).await,
+            UpkeepRequest::Verify(body) => begin(stream, Method::POST, "/v1/verify", body).await,
+            UpkeepRequest::Pin(body) => begin(stream, Method::POST, "/v1/pin", body).await,
+            UpkeepRequest::Unpin(body) => begin(stream, Method::POST, "/v1/unpin", body).await,
+        };
+        let (response, _driver) = sent.map_err(|_| gone(socket))?;
+        if response.status() != StatusCode::OK {
+            let (parts, body) = collect(response).await.map_err(|_| gone(socket))?;
+            return understand(&parts, &body, socket);
+        }
+        read_lines(response.into_body(), socket, on_progress).await
+    }
+
     async fn send<B: Serialize, T: DeserializeOwned>(
         &self,
         method: Method,
@@ -170,22 +204,8 @@ async fn exchange<B: Serialize, T: DeserializeOwned>(
     timeout: Option<Duration>,
 ) -> Result<T, ErrorReply> {
     let exchange = async {
-        let body = serde_json::to_vec(body).map_err(io::Error::other)?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "warmfs")
-            .header(header::CONNECTION, "close")
-            .header(PROTOCOL_HEADER, PROTOCOL)
-            .body(Full::new(Bytes::from(body)))
-            .map_err(io::Error::other)?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        // Ends with this future, so that who gives up a request closes its connection.
-        let mut driver = JoinSet::new();
-        driver.spawn(connection);
-        let response = sender.send_request(request).await.map_err(io::Error::other);
-        collect(response?).await
+        let (response, _driver) = begin(stream, method, path, body).await?;
+        collect(response).await
     };
     let outcome = match timeout {
         Some(limit) => tokio::time::timeout(limit, exchange).await.map_err(|_| {
@@ -196,6 +216,59 @@ async fn exchange<B: Serialize, T: DeserializeOwned>(
     // A connection that breaks before its answer is a daemon that went away.
     let (parts, body) = outcome.map_err(|_| gone(socket))?;
     understand(&parts, &body, socket)
+}
+
+/// Sends a request. The connection is driven by what comes beside the answer,
+/// and closed with it: so is that of a request that is given up.
+async fn begin<B: Serialize>(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: &B,
+) -> io::Result<(Response<Incoming>, JoinSet<hyper::Result<()>>)> {
+    let body = serde_json::to_vec(body).map_err(io::Error::other)?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "warmfs")
+        .header(header::CONNECTION, "close")
+        .header(PROTOCOL_HEADER, PROTOCOL)
+        .body(Full::new(Bytes::from(body)))
+        .map_err(io::Error::other)?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    Ok((response, driver))
+}
+
+/// Reads lines up to the last one.
+async fn read_lines(
+    mut body: Incoming,
+    socket: &Path,
+    on_progress: &mut (dyn FnMut(ProgressReport) + Send),
+) -> Result<UpkeepReply, ErrorReply> {
+    let mut buffer = Vec::new();
+    loop {
+        let frame = tokio::time::timeout(STALL_TIMEOUT, body.frame()).await.map_err(|_| {
+            unreachable(socket, &format!("it is silent for {} s", STALL_TIMEOUT.as_secs()))
+        })?;
+        let Some(Ok(frame)) = frame else { return Err(gone(socket)) };
+        buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(UpkeepLine::Progress(report)) => on_progress(report),
+                Ok(UpkeepLine::Done(reply)) => return Ok(reply),
+                Ok(UpkeepLine::Error(error)) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        if buffer.len() > LINE_BYTES_MAX {
+            return Err(unreachable(socket, "it answers with an endless line"));
+        }
+    }
 }
 
 async fn collect(

@@ -7,7 +7,15 @@
 //! POST   /v1/mounts       MountRequest   -> MountReply
 //! DELETE /v1/mounts       UnmountRequest -> UnmountReply
 //! POST   /v1/mounts/wait  WaitRequest    -> {} once the mount has ended
+//! POST   /v1/evict        EvictRequest   -> lines of UpkeepLine
+//! POST   /v1/verify       VerifyRequest  -> lines of UpkeepLine
+//! POST   /v1/pin          PinRequest     -> lines of UpkeepLine
+//! POST   /v1/unpin        PinRequest     -> lines of UpkeepLine
 //! ```
+//!
+//! What may take long is answered by lines of JSON in one body
+//! (`application/x-ndjson`): progress, which shows that the daemon lives, and
+//! at last what was done or why not. It is stopped when the client goes away.
 //!
 //! A failure is an [`wire::ErrorReply`] with a status of 400 and above. Both
 //! sides name their protocol in a header and check the other's user: requests
@@ -33,3 +41,6 @@ pub const VERSION_HEADER: &str = "warmfs-version";
 /// Largest body in either direction. A mount request is a few KiB and a status
 /// about 1 KiB a mount; a peer that sends more is not one of ours.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Longest line of an answer that comes in lines: figures, or one error.
+pub const LINE_BYTES_MAX: usize = 64 << 10;

@@ -1,21 +1,24 @@
 //! The daemon's end of the socket.
 //!
 //! Answers only the daemon's own user and root. Requests run to their end in
-//! tasks of the [`Service`]; a client that goes away drops its answer only.
+//! tasks of the [`Service`]; a client that goes away drops its answer only,
+//! but for answers in lines: their senders see that nobody listens, and stop.
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,11 +26,12 @@ use nix::unistd::Uid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
+    UpkeepRequest, WaitRequest,
 };
 use super::{BODY_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER};
 use crate::config::MountRequest;
@@ -56,6 +60,12 @@ pub trait Service: Send + Sync + 'static {
     async fn unmount(&self, request: UnmountRequest) -> Result<UnmountReply, ErrorReply>;
     /// Returns once a mount has ended.
     async fn wait(&self, request: WaitRequest) -> Result<(), ErrorReply>;
+    /// Starts an upkeep command, which tells how far it is and at last how it
+    /// ended. It is stopped when nobody listens any more.
+    async fn upkeep(
+        &self,
+        request: UpkeepRequest,
+    ) -> Result<mpsc::Receiver<UpkeepLine>, ErrorReply>;
 }
 
 /// A bound socket, removed when dropped.
@@ -167,25 +177,59 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn answer(request: Request<Incoming>, service: Arc<dyn Service>) -> Response<Full<Bytes>> {
-    let result = dispatch(request, service).await;
-    let (status, body) = match result {
-        Ok(body) => (StatusCode::OK, body),
-        Err(error) => (status_of(error.code), serde_json::to_vec(&error).unwrap_or_default()),
+/// What a request is answered with.
+enum Answer {
+    /// At once.
+    Json(Vec<u8>),
+    /// Bit by bit.
+    Lines(Lines),
+}
+
+/// A body of one JSON value a line.
+struct Lines(mpsc::Receiver<UpkeepLine>);
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|line| {
+            let mut text = serde_json::to_vec(&line?).ok()?;
+            text.push(b'\n');
+            Some(Ok(Frame::data(Bytes::from(text))))
+        })
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    service: Arc<dyn Service>,
+) -> Response<Either<Full<Bytes>, Lines>> {
+    let whole = |text| Either::Left(Full::new(Bytes::from(text)));
+    let (status, kind, body) = match dispatch(request, service).await {
+        Ok(Answer::Json(text)) => (StatusCode::OK, "application/json", whole(text)),
+        Ok(Answer::Lines(lines)) => (StatusCode::OK, "application/x-ndjson", Either::Right(lines)),
+        Err(error) => {
+            let text = serde_json::to_vec(&error).unwrap_or_default();
+            (status_of(error.code), "application/json", whole(text))
+        }
     };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(PROTOCOL_HEADER, header::HeaderValue::from_static(PROTOCOL));
     headers.insert(VERSION_HEADER, header::HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
 }
 
 async fn dispatch(
     request: Request<Incoming>,
     service: Arc<dyn Service>,
-) -> Result<Vec<u8>, ErrorReply> {
+) -> Result<Answer, ErrorReply> {
     let protocol = request.headers().get(PROTOCOL_HEADER).map(|value| value.as_bytes());
     if protocol.is_some_and(|protocol| protocol != PROTOCOL.as_bytes()) {
         let message = concat!("the daemon is warmfs ", env!("CARGO_PKG_VERSION"));
@@ -198,6 +242,18 @@ async fn dispatch(
         (&Method::POST, "/v1/mounts") => json(&service.mount(read(request).await?).await?),
         (&Method::DELETE, "/v1/mounts") => json(&service.unmount(read(request).await?).await?),
         (&Method::POST, "/v1/mounts/wait") => json(&service.wait(read(request).await?).await?),
+        (&Method::POST, "/v1/evict") => {
+            lines(service, UpkeepRequest::Evict(read(request).await?)).await
+        }
+        (&Method::POST, "/v1/verify") => {
+            lines(service, UpkeepRequest::Verify(read(request).await?)).await
+        }
+        (&Method::POST, "/v1/pin") => {
+            lines(service, UpkeepRequest::Pin(read(request).await?)).await
+        }
+        (&Method::POST, "/v1/unpin") => {
+            lines(service, UpkeepRequest::Unpin(read(request).await?)).await
+        }
         (method, path) => {
             Err(ErrorReply::new(ErrorCode::Invalid, format!("no such request: {method} {path}")))
         }
@@ -217,8 +273,13 @@ async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Erro
     })
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, ErrorReply> {
-    serde_json::to_vec(value).map_err(|e| ErrorReply::new(ErrorCode::Internal, e.to_string()))
+fn json<T: Serialize>(value: &T) -> Result<Answer, ErrorReply> {
+    let text = serde_json::to_vec(value);
+    text.map(Answer::Json).map_err(|e| ErrorReply::new(ErrorCode::Internal, e.to_string()))
+}
+
+async fn lines(service: Arc<dyn Service>, request: UpkeepRequest) -> Result<Answer, ErrorReply> {
+    service.upkeep(request).await.map(|lines| Answer::Lines(Lines(lines)))
 }
 
 fn status_of(code: ErrorCode) -> StatusCode {

@@ -128,6 +128,131 @@ pub struct WaitRequest {
     pub dir: PathBuf,
 }
 
+/// Asks for objects to leave the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictRequest {
+    /// An absolute path in a mount; without one, all that the cache holds.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Only what was not read for so many seconds.
+    #[serde(default)]
+    pub older_than_s: Option<u64>,
+}
+
+/// Asks for what is cached to be compared with its checksums.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyRequest {
+    /// An absolute path in a mount; without one, all that the cache holds.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+}
+
+/// Asks for a file or a folder to be fetched and kept, or to be kept no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinRequest {
+    /// An absolute path in a mount.
+    pub path: PathBuf,
+}
+
+/// A request that is answered line by line; see [`UpkeepLine`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpkeepRequest {
+    /// `POST /v1/evict`
+    Evict(EvictRequest),
+    /// `POST /v1/verify`
+    Verify(VerifyRequest),
+    /// `POST /v1/pin`
+    Pin(PinRequest),
+    /// `POST /v1/unpin`
+    Unpin(PinRequest),
+}
+
+/// One line of the answer to an [`UpkeepRequest`]. Progress comes at least once
+/// a second, then one of the others, which is the last. A line that is not
+/// understood is a later version's, and skipped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpkeepLine {
+    /// It goes on.
+    Progress(ProgressReport),
+    /// It is done.
+    Done(UpkeepReply),
+    /// It failed. What was done until then is kept.
+    Error(ErrorReply),
+}
+
+/// How far a command is. Totals grow while they are found out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressReport {
+    /// Objects done with.
+    pub objects_done: u64,
+    /// Objects to do, as far as it is known.
+    pub objects_total: u64,
+    /// Bytes done with.
+    pub bytes_done: u64,
+    /// Bytes to do, as far as it is known.
+    pub bytes_total: u64,
+}
+
+/// What a command did. Also what it prints with `--json`: fields are added,
+/// never renamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum UpkeepReply {
+    /// To [`EvictRequest`].
+    Evict(EvictReply),
+    /// To [`VerifyRequest`].
+    Verify(VerifyReply),
+    /// To [`PinRequest`].
+    Pin(PinReply),
+    /// To [`PinRequest`] as well.
+    Unpin(UnpinReply),
+}
+
+/// What left the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictReply {
+    /// Objects that are no longer in the cache.
+    pub objects: u64,
+    /// Bytes of disk they held.
+    pub bytes: u64,
+    /// Objects left because somebody has them open.
+    pub in_use: u64,
+    /// Objects left because they are pinned.
+    pub pinned: u64,
+}
+
+/// What was compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReply {
+    /// Objects looked at.
+    pub objects: u64,
+    /// Bytes compared with their checksums.
+    pub bytes: u64,
+    /// Chunks that were damaged or missing.
+    pub damaged_chunks: u64,
+    /// Of these, fetched again; the next read fetches the others.
+    pub repaired_chunks: u64,
+}
+
+/// What is pinned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinReply {
+    /// Objects that are pinned by the request.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of them that are in the cache; fewer than `bytes` if it has no room.
+    pub cached_bytes: u64,
+}
+
+/// What became of a pin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpinReply {
+    /// Whether the path itself was pinned.
+    pub was_pinned: bool,
+}
+
 /// The state of a daemon. Counters run since it started and cover what
 /// reaches it: reads from the kernel's page cache do not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -270,5 +395,28 @@ mod tests {
     fn a_code_of_a_later_version_is_understood() {
         let reply: ErrorReply = serde_json::from_str(r#"{"message":"m","code":"new"}"#).unwrap();
         assert_eq!(reply.code, ErrorCode::Internal);
+    }
+
+    #[test]
+    fn lines_are_as_documented() {
+        let report = ProgressReport { objects_done: 1, objects_total: 2, ..Default::default() };
+        let done = UpkeepReply::Evict(EvictReply { objects: 1, ..Default::default() });
+        let error = ErrorReply::new(ErrorCode::Busy, "m");
+        for (line, text) in [
+            (
+                UpkeepLine::Progress(report),
+                r#"{"progress":{"objects_done":1,"objects_total":2,"bytes_done":0,"bytes_total":0}}"#,
+            ),
+            (
+                UpkeepLine::Done(done),
+                r#"{"done":{"command":"evict","objects":1,"bytes":0,"in_use":0,"pinned":0}}"#,
+            ),
+            (UpkeepLine::Error(error), r#"{"error":{"message":"m","code":"busy"}}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&line).unwrap(), text);
+            assert_eq!(serde_json::from_str::<UpkeepLine>(text).unwrap(), line);
+        }
+        assert_eq!(serde_json::from_str::<EvictRequest>("{}").unwrap(), EvictRequest::default());
+        assert!(serde_json::from_str::<PinRequest>("{}").is_err());
     }
 }

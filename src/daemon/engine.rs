@@ -7,9 +7,11 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified};
 use crate::config::MountRequest;
 use crate::control::wire::{CacheStatus, ErrorReply};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
@@ -38,6 +40,30 @@ pub trait Engine: Send + Sync + 'static {
     /// What the cache did.
     fn cache_metrics(&self) -> &CacheMetrics;
 
+    /// Removes from the cache what is neither open nor pinned; with
+    /// `older_than` only what was not read for so long.
+    async fn evict(
+        &self,
+        scope: &Scope,
+        older_than: Option<Duration>,
+        progress: &Arc<Progress>,
+    ) -> Result<Evicted, ErrorReply>;
+
+    /// Compares what is cached with its checksums, and repairs it.
+    async fn verify(&self, scope: &Scope, progress: &Arc<Progress>)
+    -> Result<Verified, ErrorReply>;
+
+    /// Fetches a node and what is below it, and keeps it.
+    async fn pin(
+        &self,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        progress: &Arc<Progress>,
+    ) -> Result<Pinned, ErrorReply>;
+
+    /// Undoes a pin; `false` if there was none of this very node.
+    async fn unpin(&self, tree: &Arc<Tree>, node: NodeId) -> Result<bool, ErrorReply>;
+
     /// Saves what must survive, and closes the cache's files: on return another
     /// daemon may open them. Mounts whose files are still open may be left and
     /// fail from now on; none will come.
@@ -55,6 +81,13 @@ pub trait ActiveMount: Send + Sync + 'static {
 
     /// What it was asked for.
     fn metrics(&self) -> &MountMetrics;
+
+    /// What is at `path`, relative to the mount point; empty for all of it.
+    /// `None` if there is nothing.
+    ///
+    /// # Errors
+    /// If the remote had to be asked, and could not tell.
+    async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply>;
 
     /// Whether its mount point still leads to it. It does not after an
     /// outside `umount -l`, while files are open. Tells by the device number

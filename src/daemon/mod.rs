@@ -16,6 +16,8 @@ pub mod read_through;
 mod serve;
 mod status;
 mod table;
+pub mod upkeep;
+pub mod walk;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,16 +25,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 
 use crate::config::{CacheOptions, MountRequest};
 use crate::control::server::Service;
 use crate::control::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
+    UpkeepRequest, WaitRequest,
 };
 use engine::Engine;
 use mount_point::MountPoint;
 pub use serve::{Running, StartError, start};
 use table::{Entry, Table};
+use upkeep::Jobs;
 
 /// How long an unmounted session may take to end: the kernel's part is done,
 /// the rest is the engine's threads.
@@ -48,6 +53,7 @@ struct Daemon {
     cache: CacheOptions,
     engine: Arc<dyn Engine>,
     table: Arc<Table>,
+    jobs: Jobs,
 }
 
 #[async_trait]
@@ -101,11 +107,18 @@ impl Service for Daemon {
         entry.gone().await;
         Ok(())
     }
+
+    async fn upkeep(
+        &self,
+        request: UpkeepRequest,
+    ) -> Result<mpsc::Receiver<UpkeepLine>, ErrorReply> {
+        self.start_upkeep(request)
+    }
 }
 
 impl Daemon {
     fn new(cache: CacheOptions, engine: Arc<dyn Engine>) -> Self {
-        Daemon { cache, engine, table: Arc::default() }
+        Daemon { cache, engine, table: Arc::default(), jobs: Jobs::default() }
     }
 
     async fn add_mount(&self, request: MountRequest) -> Result<MountReply, ErrorReply> {

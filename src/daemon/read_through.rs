@@ -3,13 +3,16 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
-use crate::cache::{AttachError, Cache, CacheError};
+use crate::cache::{
+    AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified,
+};
 use crate::config::{CacheOptions, MountRequest};
 use crate::control::wire::{CacheStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
@@ -112,6 +115,36 @@ impl Engine for ReadThrough {
         self.cache.store().metrics()
     }
 
+    async fn evict(
+        &self,
+        scope: &Scope,
+        older_than: Option<Duration>,
+        progress: &Arc<Progress>,
+    ) -> Result<Evicted, ErrorReply> {
+        self.cache.evict(scope, older_than, progress).await.map_err(|error| explain_cache(&error))
+    }
+
+    async fn verify(
+        &self,
+        scope: &Scope,
+        progress: &Arc<Progress>,
+    ) -> Result<Verified, ErrorReply> {
+        self.cache.verify(scope, progress).await.map_err(|error| explain_cache(&error))
+    }
+
+    async fn pin(
+        &self,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        progress: &Arc<Progress>,
+    ) -> Result<Pinned, ErrorReply> {
+        self.cache.pin(tree, node, progress).await.map_err(|error| explain_cache(&error))
+    }
+
+    async fn unpin(&self, tree: &Arc<Tree>, node: NodeId) -> Result<bool, ErrorReply> {
+        self.cache.unpin(tree, node).await.map_err(|error| explain_cache(&error))
+    }
+
     async fn shutdown(&self) {
         let cache = self.cache.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || cache.close()).await {
@@ -136,6 +169,12 @@ impl ActiveMount for Mounted {
 
     fn metrics(&self) -> &MountMetrics {
         self.session.file_system().metrics()
+    }
+
+    async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply> {
+        let tree = self.session.file_system().tree();
+        let node = tree.resolve(path).await.map_err(|error| explain_cache(&error))?;
+        Ok(node.map(|node| (Arc::clone(tree), node.id)))
     }
 
     fn is_attached(&self) -> bool {
@@ -173,6 +212,19 @@ fn explain_remote(uri: &RemoteUri, error: &RemoteError) -> ErrorReply {
     ErrorReply::new(code_of(error), format!("cannot mount {uri}: {error}"))
 }
 
+fn explain_cache(error: &CacheError) -> ErrorReply {
+    match error {
+        CacheError::Remote(remote) => {
+            ErrorReply::new(code_of(remote), format!("the remote failed: {remote}"))
+                .with_hint("what is done is kept; run it again")
+        }
+        CacheError::Index(_) | CacheError::Damaged(_) | CacheError::Io(_) => {
+            ErrorReply::new(ErrorCode::Internal, error.to_string())
+                .with_hint("see warmfs.log in the cache directory")
+        }
+    }
+}
+
 /// What to mount instead, as the user would type it.
 fn uri_of(uri: &RemoteUri, prefix: &str) -> String {
     match uri {
@@ -186,8 +238,9 @@ fn uri_of(uri: &RemoteUri, prefix: &str) -> String {
 fn explain_attach(uri: &RemoteUri, error: AttachError) -> ErrorReply {
     match error {
         AttachError::Cache(CacheError::Remote(error)) => explain_remote(uri, &error),
-        AttachError::Cache(error) => ErrorReply::new(ErrorCode::Internal, error.to_string())
-            .with_hint("see the daemon's log, or choose another --cache-dir"),
+        AttachError::Cache(error) => {
+            explain_cache(&error).with_hint("see the daemon's log, or choose another --cache-dir")
+        }
         AttachError::Unshowable { .. } => ErrorReply::new(
             ErrorCode::Invalid,
             format!("{uri} has a part that no folder can be named (empty, `.` or `..`)"),

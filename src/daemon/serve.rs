@@ -90,9 +90,20 @@ fn listen(socket: &Path, lock: &mut CacheLock, cache_dir: &Path) -> Result<Liste
     let listener = Listener::bind(socket)
         .map_err(|error| failed(&format!("cannot listen at {}", socket.display()), &error))
         .map_err(|reply| reply.with_hint("set XDG_RUNTIME_DIR to a folder that you may write"))?;
-    let record = LockRecord { pid: std::process::id(), socket: socket.to_owned() };
-    lock.write_record(&record).map_err(|error| lock_failed("write", cache_dir, &error))?;
+    write_record(lock, socket, cache_dir)?;
     Ok(listener)
+}
+
+/// Says in the lock which process holds it, although nothing listens there:
+/// who waits for it in vain can be told.
+pub(super) fn say_who_holds(lock: &mut CacheLock, cache: &CacheOptions) -> Result<(), ErrorReply> {
+    let socket = runtime_dir::socket_path(&cache.dir)?;
+    write_record(lock, &socket, &cache.dir)
+}
+
+fn write_record(lock: &mut CacheLock, socket: &Path, cache_dir: &Path) -> Result<(), ErrorReply> {
+    let record = LockRecord { pid: std::process::id(), socket: socket.to_owned() };
+    lock.write_record(&record).map_err(|error| lock_failed("write", cache_dir, &error))
 }
 
 async fn run(daemon: Daemon, listener: Listener, mut signals: Signals, mut lock: CacheLock) {
@@ -115,6 +126,7 @@ async fn run(daemon: Daemon, listener: Listener, mut signals: Signals, mut lock:
     if let Err(error) = server.await {
         tracing::error!("the control server broke: {error}");
     }
+    daemon.jobs.ended().await;
     daemon.engine.shutdown().await;
     if let Err(error) = lock.clear_record() {
         tracing::warn!("cannot clear the cache's lock: {error}");
@@ -123,7 +135,7 @@ async fn run(daemon: Daemon, listener: Listener, mut signals: Signals, mut lock:
     tracing::info!("done");
 }
 
-async fn take_lock(cache: &CacheOptions) -> Result<CacheLock, StartError> {
+pub(super) async fn take_lock(cache: &CacheOptions) -> Result<CacheLock, StartError> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match CacheLock::try_take(&cache.dir) {

@@ -204,7 +204,7 @@ impl Drop for Pending<'_> {
     }
 }
 
-fn shutting_down() -> ErrorReply {
+pub(super) fn shutting_down() -> ErrorReply {
     ErrorReply::new(ErrorCode::ShuttingDown, "the daemon is shutting down").with_hint("try again")
 }
 

@@ -102,7 +102,8 @@ impl FileSystem {
         &self.metrics
     }
 
-    pub(super) fn tree(&self) -> &Arc<Tree> {
+    /// What it shows.
+    pub fn tree(&self) -> &Arc<Tree> {
         &self.tree
     }
 

@@ -1,0 +1,268 @@
+//! Evict, verify, pin and unpin: jobs that may take long, told about line by
+//! line, and stopped when nobody listens or the daemon exits.
+//!
+//! Without a daemon, [`Offline`] does what needs no mount in the caller's own
+//! process, which holds the cache's lock meanwhile.
+
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::MissedTickBehavior;
+
+use super::engine::Engine;
+use super::serve::{StartError, say_who_holds, take_lock};
+use super::table::{Entry, shutting_down};
+use super::{Daemon, internal};
+use crate::cache::{NodeId, Progress, Scope, Tree};
+use crate::config::CacheOptions;
+use crate::control::cache_lock::CacheLock;
+use crate::control::wire::{
+    ErrorCode, ErrorReply, EvictReply, PinReply, ProgressReport, UnpinReply, UpkeepLine,
+    UpkeepReply, UpkeepRequest, VerifyReply,
+};
+
+/// Jobs at once. Each is bound by the one disk or the one remote that all of
+/// them use, so more would only take longer each.
+const JOBS_MAX: usize = 4;
+
+/// How often a job tells how far it is: often enough for a bar that moves, and
+/// to see soon that the client went away.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// Lines that a client may leave unread. It misses some progress then; one
+/// place is kept for the last line.
+const LINES_MAX: usize = 8;
+
+/// How long an exit waits for jobs that were told to stop. They look at that
+/// after every object or chunk.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The jobs under way.
+#[derive(Clone, Debug)]
+pub(super) struct Jobs(Arc<Semaphore>);
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Jobs(Arc::new(Semaphore::new(JOBS_MAX)))
+    }
+}
+
+impl Jobs {
+    fn begin(&self) -> Result<OwnedSemaphorePermit, ErrorReply> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            let message = format!("{JOBS_MAX} such commands are running, the most at once");
+            ErrorReply::new(ErrorCode::Busy, message).with_hint("wait for one to end")
+        })
+    }
+
+    /// Returns once none is left, or too much time has passed.
+    pub(super) async fn ended(&self) {
+        let all = self.0.acquire_many(JOBS_MAX as u32);
+        if tokio::time::timeout(END_TIMEOUT, all).await.is_err() {
+            tracing::warn!("a command still runs; the cache is closed under it");
+        }
+    }
+}
+
+impl Daemon {
+    /// Starts a job, and gives the lines that it sends.
+    pub(super) fn start_upkeep(
+        &self,
+        request: UpkeepRequest,
+    ) -> Result<mpsc::Receiver<UpkeepLine>, ErrorReply> {
+        if self.table.is_closed() {
+            return Err(shutting_down());
+        }
+        let slot = self.jobs.begin()?;
+        let (lines, receiver) = mpsc::channel(LINES_MAX);
+        let daemon = self.clone();
+        tokio::spawn(async move {
+            daemon.run_upkeep(request, &lines).await;
+            drop(slot);
+        });
+        Ok(receiver)
+    }
+
+    async fn run_upkeep(&self, request: UpkeepRequest, lines: &mpsc::Sender<UpkeepLine>) {
+        let progress = Arc::new(Progress::default());
+        // In a task of its own, so that lines go out whatever it waits for.
+        let job = tokio::spawn({
+            let (daemon, progress) = (self.clone(), Arc::clone(&progress));
+            async move { daemon.carry_out(request, &progress).await }
+        });
+        let mut job = pin!(job);
+        let mut closed = self.table.closed();
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                result = &mut job => {
+                    let line = match result.unwrap_or_else(|error| Err(internal(&error))) {
+                        Ok(reply) => UpkeepLine::Done(reply),
+                        Err(error) => UpkeepLine::Error(error),
+                    };
+                    let _ = lines.try_send(line);
+                    return;
+                }
+                () = lines.closed() => break,
+                _ = closed.wait_for(|closed| *closed) => {
+                    let _ = lines.try_send(UpkeepLine::Error(shutting_down()));
+                    break;
+                }
+                _ = beat.tick() => {
+                    if lines.capacity() > 1 {
+                        let _ = lines.try_send(UpkeepLine::Progress(report(&progress)));
+                    }
+                }
+            }
+        }
+        progress.cancel();
+        let _ = job.await;
+    }
+
+    async fn carry_out(
+        &self,
+        request: UpkeepRequest,
+        progress: &Arc<Progress>,
+    ) -> Result<UpkeepReply, ErrorReply> {
+        let engine = &self.engine;
+        Ok(match request {
+            UpkeepRequest::Evict(request) => {
+                let scope = self.scope(request.path.as_deref()).await?;
+                let age = request.older_than_s.map(Duration::from_secs);
+                let done = engine.evict(&scope, age, progress).await?;
+                UpkeepReply::Evict(EvictReply {
+                    objects: done.objects,
+                    bytes: done.bytes,
+                    in_use: done.in_use,
+                    pinned: done.pinned,
+                })
+            }
+            UpkeepRequest::Verify(request) => {
+                let scope = self.scope(request.path.as_deref()).await?;
+                let done = engine.verify(&scope, progress).await?;
+                UpkeepReply::Verify(VerifyReply {
+                    objects: done.objects,
+                    bytes: done.bytes,
+                    damaged_chunks: done.damaged_chunks,
+                    repaired_chunks: done.repaired_chunks,
+                })
+            }
+            UpkeepRequest::Pin(request) => {
+                let (tree, node) = self.find(&request.path).await?;
+                let done = engine.pin(&tree, node, progress).await?;
+                UpkeepReply::Pin(PinReply {
+                    objects: done.objects,
+                    bytes: done.bytes,
+                    cached_bytes: done.cached_bytes,
+                })
+            }
+            UpkeepRequest::Unpin(request) => {
+                let (tree, node) = self.find(&request.path).await?;
+                let was_pinned = engine.unpin(&tree, node).await?;
+                UpkeepReply::Unpin(UnpinReply { was_pinned })
+            }
+        })
+    }
+
+    async fn scope(&self, path: Option<&Path>) -> Result<Scope, ErrorReply> {
+        let Some(path) = path else { return Ok(Scope::Everything) };
+        let (tree, node) = self.find(path).await?;
+        Ok(Scope::Below(tree, node))
+    }
+
+    /// What `path` is, which the kernel is not asked about.
+    async fn find(&self, path: &Path) -> Result<(Arc<Tree>, NodeId), ErrorReply> {
+        let shown = path.display();
+        let entry = self.mount_above(path).await?.ok_or_else(|| {
+            let message = format!("{shown} is in no mount of this cache");
+            ErrorReply::new(ErrorCode::NotMounted, message).with_hint("`warmfs status` lists them")
+        })?;
+        let rest = path.strip_prefix(&entry.dir).ok().and_then(Path::to_str).unwrap_or_default();
+        entry.mount.find(rest).await?.ok_or_else(|| {
+            ErrorReply::new(ErrorCode::NotFound, format!("{shown} does not exist"))
+                .with_hint(format!("`ls {}` shows what does", entry.dir.display()))
+        })
+    }
+
+    /// The innermost mount that `path` is in.
+    async fn mount_above(&self, path: &Path) -> Result<Option<Arc<Entry>>, ErrorReply> {
+        let mut above = self.table.all();
+        above.retain(|entry| path.starts_with(&entry.dir) && !entry.is_detached());
+        above.sort_by_key(|entry| std::cmp::Reverse(entry.dir.as_os_str().len()));
+        for entry in above {
+            if self.is_attached(&entry).await? {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn report(progress: &Progress) -> ProgressReport {
+    ProgressReport {
+        objects_done: progress.objects_done.load(Ordering::Relaxed),
+        objects_total: progress.objects_total.load(Ordering::Relaxed),
+        bytes_done: progress.bytes_done.load(Ordering::Relaxed),
+        bytes_total: progress.bytes_total.load(Ordering::Relaxed),
+    }
+}
+
+/// A cache without a daemon, held by this process.
+pub struct Offline {
+    daemon: Daemon,
+    lock: CacheLock,
+}
+
+impl Offline {
+    /// Takes the cache's lock and opens its engine.
+    ///
+    /// # Errors
+    /// If a daemon serves the cache, or it cannot be used.
+    pub async fn open<F>(
+        cache: CacheOptions,
+        open_engine: impl FnOnce(CacheOptions) -> F,
+    ) -> Result<Offline, StartError>
+    where
+        F: Future<Output = Result<Arc<dyn Engine>, ErrorReply>>,
+    {
+        let mut lock = take_lock(&cache).await?;
+        say_who_holds(&mut lock, &cache)?;
+        let engine = open_engine(cache.clone()).await?;
+        Ok(Offline { daemon: Daemon::new(cache, engine), lock })
+    }
+
+    /// Runs a command and hands on how far it is. Dropped, the command stops.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub async fn run(
+        &self,
+        request: &UpkeepRequest,
+        on_progress: &mut (dyn FnMut(ProgressReport) + Send),
+    ) -> Result<UpkeepReply, ErrorReply> {
+        let mut lines = self.daemon.start_upkeep(request.clone())?;
+        loop {
+            match lines.recv().await {
+                Some(UpkeepLine::Progress(report)) => on_progress(report),
+                Some(UpkeepLine::Done(reply)) => return Ok(reply),
+                Some(UpkeepLine::Error(error)) => return Err(error),
+                None => return Err(shutting_down()),
+            }
+        }
+    }
+
+    /// Waits for what still runs, saves, and lets go of the cache.
+    pub async fn close(mut self) {
+        self.daemon.table.close();
+        self.daemon.jobs.ended().await;
+        self.daemon.engine.shutdown().await;
+        if let Err(error) = self.lock.clear_record() {
+            tracing::warn!("cannot clear the cache's lock: {error}");
+        }
+    }
+}

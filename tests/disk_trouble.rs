@@ -64,7 +64,11 @@ impl Rig {
     /// An epoch in whose middle `what` happens, once.
     fn epoch_amid(&self, mount: &Path, what: impl Fn() + Sync) {
         let (once, half) = (Once::new(), self.objects.files.len() / 2);
-        let amid = |n| if n >= half { once.call_once(&what) };
+        let amid = |n| {
+            if n >= half {
+                once.call_once(&what)
+            }
+        };
         self.objects.read_beside(mount, "data/", READERS, amid);
         assert!(once.is_completed());
     }

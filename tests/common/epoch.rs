@@ -94,7 +94,13 @@ impl Objects {
             }
         });
         let wrong = wrong.into_inner().unwrap();
-        assert!(wrong.is_empty(), "{} of {}: {:?}", wrong.len(), self.files.len(), &wrong[..wrong.len().min(5)]);
+        assert!(
+            wrong.is_empty(),
+            "{} of {}: {:?}",
+            wrong.len(),
+            self.files.len(),
+            &wrong[..wrong.len().min(5)]
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod epoch;
+pub mod filled;
 pub mod image;
 pub mod moto;
 pub mod store;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use common::store::{BUCKET, Store};
+use common::store::Store;
 use common::{Warmfs, filled};
 
 const RUNS: usize = 5;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let mut warmfs = Warmfs::with_limit(LIMIT);
     warmfs.set_env("WARMFS_ENDPOINT_URL", &store.url());
     let began = Instant::now();
-    filled::fill(&warmfs.cache(), &store.url(), BUCKET, count);
+    filled::fill(&warmfs.cache(), &store, count);
     let took = began.elapsed().as_secs_f64();
     println!("{count} objects cached in {took:.0} s, {:.0} a second", count as f64 / took);
     let runs: Vec<(f64, f64)> = (0..RUNS).map(|_| run(&warmfs, count)).collect();

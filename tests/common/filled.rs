@@ -5,19 +5,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::{StreamExt, stream};
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
-use warmfs::cache::{Cache, Child, NodeKind, Tree};
+use warmfs::cache::{Cache, Child, Tree};
 use warmfs::config::CacheOptions;
 use warmfs::metrics::RemoteMetrics;
 use warmfs::remote::client::RemoteClient;
 use warmfs::remote::scripted::ScriptedRemote;
+
+use super::store::{BUCKET, Store};
 
 /// As a dataset of 1.3 M objects has it in 1,000 folders.
 const FOLDER_OBJECTS: usize = 1_300;
 
 /// Folders filled at once: more only wait for the index.
 const FOLDERS_AT_ONCE: usize = 8;
+
+/// Objects of a folder that are filled at once.
+const OBJECTS_AT_ONCE: usize = 16;
 
 /// What an object holds, all the same: who reads one knows what to find.
 pub const OBJECT: &[u8] = b"a cached object";
@@ -30,17 +37,21 @@ pub fn key(n: usize) -> String {
     format!("{:04}/{:04}", n / FOLDER_OBJECTS, n % FOLDER_OBJECTS)
 }
 
-/// Fills `cache` with `count` objects of the remote that a mount of
-/// `s3://BUCKET` at `endpoint` has. Nothing of it goes through the endpoint,
-/// which need not hold the objects.
-pub fn fill(cache: &Path, endpoint: &str, bucket: &str, count: usize) {
+/// Fills `cache` with `count` objects of `store`, as a mount of the bucket
+/// finds them. Nothing of it goes through the store, which gets the folders'
+/// names only.
+pub fn fill(cache: &Path, store: &Store, count: usize) {
     let mut folder = std::fs::DirBuilder::new();
     // As the daemon makes it.
     folder.recursive(true).mode(0o700).create(cache).expect("a folder for the cache");
-    let host = endpoint.strip_prefix("http://").expect("an endpoint of the embedded store");
-    let remote = ScriptedRemote::with_id(&format!("s3://{host}/{bucket}"));
+    let url = store.url();
+    let host = url.strip_prefix("http://").expect("plain HTTP");
+    let remote = ScriptedRemote::with_id(&format!("s3://{host}/{BUCKET}"));
     for n in 0..count {
         remote.put(&key(n), OBJECT);
+    }
+    for n in (0..count).step_by(FOLDER_OBJECTS) {
+        store.put(BUCKET, key(n), Bytes::from_static(OBJECT));
     }
     let runtime = Runtime::new().expect("a runtime");
     runtime.block_on(async {
@@ -50,9 +61,12 @@ pub fn fill(cache: &Path, endpoint: &str, bucket: &str, count: usize) {
             RemoteClient::new(Arc::new(remote.clone()), Arc::new(RemoteMetrics::default()));
         let tree = cache.attach(Arc::new(client), "", TTL).await.expect("a tree");
         fill_folders(&tree, count.div_ceil(FOLDER_OBJECTS), &remote).await;
+        // Closing waits for the disk, but not for minutes.
+        while cache.store().held_objects() < count as u64 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let close = cache.clone();
         tokio::task::spawn_blocking(move || close.close()).await.expect("it closes");
-        assert_eq!(cache.store().held_objects(), count as u64);
     });
 }
 
@@ -77,12 +91,12 @@ async fn fill_folder(tree: &Arc<Tree>, name: &str) {
     let Ok(Child::Known(folder)) = tree.child(tree.root(), name) else { panic!("no {name}") };
     tree.ensure_listed(folder.id).await.expect("a listing");
     let children = tree.children(folder.id, None, usize::MAX).expect("its children");
-    for child in children {
-        assert!(matches!(child.kind, NodeKind::Object(..)));
+    let read = async |child| {
         let object = tree.open(&child).expect("the index").expect("an object");
         let read = object.read(0, OBJECT.len() as u64).await.expect("its bytes");
         assert_eq!(read.data, OBJECT);
-    }
+    };
+    stream::iter(children).for_each_concurrent(OBJECTS_AT_ONCE, read).await;
 }
 
 /// The most memory that a process ever held.

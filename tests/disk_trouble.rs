@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use common::epoch::{Objects, Sampler, compare, count_files, drop_pages, du};
 use common::image::{Ballast, Image, free_bytes};
 use common::store::Store;
@@ -36,6 +39,21 @@ struct Rig {
     image: Image,
     objects: Objects,
     store: Store,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // The harness finds a daemon by what stands in the cache directory,
+        // which may be past reading.
+        let dir = self.image.dir();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Ok(pid) = process.file_name().to_string_lossy().parse() else { continue };
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&command).contains(dir.to_str().unwrap()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
 }
 
 impl Rig {

@@ -3,10 +3,11 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
 use warmfs::cache::{Cache, Child, Tree};
@@ -22,6 +23,9 @@ const FOLDER_OBJECTS: usize = 1_300;
 
 /// Folders filled at once: more only wait for the index.
 const FOLDERS_AT_ONCE: usize = 8;
+
+/// For what was read to be on disk.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Objects of a folder that are filled at once.
 const OBJECTS_AT_ONCE: usize = 16;
@@ -44,6 +48,9 @@ pub fn fill(cache: &Path, store: &Store, count: usize) {
     let mut folder = std::fs::DirBuilder::new();
     // As the daemon makes it.
     folder.recursive(true).mode(0o700).create(cache).expect("a folder for the cache");
+    // As the daemon does: each object that was read lately holds a descriptor.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a higher limit");
     let url = store.url();
     let host = url.strip_prefix("http://").expect("plain HTTP");
     let remote = ScriptedRemote::with_id(&format!("s3://{host}/{BUCKET}"));
@@ -61,8 +68,11 @@ pub fn fill(cache: &Path, store: &Store, count: usize) {
             RemoteClient::new(Arc::new(remote.clone()), Arc::new(RemoteMetrics::default()));
         let tree = cache.attach(Arc::new(client), "", TTL).await.expect("a tree");
         fill_folders(&tree, count.div_ceil(FOLDER_OBJECTS), &remote).await;
-        // Closing waits for the disk, but not for minutes.
+        // Closing waits for the disk, but not for as long.
+        let began = Instant::now();
         while cache.store().held_objects() < count as u64 {
+            let (held, state) = (cache.store().held_objects(), cache.store().state());
+            assert!(began.elapsed() < SETTLE_LIMIT, "{held} of {count} are kept: {state}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let close = cache.clone();

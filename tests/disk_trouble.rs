@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -24,6 +25,9 @@ const MIB: u64 = 1 << 20;
 
 /// The number of readers.
 const READERS: usize = 8;
+
+/// For disks of 1 GB on a loaded machine.
+const LONG: Duration = Duration::from_secs(240);
 
 /// Large enough for an ext4 with a journal, small enough to fill in a moment.
 const DISK: u64 = 256 * MIB;
@@ -61,7 +65,8 @@ impl Rig {
     fn new(image: Image, count: usize, sizes: std::ops::Range<usize>) -> Rig {
         let store = Store::start();
         let objects = Objects::put(&store, "data/", count, sizes);
-        let warmfs = store.warmfs();
+        let mut warmfs = Warmfs::with_limit(LONG);
+        warmfs.set_env("WARMFS_ENDPOINT_URL", &store.url());
         // The default cache directory, so that all of the harness finds it.
         fs::create_dir_all(warmfs.path("home")).unwrap();
         symlink(image.dir(), warmfs.path("home/.cache")).unwrap();

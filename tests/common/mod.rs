@@ -3,6 +3,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod epoch;
+pub mod filled;
+pub mod image;
 pub mod moto;
 pub mod store;
 pub mod stub;
@@ -247,6 +250,15 @@ impl Warmfs {
         dir
     }
 
+    /// Mounts anything at `name` with more options.
+    pub fn mount_with(&self, uri: &str, name: &str, options: &[&str]) -> PathBuf {
+        let dir = self.path(name);
+        let mut args = vec!["mount", uri, dir.to_str().unwrap()];
+        args.extend(options);
+        self.ok(&args);
+        dir
+    }
+
     /// Unmounts `name`.
     pub fn unmount(&self, name: &str) {
         self.ok(&["unmount", self.path(name).to_str().unwrap()]);
@@ -320,7 +332,8 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     assert!(poll(STEP_TIMEOUT, condition), "not within {} s: {what}", STEP_TIMEOUT.as_secs());
 }
 
-fn poll(limit: Duration, condition: impl Fn() -> bool) -> bool {
+/// Whether it comes within `limit`.
+pub fn poll(limit: Duration, condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         if condition() {

@@ -10,6 +10,7 @@ pub mod error;
 pub mod gate;
 pub mod http;
 pub mod local;
+pub mod pages;
 pub mod retry;
 pub mod s3;
 pub mod scripted;

@@ -20,6 +20,8 @@ pub mod control;
 pub mod daemon;
 pub mod embedded_store;
 pub mod fs;
+#[cfg(test)]
+mod fuzz;
 pub mod metrics;
 pub mod remote;
 pub mod units;

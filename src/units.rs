@@ -105,4 +105,29 @@ mod tests {
         }
         assert_eq!(format_duration(Duration::from_secs(3_900)), "1h 5m");
     }
+
+    crate::fuzz::fuzz_tests!(sizes_and_times);
+
+    fn sizes_and_times(effort: crate::fuzz::Effort) {
+        let target = crate::fuzz::Target {
+            name: "units",
+            corpus: ["500", "64k", "1.5 TiB", "20GB", "90s", "1h", "inf"].map(Vec::from).to_vec(),
+            words: &["e", ".", "-", "+", "inf", "NaN", "TiB", " ", "d", "min", "0x", "\u{a0}"],
+            inputs: 20_000,
+            memory: (4 << 10, 16),
+        };
+        target.run(effort, |input| {
+            let text = String::from_utf8_lossy(input);
+            let (bytes, time) = (parse_bytes(&text), parse_duration(&text));
+            if let Ok(bytes) = bytes {
+                let again = parse_bytes(&format_bytes(bytes).replace("PiB", "TiB")).unwrap();
+                assert!(again <= bytes.saturating_add(bytes / 100), "{bytes}");
+            }
+            if let Ok(time) = time {
+                assert!(time <= FOREVER);
+                format_duration(time);
+            }
+            bytes.is_ok() || time.is_ok()
+        });
+    }
 }

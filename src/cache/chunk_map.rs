@@ -1,5 +1,7 @@
 //! Which chunks of an object are on disk, and their checksums. Pure.
 
+use std::collections::BTreeMap;
+
 use super::record::{ChunkGroupRow, GROUP_CHUNKS};
 
 /// The unit of presence and of checksums. Small, so that readers of random
@@ -38,9 +40,9 @@ pub(super) enum Presence {
 pub(super) struct ChunkMap {
     size: u64,
     chunks: u32,
-    present: Bitmap,
-    verified: Bitmap,
-    crcs: Vec<u32>,
+    /// Those with anything present, by number. An object's size is what a store
+    /// says: a chunk far out must not cost memory for all that are before it.
+    groups: BTreeMap<u32, Group>,
     present_count: u32,
     verified_count: u32,
     present_bytes: u64,
@@ -52,9 +54,7 @@ impl ChunkMap {
         ChunkMap {
             size,
             chunks: chunk_count(size),
-            present: Bitmap::default(),
-            verified: Bitmap::default(),
-            crcs: Vec::new(),
+            groups: BTreeMap::new(),
             present_count: 0,
             verified_count: 0,
             present_bytes: 0,
@@ -70,7 +70,8 @@ impl ChunkMap {
                 let byte = row.present.get(bit as usize / 8).copied().unwrap_or(0);
                 if byte >> (bit % 8) & 1 == 1
                     && let Some(crc) = crcs.next()
-                    && let chunk = group * GROUP_CHUNKS + bit
+                    && let Some(first) = group.checked_mul(GROUP_CHUNKS)
+                    && let chunk = first + bit
                     && chunk < map.chunks
                 {
                     map.insert(chunk, *crc, trusted);
@@ -83,38 +84,42 @@ impl ChunkMap {
     /// The row of one group of chunks.
     pub(super) fn group_row(&self, group: u32) -> ChunkGroupRow {
         let first = group * GROUP_CHUNKS;
-        let end = (first + GROUP_CHUNKS).min(self.chunks);
+        let end = first.saturating_add(GROUP_CHUNKS).min(self.chunks);
         let mut row = ChunkGroupRow {
             present: vec![0; end.saturating_sub(first).div_ceil(8) as usize],
             crcs: Vec::new(),
         };
-        for chunk in first..end {
-            if self.present.get(chunk) {
-                row.present[(chunk - first) as usize / 8] |= 1 << ((chunk - first) % 8);
-                row.crcs.push(self.crcs[chunk as usize]);
+        let Some(group) = self.groups.get(&group) else { return row };
+        for bit in 0..end.saturating_sub(first) {
+            if group.present.get(bit) {
+                row.present[bit as usize / 8] |= 1 << (bit % 8);
+                row.crcs.push(group.crcs[bit as usize]);
             }
         }
         row
     }
 
     pub(super) fn presence(&self, chunk: u32) -> Presence {
-        if !self.present.get(chunk) {
-            Presence::Absent
-        } else if self.verified.get(chunk) {
-            Presence::Verified
-        } else {
-            Presence::Unverified { crc: self.crcs[chunk as usize] }
+        let (group, bit) = place(chunk);
+        match self.groups.get(&group) {
+            Some(group) if group.verified.get(bit) => Presence::Verified,
+            Some(group) if group.present.get(bit) => {
+                Presence::Unverified { crc: group.crcs[bit as usize] }
+            }
+            _ => Presence::Absent,
         }
     }
 
     /// Chunk `chunk` was written, and its bytes have this checksum. Returns
     /// whether it was absent before.
     pub(super) fn insert(&mut self, chunk: u32, crc: u32, verified: bool) -> bool {
-        if self.crcs.len() <= chunk as usize {
-            self.crcs.resize(chunk as usize + 1, 0);
+        let (group, bit) = place(chunk);
+        let group = self.groups.entry(group).or_default();
+        if group.crcs.len() <= bit as usize {
+            group.crcs.resize(bit as usize + 1, 0);
         }
-        self.crcs[chunk as usize] = crc;
-        let added = self.present.set(chunk, true);
+        group.crcs[bit as usize] = crc;
+        let added = group.present.set(bit, true);
         if added {
             self.present_count += 1;
             let range = chunk_range(chunk, self.size);
@@ -128,7 +133,9 @@ impl ChunkMap {
 
     /// Somebody touched the file: every chunk is to be checked before its next use.
     pub(super) fn distrust(&mut self) {
-        self.verified = Bitmap::default();
+        for group in self.groups.values_mut() {
+            group.verified = Bitmap::default();
+        }
         self.verified_count = 0;
     }
 
@@ -146,22 +153,27 @@ impl ChunkMap {
 
     /// A present chunk was checked.
     pub(super) fn mark_verified(&mut self, chunk: u32) {
-        if self.present.get(chunk) && self.verified.set(chunk, true) {
+        let (group, bit) = place(chunk);
+        if let Some(group) = self.groups.get_mut(&group)
+            && group.present.get(bit)
+            && group.verified.set(bit, true)
+        {
             self.verified_count += 1;
         }
     }
 
     /// Chunk `chunk` is not usable; returns whether it was present.
     pub(super) fn remove(&mut self, chunk: u32) -> bool {
-        if !self.present.set(chunk, false) {
+        let (group, bit) = place(chunk);
+        let Some(group) = self.groups.get_mut(&group) else { return false };
+        if !group.present.set(bit, false) {
             return false;
         }
+        let was_verified = group.verified.set(bit, false);
         self.present_count -= 1;
         let range = chunk_range(chunk, self.size);
         self.present_bytes -= range.end - range.start;
-        if self.verified.set(chunk, false) {
-            self.verified_count -= 1;
-        }
+        self.verified_count -= u32::from(was_verified);
         true
     }
 
@@ -184,6 +196,19 @@ impl ChunkMap {
     pub(super) fn present_bytes(&self) -> u64 {
         self.present_bytes
     }
+}
+
+/// Up to [`GROUP_CHUNKS`] chunks, with as much memory as the last one present asks for.
+#[derive(Debug, Default)]
+struct Group {
+    present: Bitmap,
+    verified: Bitmap,
+    crcs: Vec<u32>,
+}
+
+/// A chunk's group, and its number in it.
+fn place(chunk: u32) -> (u32, u32) {
+    (chunk / GROUP_CHUNKS, chunk % GROUP_CHUNKS)
 }
 
 #[derive(Debug, Default)]

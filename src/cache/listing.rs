@@ -324,7 +324,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         let node = self.write.allocate_node()?;
         if let Some(attr) = &object {
             self.delta.objects += 1;
-            self.delta.bytes += attr.size.cast_signed();
+            self.delta.bytes = self.delta.bytes.saturating_add_unsigned(attr.size);
         }
         self.write
             .put_node(node, &NodeRow::Current { parent: self.folder, name: name.to_owned() })?;
@@ -347,7 +347,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
     fn supersede(&mut self, node: NodeId, name: &str, attr: ObjectAttr) -> Result<(), CacheError> {
         let cached = self.write.object(node)?.map_or(0, |row| row.present_bytes);
         self.delta.objects -= 1;
-        self.delta.bytes -= attr.size.cast_signed();
+        self.delta.bytes = self.delta.bytes.saturating_sub_unsigned(attr.size);
         self.delta.cached_bytes -= cached.cast_signed();
         let row =
             NodeRow::Superseded { parent: self.folder, name: name.to_owned(), attr: Some(attr) };
@@ -359,7 +359,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
     fn remove_subtree(&mut self, folder: NodeId, name: &str) -> Result<(), CacheError> {
         let Rollup { objects, bytes, cached_bytes } = self.write.folder(folder)?.rollup;
         self.delta.objects -= objects.cast_signed();
-        self.delta.bytes -= bytes.cast_signed();
+        self.delta.bytes = self.delta.bytes.saturating_sub_unsigned(bytes);
         self.delta.cached_bytes -= cached_bytes.cast_signed();
         let row = NodeRow::Superseded { parent: self.folder, name: name.to_owned(), attr: None };
         self.write.put_node(folder, &row)?;

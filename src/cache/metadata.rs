@@ -23,7 +23,8 @@ use super::record::{EntryRow, FolderRow, NodeId, NodeRow, ObjectAttr, Rollup};
 use super::store::Store;
 use super::{CacheError, Clock, Event, lock};
 use crate::remote::client::RemoteClient;
-use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta, RemoteError};
+use crate::remote::pages::Pages;
+use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta};
 
 /// Lookups in a folder that was never listed before its listing is started
 /// behind them: who opens three files pays for three, who goes on pays once.
@@ -404,15 +405,13 @@ impl Tree {
         let began_ms = self.clock.next_ms().max(listed.unwrap_or(0) + 1);
         let mut continuation = None;
         let mut first = true;
+        let mut pages = Pages::default();
         loop {
             let request =
                 ListRequest { prefix: prefix.clone(), continuation, ..ListRequest::default() };
             let mut page = self.remote.list(&request).await?;
+            pages.check(&prefix, &page)?;
             continuation = page.next.take();
-            if continuation.is_some() && continuation == request.continuation {
-                let message = format!("the listing of {prefix:?} repeats itself");
-                return Err(RemoteError::new(ErrorKind::Transient, message).into());
-            }
             let last = continuation.is_none();
             let prefix = prefix.clone();
             self.write(move |index| {

@@ -308,5 +308,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

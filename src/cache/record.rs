@@ -93,7 +93,7 @@ impl Rollup {
 impl std::ops::AddAssign for RollupDelta {
     fn add_assign(&mut self, other: Self) {
         self.objects += other.objects;
-        self.bytes += other.bytes;
+        self.bytes = self.bytes.saturating_add(other.bytes);
         self.cached_bytes += other.cached_bytes;
     }
 }

@@ -201,4 +201,37 @@ mod tests {
             assert!(text.contains(word), "{text}");
         }
     }
+
+    crate::fuzz::fuzz_tests!(mount_options);
+
+    /// `-o`: what comes out are long options that mount(8) may give, or a usage error.
+    fn mount_options(effort: crate::fuzz::Effort) {
+        let target = crate::fuzz::Target {
+            name: "-o",
+            corpus: [
+                "ro,allow_other,uid=7,_netdev,x-systemd.a=b",
+                "endpoint_url=http://h:1,cache-size=1G,metadata_ttl=90s",
+                "file_mode=0444,open_mode=no-open,profile=a=b",
+            ]
+            .map(Vec::from)
+            .to_vec(),
+            words: &["=", ",", "--", "-", "foreground", "help", "rw", "cache_dir=", "o=", "\u{0}"],
+            // Each builds the whole command line several times.
+            inputs: 300,
+            memory: (8 << 20, 4 << 10),
+        };
+        target.run(effort, |input| {
+            let text = String::from_utf8_lossy(input).into_owned();
+            match mount(&["s3://b", "/d", "-o", &text]) {
+                Ok(args) => {
+                    assert!(!args.foreground && args.uri == "s3://b", "{args:?}");
+                    true
+                }
+                Err(error) => {
+                    assert_eq!(error.exit_code(), 2, "{error}");
+                    false
+                }
+            }
+        });
+    }
 }

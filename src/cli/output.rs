@@ -9,7 +9,7 @@ use crate::control::wire::{ErrorCode, ErrorReply};
 /// Prints `text` and a newline to stdout. A closed pipe is not an error.
 pub(super) fn line(text: &str) -> Result<(), ErrorReply> {
     let mut stdout = std::io::stdout().lock();
-    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+    match writeln!(stdout, "{}", harmless(text)).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(ErrorReply::new(ErrorCode::Environment, format!("cannot print: {error}")))
         }
@@ -22,6 +22,19 @@ pub(super) fn error(error: &ErrorReply) {
     let _ = writeln!(std::io::stderr(), "warmfs: {error}");
 }
 
+/// Whatever steers a terminal, as its number: prefixes and paths may hold it.
+/// The form is JSON's, which leaves some of these as they are.
+fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && c != '\n' {
+            true => shown.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// A path with `~` for the caller's home.
 pub(super) fn short(path: &Path) -> String {
     let home = args::home().ok().filter(|home| home.as_os_str() != "/");
@@ -29,5 +42,18 @@ pub(super) fn short(path: &Path) -> String {
         Some(rest) if rest.as_os_str().is_empty() => "~".to_owned(),
         Some(rest) => format!("~/{}", rest.display()),
         None => path.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_shown_as_its_number() {
+        assert_eq!(harmless("é\x1b[2J\u{9b}2J\r\nx"), "é\\u001b[2J\\u009b2J\\u000d\nx");
+        let json = serde_json::to_string("\x1b\u{9b}\x7f").unwrap();
+        let read: String = serde_json::from_str(&harmless(&json)).unwrap();
+        assert_eq!(read, "\x1b\u{9b}\x7f");
     }
 }

@@ -82,7 +82,11 @@ pub fn read_record(cache_dir: &Path) -> Option<LockRecord> {
     let file = File::open(cache_dir.join("lock")).ok()?;
     let mut text = Vec::new();
     file.take(RECORD_BYTES as u64).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    parse_record(&text)
+}
+
+pub(super) fn parse_record(text: &[u8]) -> Option<LockRecord> {
+    serde_json::from_slice(text).ok()
 }
 
 #[cfg(test)]

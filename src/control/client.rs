@@ -279,7 +279,7 @@ async fn collect(
     Ok((parts, body.to_bytes()))
 }
 
-fn understand<T: DeserializeOwned>(
+pub(super) fn understand<T: DeserializeOwned>(
     parts: &http::response::Parts,
     body: &[u8],
     socket: &Path,

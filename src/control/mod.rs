@@ -24,6 +24,8 @@
 
 pub mod cache_lock;
 pub mod client;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod runtime_dir;
 pub mod server;
 pub mod wire;

@@ -12,6 +12,7 @@ pub mod kernel;
 mod mount_point;
 pub mod mountinfo;
 pub mod preflight;
+mod process;
 pub mod read_through;
 mod serve;
 mod status;

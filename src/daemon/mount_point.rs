@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::{self, overlap};
-use super::{kernel, preflight};
+use super::{kernel, preflight, process};
 use crate::control::wire::{ErrorCode, ErrorReply};
 
 /// Dead mounts on top of each other that are cleaned up. Each crash leaves
@@ -67,7 +67,7 @@ impl MountPoint {
             }
         }
         for path in missing.into_iter().rev() {
-            match fs::create_dir(path) {
+            match process::create_folder(path) {
                 Ok(()) => point.created.push(path.to_owned()),
                 // Another mount's parent, made in this moment: not ours to remove.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -129,4 +129,25 @@ mod tests {
         assert!(topmost_at(Path::new("/")).unwrap().is_some());
         assert_eq!(topmost_at(Path::new("/no/such/place")).unwrap(), None);
     }
+
+    crate::fuzz::fuzz_tests!(lines);
+
+    /// What the kernel writes of any path is read back; anything else is no panic.
+    fn lines(effort: crate::fuzz::Effort) {
+        let target = crate::fuzz::Target {
+            name: "mountinfo",
+            corpus: TEXT.split_inclusive(|byte| *byte == b'\n').take(4).map(Vec::from).collect(),
+            words: &[" - ", "\\040", "\\", "0:44", "fuse.warmfs"],
+            inputs: 20_000,
+            memory: (16 << 10, 256),
+        };
+        target.run(effort, |input| {
+            let path: Vec<u8> = input.iter().copied().filter(|byte| *byte != 0).collect();
+            let escaped: String = path.iter().map(|byte| format!("\\{byte:03o}")).collect();
+            let line = format!("1 2 3:4 / {escaped} rw - fuse.warmfs {escaped} ro");
+            let mount = parse_line(line.as_bytes()).unwrap();
+            assert_eq!(mount.dir.as_os_str().as_encoded_bytes(), path);
+            !parse(input).is_empty()
+        });
+    }
 }

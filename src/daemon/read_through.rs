@@ -26,8 +26,7 @@ use crate::remote::{self, ErrorKind, RemoteError, RemoteUri};
 /// # Errors
 /// If the cache cannot be used.
 pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply> {
-    raise_fd_limit();
-    refuse_core_dumps();
+    super::process::prepare();
     let options = options.clone();
     let runtime = Handle::current();
     let opened = tokio::task::spawn_blocking(move || Cache::open(&options, runtime)).await;
@@ -38,26 +37,6 @@ pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply>
                 .with_hint("choose another one with --cache-dir")
         })?;
     Ok(Arc::new(ReadThrough { cache, remote_metrics: Arc::default() }))
-}
-
-/// One descriptor per open object is no luxury; the soft limit is for programs
-/// that use `select`.
-fn raise_fd_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::debug!(%error, "the limit on open files stays as it is");
-    }
-}
-
-/// A core dump would hold the credentials of every mount.
-fn refuse_core_dumps() {
-    use nix::sys::resource::{Resource, setrlimit};
-    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
-        tracing::debug!(%error, "core dumps stay possible");
-    }
 }
 
 struct ReadThrough {

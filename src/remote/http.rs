@@ -41,8 +41,8 @@ const IDLE_CONNECTIONS: usize = 128;
 
 /// Most bytes of an answer that is held in memory as a whole: everything but an
 /// object's. A listing of 1,000 keys, encoded, has 4 MB at most; what sends more
-/// is no object store, and would fill the memory.
-const DOCUMENT_BYTES_MAX: usize = 16 << 20;
+/// is no object store. The SDK makes up to 27 times as much of it in memory.
+const DOCUMENT_BYTES_MAX: usize = 6 << 20;
 
 /// Time until TCP asks whether a silent peer is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);

@@ -10,6 +10,7 @@ pub mod error;
 pub mod gate;
 pub mod http;
 pub mod local;
+pub mod pages;
 pub mod retry;
 pub mod s3;
 pub mod scripted;
@@ -30,6 +31,11 @@ pub use uri::RemoteUri;
 
 use crate::config::{CallerEnv, RemoteOptions};
 use crate::metrics::RemoteMetrics;
+
+/// Largest object that a store is believed to have, in bytes; S3's are 50 TB at
+/// most. Offsets, counts of chunks and sums over a listing stay far from their
+/// types' ends, whatever a store claims.
+pub const OBJECT_BYTES_MAX: u64 = 1 << 46;
 
 /// An object store, or a folder that plays one.
 ///

@@ -11,6 +11,8 @@
 
 mod connect;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -27,8 +29,8 @@ use futures::stream::{self, BoxStream};
 use self::error::{Asked, classify};
 use super::error::innermost;
 use super::{
-    Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
-    RemoteError, RemoteId, Version, VersionGuard,
+    Capabilities, ErrorKind, Key, ListPage, ListRequest, OBJECT_BYTES_MAX, ObjectMeta, RangeBody,
+    Remote, RemoteError, RemoteId, Version, VersionGuard,
 };
 
 /// Most bytes read and thrown away to reach a range in an answer that is the
@@ -146,7 +148,9 @@ impl Sent {
         let parsed = text.strip_prefix("bytes ").and_then(|rest| {
             let (bytes, total) = rest.split_once('/')?;
             let (start, _) = bytes.split_once('-')?;
-            Some(Sent { start: start.trim().parse().ok()?, total_size: total.trim().parse().ok()? })
+            let sent =
+                Sent { start: start.trim().parse().ok()?, total_size: total.trim().parse().ok()? };
+            (sent.start < sent.total_size && sent.total_size <= OBJECT_BYTES_MAX).then_some(sent)
         });
         parsed.ok_or_else(|| lacks(what, "usable Content-Range"))
     }
@@ -236,7 +240,7 @@ fn lacks(what: &str, part: &str) -> RemoteError {
 }
 
 fn to_size(length: i64) -> Option<u64> {
-    u64::try_from(length).ok()
+    u64::try_from(length).ok().filter(|size| *size <= OBJECT_BYTES_MAX)
 }
 
 fn time(time: Option<&DateTime>) -> SystemTime {

@@ -60,7 +60,9 @@ impl FromStr for RemoteUri {
         match scheme {
             "s3" => parse_s3(text, rest),
             "file" => parse_file(text, rest),
-            _ => Err(UriError(format!("{scheme}:// is not supported: {EXAMPLES}"))),
+            _ => {
+                Err(UriError(format!("{}:// is not supported: {EXAMPLES}", scheme.escape_debug())))
+            }
         }
     }
 }
@@ -114,5 +116,33 @@ mod tests {
             assert!(error.contains("://"), "{error}");
             assert!(!error.contains('\n'));
         }
+    }
+
+    crate::fuzz::fuzz_tests!(uris);
+
+    fn uris(effort: crate::fuzz::Effort) {
+        let target = crate::fuzz::Target {
+            name: "URIs",
+            corpus: ["s3://bucket/a/b/", "s3://my.bucket:arn", "file:///data/x", "file:///"]
+                .map(Vec::from)
+                .to_vec(),
+            words: &["s3://", "file://", "/", "//", "..", "\u{0}", "\u{1b}[2J", "\n", "é"],
+            inputs: 20_000,
+            memory: (4 << 10, 64),
+        };
+        target.run(effort, |input| {
+            let text = String::from_utf8_lossy(input);
+            match text.parse::<RemoteUri>() {
+                Ok(uri) => {
+                    assert_eq!(uri.to_string().parse(), Ok(uri.clone()));
+                    assert!(uri.prefix().is_empty() || uri.prefix().ends_with('/'));
+                    true
+                }
+                Err(error) => {
+                    assert!(!error.to_string().contains(char::is_control), "{error:?}");
+                    false
+                }
+            }
+        });
     }
 }

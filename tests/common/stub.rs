@@ -59,6 +59,7 @@ enum Then {
     Close,
     Reset,
     Hang,
+    Repeat(Vec<u8>),
 }
 
 impl Reply {
@@ -97,6 +98,16 @@ impl Reply {
     /// An answer whose connection is reset after `body`, of `length` bytes.
     pub fn reset(headers: &[(&str, &str)], body: &[u8], length: usize) -> Reply {
         Reply { then: Then::Reset, ..Self::with_length(206, headers, body, length) }
+    }
+
+    /// Whatever these bytes are to a client.
+    pub fn raw(bytes: impl Into<Vec<u8>>) -> Reply {
+        Reply { bytes: bytes.into(), then: Then::KeepAlive }
+    }
+
+    /// A beginning, and then `piece` again and again while somebody reads.
+    pub fn endless(beginning: &str, piece: &[u8]) -> Reply {
+        Reply { bytes: beginning.as_bytes().to_vec(), then: Then::Repeat(piece.to_vec()) }
     }
 
     /// No answer at all, on an open connection.
@@ -190,6 +201,10 @@ async fn serve(
             Then::KeepAlive => {}
             Then::Close => return,
             Then::Hang => return std::future::pending().await,
+            Then::Repeat(piece) => {
+                while stream.write_all(&piece).await.is_ok() {}
+                return;
+            }
             Then::Reset => {
                 let linger = libc::linger { l_onoff: 1, l_linger: 0 };
                 setsockopt(&stream, sockopt::Linger, &linger).unwrap();

@@ -1,0 +1,71 @@
+//! What a daemon sets of its own process: limits, and that nobody else sees
+//! what it holds.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+
+/// The umask of whoever started this process.
+static CALLERS_UMASK: OnceLock<Mode> = OnceLock::new();
+
+/// Prepares this process to hold credentials and somebody's data.
+pub(super) fn prepare() {
+    raise_fd_limit();
+    refuse_core_dumps();
+    keep_files_private();
+}
+
+/// Creates a folder as the caller's umask has it: one on the way to a mount
+/// point is for whoever may read the mount.
+pub(super) fn create_folder(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)?;
+    match CALLERS_UMASK.get() {
+        Some(umask) => fs::set_permissions(path, Permissions::from_mode(0o777 & !umask.bits())),
+        None => Ok(()),
+    }
+}
+
+/// One descriptor per open object is no luxury; the soft limit is for programs
+/// that use `select`.
+fn raise_fd_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+}
+
+/// A core dump would hold the credentials of every mount. The limit says
+/// nothing to a program that `core_pattern` pipes dumps to; the other does, and
+/// keeps this user's other programs from reading memory and environment too.
+fn refuse_core_dumps() {
+    let limited = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    if let Err(error) = limited.and_then(|()| nix::sys::prctl::set_dumpable(false)) {
+        tracing::debug!(%error, "core dumps stay possible");
+    }
+}
+
+/// Libraries create files too, such as the index, and give them what the umask leaves.
+fn keep_files_private() {
+    let _ = CALLERS_UMASK.get_or_init(|| umask(Mode::from_bits_truncate(0o077)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_dump_is_made_of_a_daemon() {
+        refuse_core_dumps();
+        assert_eq!(nix::sys::prctl::get_dumpable(), Ok(false));
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE), Ok((0, 0)));
+        // Other tests run in this process.
+        nix::sys::prctl::set_dumpable(true).unwrap();
+    }
+}

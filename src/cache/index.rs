@@ -101,6 +101,7 @@ impl Index {
                 let aside = path.with_extension("redb.damaged");
                 tracing::warn!(%reason, "the cache index cannot be used and is set aside; the cache starts empty");
                 std::fs::rename(path, &aside).map_err(CacheError::io(&aside))?;
+                super::kill_point::reach("index-damaged-aside");
                 Self::try_open(path).map_err(|e| CacheError::Index(e.to_string()))
             }
             Err(reason) => Err(CacheError::Index(format!("{}: {reason}", path.display()))),
@@ -146,6 +147,7 @@ impl Index {
             txn.open_table(SUPERSEDED)?;
         }
         txn.commit()?;
+        super::kill_point::reach("index-schema-written");
         Ok(prepared)
     }
 
@@ -259,6 +261,7 @@ impl Index {
                 write.meta.insert("newest_ms", self.newest_ms())?;
                 result
             };
+            super::kill_point::reach("index-uncommitted");
             txn.commit()?;
             Ok(result)
         })

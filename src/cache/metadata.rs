@@ -412,6 +412,7 @@ impl Tree {
                 })
             })
             .await?;
+            super::kill_point::reach("listing-page-written");
             if last {
                 return Ok(());
             }

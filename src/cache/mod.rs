@@ -12,6 +12,7 @@ mod budget;
 mod chunk_map;
 mod fetch;
 mod index;
+pub mod kill_point;
 mod listing;
 mod metadata;
 mod names;
@@ -123,6 +124,7 @@ impl Cache {
         let Opened { index, fresh } = Index::open(&dir.join("index.redb"))?;
         if fresh {
             set_aside(&data, &orphans)?;
+            kill_point::reach("data-set-aside");
         }
         remove_in_background(orphans)?;
         let create = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data);
@@ -170,12 +172,16 @@ impl Cache {
     /// Called before the directory's lock is given up. What is still open can
     /// be read on, but nothing more is found or kept.
     pub fn close(&self) {
+        kill_point::reach("close-begun");
         self.store.settle();
+        kill_point::reach("close-settled");
         if let Err(error) = self.store.flush().and_then(|()| self.index.sync()) {
             tracing::warn!(%error, "the last changes did not reach the cache index");
         }
+        kill_point::reach("close-synced");
         self.store.close();
         self.index.close();
+        kill_point::reach("close-done");
     }
 
     fn start_housekeeping(self: &Arc<Self>, superseded: Vec<NodeId>) {
@@ -202,6 +208,7 @@ impl Cache {
             Ok(())
         } else {
             self.store.discard(leftover).and_then(|()| {
+                kill_point::reach("leftover-discarded");
                 self.index.write(|w| leftover.iter().try_for_each(|node| w.remove_node(*node)))
             })
         };
@@ -234,10 +241,12 @@ fn remove_in_background(orphans: PathBuf) -> Result<(), CacheError> {
         return Ok(());
     }
     let gone = orphans.clone();
+    kill_point::reach("orphans-found");
     let remove = std::thread::Builder::new().name("orphans".into()).spawn(move || {
         if let Err(error) = std::fs::remove_dir_all(&gone) {
             tracing::warn!(%error, "cannot remove files of a lost index");
         }
+        kill_point::reach("orphans-removed");
     });
     remove.map(drop).map_err(CacheError::io(&orphans))
 }
@@ -282,6 +291,9 @@ fn wall_ms() -> u64 {
 
 /// Tells one boot of the machine from another.
 fn boot_id() -> u128 {
+    if let Some(boot) = kill_point::pretended_boot() {
+        return boot;
+    }
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     // Where /proc is hidden, every start may follow a boot: all is checked again.
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or_else(|_| fastrand::u128(..))

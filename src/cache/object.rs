@@ -513,6 +513,7 @@ impl CachedObject {
             self.store.release(disk);
             return false;
         }
+        super::kill_point::reach("chunk-written");
         let crc = crc32c::crc32c(bytes);
         let mut state = lock(&self.state);
         let first = state.map.present_bytes() == 0;
@@ -528,6 +529,7 @@ impl CachedObject {
             self.store.count_held(true);
         }
         self.store.mark_dirty(self);
+        super::kill_point::reach("chunk-noted");
         if complete {
             self.store.emit(Event::Completed(self.node));
         }
@@ -543,7 +545,9 @@ impl CachedObject {
         if let Some(file) = self.file.get() {
             return Ok(Some(file));
         }
+        super::kill_point::reach("file-uncreated");
         let file = BackingFile::create(&self.file_id.path(self.store.data_dir()), self.meta.size)?;
+        super::kill_point::reach("file-created");
         Ok(Some(self.file.get_or_init(|| file)))
     }
 
@@ -595,6 +599,7 @@ impl CachedObject {
         for (group, row) in groups {
             write.put_chunk_group(self.node, group, &row)?;
         }
+        super::kill_point::reach("flush-between-rows");
         write.put_object(self.node, &row)
     }
 }

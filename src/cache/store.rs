@@ -233,12 +233,16 @@ impl Store {
         if dirty.is_empty() {
             return self.index.sync_pending();
         }
+        super::kill_point::reach("flush-begun");
         let written = self.index.write_durably(|write| {
             for object in dirty.values().filter(|object| !object.is_doomed()) {
                 object.write_rows(write, self.boot)?;
+                super::kill_point::reach("flush-object-written");
             }
+            super::kill_point::reach("flush-uncommitted");
             Ok(())
         });
+        super::kill_point::reach("flush-committed");
         if let Err(error) = &written {
             // What cannot be noted is not kept: it would only gather in memory.
             self.disk_failed(&std::io::Error::other(error.clone()));
@@ -289,6 +293,7 @@ impl Store {
         if nodes.is_empty() {
             return Ok(());
         }
+        super::kill_point::reach("discard-begun");
         let mut doomed = HashMap::new();
         for node in nodes {
             let live = {
@@ -308,6 +313,7 @@ impl Store {
         let rows = self.index.write(|write| {
             nodes.iter().map(|node| write.remove_object(*node)).collect::<Result<Vec<_>, _>>()
         });
+        super::kill_point::reach("discard-rows-removed");
         let mut result = Ok(());
         let rows = rows.unwrap_or_else(|error| {
             result = Err(error);
@@ -331,6 +337,7 @@ impl Store {
                 }
                 _ => {}
             }
+            super::kill_point::reach("discard-file-removed");
         }
         result
     }

@@ -564,6 +564,10 @@ struct Prepared {
 }
 
 fn open_database(path: &Path) -> Result<Database, DatabaseError> {
+    #[cfg(test)]
+    if let Some(recorded) = super::power_loss_tests::open_recorded(path) {
+        return Ok(recorded);
+    }
     Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path)
 }
 

@@ -305,5 +305,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+mod power_loss_tests;
+#[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

@@ -7,6 +7,7 @@ pub mod epoch;
 pub mod filled;
 pub mod image;
 pub mod moto;
+pub mod readers;
 pub mod store;
 pub mod stub;
 pub mod tree;

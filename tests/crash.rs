@@ -40,7 +40,7 @@ const PAGE_KEYS: usize = 16;
 const SLACK_BYTES: u64 = 512 << 10;
 
 /// Files that no index knows are found and removed behind the mount.
-const SWEEPS_ORPHANS: bool = false;
+const SWEEPS_ORPHANS: bool = true;
 
 /// What leads to a place.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,9 +63,7 @@ enum Life {
 const CASES: &[(&str, Life, &[u64])] = &[
     ("index-damaged-aside", Life::DamagedIndex, &[1]),
     ("index-schema-written", Life::LostIndex, &[1]),
-    ("data-set-aside", Life::LostIndex, &[1]),
-    ("orphans-found", Life::LostIndex, &[1]),
-    ("orphans-removed", Life::LostIndex, &[1]),
+    ("orphan-found", Life::LostIndex, &[1, 3]),
     ("index-uncommitted", Life::Cold, &[1, 9]),
     ("listing-page-written", Life::Cold, &[1, 3]),
     ("file-uncreated", Life::Cold, &[1, 20]),
@@ -77,9 +75,9 @@ const CASES: &[(&str, Life, &[u64])] = &[
     ("flush-object-written", Life::Cold, &[1, 15]),
     ("flush-uncommitted", Life::Cold, &[1]),
     ("flush-committed", Life::Cold, &[1]),
-    ("discard-begun", Life::Replaced, &[1]),
-    ("discard-rows-removed", Life::Replaced, &[1]),
-    ("discard-file-removed", Life::Replaced, &[1, 4]),
+    ("remove-begun", Life::Replaced, &[1]),
+    ("remove-rows-removed", Life::Replaced, &[1]),
+    ("remove-file-removed", Life::Replaced, &[1, 4]),
     ("leftover-discarded", Life::AfterReplaced, &[1]),
     ("close-begun", Life::Unmount, &[1]),
     ("close-settled", Life::Unmount, &[1]),

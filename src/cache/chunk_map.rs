@@ -141,14 +141,17 @@ impl ChunkMap {
 
     /// A chunk is to be checked before its next use.
     pub(super) fn distrust_chunk(&mut self, chunk: u32) {
-        if self.verified.set(chunk, false) {
-            self.verified_count -= 1;
-        }
+        let (group, bit) = place(chunk);
+        let group = self.groups.get_mut(&group);
+        let was_verified = group.is_some_and(|group| group.verified.set(bit, false));
+        self.verified_count -= u32::from(was_verified);
     }
 
     /// The checksum that a present chunk must have.
     pub(super) fn crc(&self, chunk: u32) -> Option<u32> {
-        self.present.get(chunk).then(|| self.crcs[chunk as usize])
+        let (group, bit) = place(chunk);
+        let group = self.groups.get(&group).filter(|group| group.present.get(bit))?;
+        Some(group.crcs[bit as usize])
     }
 
     /// A present chunk was checked.

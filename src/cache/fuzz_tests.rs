@@ -55,12 +55,13 @@ fn valid_rows() -> Vec<Vec<u8>> {
     let name = "shard-000017.tar".to_owned();
     let fingerprint = Fingerprint { ino: 1 << 33, size: 99, mtime_ns: -1, ctime_ns: i64::MAX };
     let object = ObjectRow {
-        location: Location::OwnFile(FileId([7; 20])),
+        location: Location::OwnFile(FileId { node: NodeId(7), nonce: 7 }),
         size: 1 << 40,
         version: attr().version,
         present_bytes: 1 << 30,
         fingerprint,
         verified_boot: Some(u128::MAX / 3),
+        used_ms: 1 << 41,
     };
     vec![
         body(&NodeRow::Current { parent, name: name.clone() }),

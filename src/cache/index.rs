@@ -348,6 +348,7 @@ impl Index {
         let mut write = Write::begin(self, &txn)?;
         let result = change(&mut write)?;
         let reserved = write.end()?;
+        kill_point::reach("index-uncommitted");
         txn.commit()?;
         // Not before: ids of a block that was never reserved would come again.
         if let Some(reserved) = reserved {
@@ -488,6 +489,10 @@ struct Prepared {
 }
 
 fn open_database(path: &Path) -> Result<Database, redb::Error> {
+    #[cfg(test)]
+    if let Some(recorded) = super::power_loss_tests::open_recorded(path) {
+        return Ok(recorded);
+    }
     // A damaged file may make it panic, as everywhere.
     let open = || Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path);
     match catch_unwind(open) {

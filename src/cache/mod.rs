@@ -241,6 +241,7 @@ impl Cache {
             Ok(())
         } else {
             self.store.discard(leftover).and_then(|()| {
+                kill_point::reach("leftover-discarded");
                 self.index.write(|w| leftover.iter().try_for_each(|node| w.remove_node(*node)))
             })
         };
@@ -312,3 +313,6 @@ mod fuzz_tests;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod power_loss_tests;

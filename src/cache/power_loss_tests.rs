@@ -147,12 +147,13 @@ fn change(index: &Index, step: u64, dice: &mut fastrand::Rng) {
 
 fn object_row(step: u64) -> ObjectRow {
     ObjectRow {
-        location: Location::OwnFile(FileId([step as u8; 20])),
+        location: Location::OwnFile(FileId { node: NodeId(step), nonce: step }),
         size: step,
         version: Version(format!("v{step}")),
         present_bytes: step,
         fingerprint: Fingerprint { ino: step, size: step, mtime_ns: 0, ctime_ns: 0 },
         verified_boot: Some(7),
+        used_ms: step,
     }
 }
 
@@ -234,7 +235,7 @@ fn after_a_power_cut_the_index_is_as_it_was_at_a_flush() {
     });
     for done in moments {
         fs::write(&path, image(&changes, done, &mut dice)).unwrap();
-        let Opened { index, fresh } = Index::open(&path).unwrap();
+        let Opened { index, fresh, .. } = Index::open(&path).unwrap();
         assert!(!fresh, "cut after {done} changes: the index was set aside");
         let found = rows(&index);
         let last = durable.iter().rposition(|(at, _)| *at <= done).unwrap();
@@ -243,7 +244,7 @@ fn after_a_power_cut_the_index_is_as_it_was_at_a_flush() {
             found == durable[last].1 || next.is_some_and(|(_, rows)| *rows == found),
             "cut after {done} changes: rows that were not, or no longer"
         );
-        index.close();
+        index.close(true).unwrap();
     }
 }
 
@@ -258,7 +259,7 @@ fn a_power_cut_while_the_index_is_created_costs_nothing() {
             fs::write(&path, image(&changes, done, &mut dice)).unwrap();
             let Opened { index, .. } = Index::open(&path).unwrap();
             assert!(rows(&index).values().all(|row| row.starts_with("None [] None None")));
-            index.close();
+            index.close(true).unwrap();
         }
     }
 }

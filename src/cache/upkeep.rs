@@ -246,10 +246,10 @@ impl Cache {
         let objects = self.list_objects(tree, node, progress).await?;
         let mut total = Pinned { objects: objects.len() as u64, ..Pinned::default() };
         total.bytes = objects.iter().map(|(_, size)| size).sum();
-        let mut fetches = stream::iter(&objects)
+        let mut fetches = stream::iter(objects.clone())
             .map(|(node, size)| async move {
-                let cached = self.fetch_pinned(tree, *node, *size, progress).await;
-                progress.done(1, *size);
+                let cached = self.fetch_pinned(tree, node, size, progress).await;
+                progress.done(1, size);
                 cached
             })
             .buffer_unordered(FETCHED_AT_ONCE);

@@ -197,10 +197,11 @@ fn explain_cache(error: &CacheError) -> ErrorReply {
             ErrorReply::new(code_of(remote), format!("the remote failed: {remote}"))
                 .with_hint("what is done is kept; run it again")
         }
-        CacheError::Index(_) | CacheError::Damaged(_) | CacheError::Io(_) => {
-            ErrorReply::new(ErrorCode::Internal, error.to_string())
-                .with_hint("see warmfs.log in the cache directory")
-        }
+        CacheError::Index(_)
+        | CacheError::Damaged(_)
+        | CacheError::Unknown(_)
+        | CacheError::Io(_) => ErrorReply::new(ErrorCode::Internal, error.to_string())
+            .with_hint("see warmfs.log in the cache directory"),
     }
 }
 

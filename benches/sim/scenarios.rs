@@ -143,7 +143,7 @@ pub fn hot_subset(shape: Shape) -> Scenario {
         steps.push(mark(epoch.to_string()));
     }
     let hot_bytes = set.part(0..hot).bytes() as f64;
-    let (all, budget) = (set.bytes() as f64, set.bytes() / 2);
+    let (all, budget) = (set.bytes() as f64, set.bytes() / 4);
     let bound = 0.9 + 0.1 * (budget as f64 - hot_bytes) / (all - hot_bytes);
     Scenario { name: format!("{shape:?} hot subset"), budget, steps, bound }
 }

@@ -116,3 +116,29 @@ impl Dataset {
     }
 }
 
+/// A trace as `warmfs mount --record-trace` writes it: its steps, and how many
+/// are missing (`None`: it has no end).
+///
+/// # Errors
+/// The line that is none of a trace.
+pub fn parse(text: &str) -> Result<(Vec<Step>, Option<u64>), String> {
+    let mut lines = text.lines();
+    if lines.next() != Some(warmfs::fs::trace::HEADER) {
+        return Err("not a trace, or of another version".to_owned());
+    }
+    let mut steps = Vec::new();
+    for line in lines {
+        let wrong = || format!("not a line of a trace: {line:?}");
+        let (word, rest) = line.split_once(' ').ok_or_else(wrong)?;
+        let numbers: Result<Vec<u64>, _> = rest.split(' ').map(str::parse).collect();
+        match (word, numbers.map_err(|_| wrong())?.as_slice()) {
+            ("open", &[_, node]) => steps.push(Step::Open { node }),
+            ("read", &[_, node, size, offset, len]) => {
+                steps.push(Step::Read { node, size, offset, len });
+            }
+            ("dropped", &[dropped]) => return Ok((steps, Some(dropped))),
+            _ => return Err(wrong()),
+        }
+    }
+    Ok((steps, None))
+}

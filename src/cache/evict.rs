@@ -25,12 +25,12 @@ use super::record::NodeId;
 const REREADS_MAX: usize = 256;
 
 /// Re-reads needed to know anything, and kept however old they are: the oldest
-/// of fewer says little. Few enough for a dataset of 20 objects.
-const REREADS_MIN: usize = 8;
+/// of fewer says little. Few, for datasets of 20 objects.
+const REREADS_MIN: usize = 4;
 
-/// Re-reads count for so much reading: a part of the budget. Longer, and a
-/// dataset that is no longer read holds its place for longer.
-const WINDOW_PART: u64 = 8;
+/// After so many re-reads and nothing that was read for the first time, what
+/// was not read since the start is not going to be.
+const REREADS_ALONE: usize = 32;
 
 /// Gaps between the oldest re-read and the horizon. An object not read yet is
 /// older than that for one in e^4.
@@ -67,6 +67,8 @@ pub struct Recency {
     /// about the latest read is stale.
     queue: VecDeque<(u64, NodeId)>,
     rereads: VecDeque<Reread>,
+    /// When an object was last read for the first time.
+    newest_first: u64,
     /// Ghosts remembered are one in 2^this.
     thinned: u32,
 }
@@ -106,6 +108,7 @@ impl Recency {
             held: 0,
             queue: VecDeque::new(),
             rereads: VecDeque::with_capacity(REREADS_MAX + 1),
+            newest_first: 0,
             thinned: 0,
         }
     }
@@ -120,6 +123,8 @@ impl Recency {
         let before = self.seen.get(&node).copied();
         if let Some(before) = before {
             self.note_reread(before.last(), bytes);
+        } else if self.is_remembered(node) {
+            self.newest_first = self.clock;
         }
         self.clock += bytes;
         let held = before.is_some_and(Seen::is_held);
@@ -194,9 +199,12 @@ impl Recency {
         None
     }
 
-    /// Whether an object that was never touched may go: its age is all that was read.
+    /// Whether an object that was held before the start, and not touched since,
+    /// may go.
     pub fn untouched_is_dead(&self) -> bool {
-        self.horizon().is_some_and(|horizon| horizon > 0)
+        let Some(horizon) = self.horizon() else { return false };
+        let alone = self.rereads.iter().rev().take_while(|reread| reread.at > self.newest_first);
+        horizon > 0 || alone.count() >= REREADS_ALONE.min(self.rereads.len())
     }
 
     /// Whether an object that is held was touched. Of others some are forgotten.
@@ -227,8 +235,7 @@ impl Recency {
         // From before anything that is read now was read the last time: about
         // another dataset, perhaps.
         let recent = self.rereads.iter().rev().take(REREADS_MIN);
-        let previous = recent.map(|reread| reread.last).min().unwrap_or(0);
-        let since = previous.max(self.clock.saturating_sub(self.budget / WINDOW_PART));
+        let since = recent.map(|reread| reread.last).min().unwrap_or(0);
         while self.rereads.len() > REREADS_MAX
             || self.rereads.len() > REREADS_MIN && self.rereads[0].at < since
         {

@@ -10,6 +10,7 @@ mod attach;
 mod backing_file;
 mod budget;
 mod chunk_map;
+pub mod evict;
 mod fetch;
 mod index;
 mod listing;

@@ -3,6 +3,8 @@
 //! As in the store, chunks are kept one by one until the budget is full; then
 //! whole objects make room, and where none may, the read streams through.
 
+#![allow(dead_code, unreachable_pub, reason = "the bench and each test use their part")]
+
 use std::collections::HashMap;
 
 use warmfs::cache::{CHUNK_BYTES, NodeId, evict::Recency};
@@ -125,7 +127,10 @@ impl Model {
     fn admit(&mut self, node: NodeId, chunk: usize, bytes: u64) {
         while self.used + bytes > self.budget {
             let Some(victim) = self.victim(node) else { return };
-            assert!(victim != node && self.objects[&victim].held_bytes > 0, "{victim:?} may not go");
+            assert!(
+                victim != node && self.objects[&victim].held_bytes > 0,
+                "{victim:?} may not go"
+            );
             self.evict(victim);
         }
         self.used += bytes;

@@ -1,5 +1,7 @@
 //! What is replayed, and how much of it a cache could hit.
 
+#![allow(dead_code, unreachable_pub, reason = "the bench and each test use their part")]
+
 use fastrand::Rng;
 
 use super::trace::{Dataset, Step, mark};
@@ -174,7 +176,10 @@ pub fn all() -> Vec<Scenario> {
                 all.extend([false, true].map(|restart| switched(shape, pass, part, restart)));
             }
         }
-        all.extend([train_and_validation, frequent_validation, hot_subset, growing].map(|make| make(shape)));
+        all.extend(
+            [train_and_validation, frequent_validation, hot_subset, growing]
+                .map(|make| make(shape)),
+        );
     }
     all
 }

@@ -1,5 +1,7 @@
 //! Traces: recorded ones, and datasets read in the ways of training.
 
+#![allow(dead_code, unreachable_pub, reason = "the bench and each test use their part")]
+
 use std::ops::Range;
 
 use fastrand::Rng;
@@ -10,10 +12,19 @@ pub const READ_BYTES: u64 = 1 << 20;
 /// One thing that happens to the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    Open { node: u64 },
-    Read { node: u64, size: u64, offset: u64, len: u64 },
+    Open {
+        node: u64,
+    },
+    Read {
+        node: u64,
+        size: u64,
+        offset: u64,
+        len: u64,
+    },
     /// The end of an epoch.
-    Mark { name: String },
+    Mark {
+        name: String,
+    },
     /// The daemon starts again.
     Restart,
 }
@@ -63,11 +74,8 @@ impl Dataset {
     /// own: their reads mix.
     pub fn shuffled_by(&self, readers: usize, rng: &mut Rng) -> Vec<Step> {
         let mut objects = self.shuffled_order(rng).into_iter();
-        let mut reading: Vec<_> = objects
-            .by_ref()
-            .take(readers)
-            .map(|object| self.visit(object).into_iter())
-            .collect();
+        let mut reading: Vec<_> =
+            objects.by_ref().take(readers).map(|object| self.visit(object).into_iter()).collect();
         let mut steps = Vec::new();
         while !reading.is_empty() {
             let at = rng.usize(..reading.len());

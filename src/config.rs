@@ -44,6 +44,8 @@ pub struct MountOptions {
     pub dir_mode: u16,
     /// How files are opened towards the kernel; see `docs/kernel.md`.
     pub open_mode: OpenModeOption,
+    /// Where to write down every read, for the simulator.
+    pub record_trace: Option<PathBuf>,
 }
 
 /// `--open-mode`.

@@ -233,6 +233,7 @@ fn request(uri: &str, dir: &Path) -> MountRequest {
         file_mode: 0o444,
         dir_mode: 0o555,
         open_mode: OpenModeOption::Auto,
+        record_trace: None,
     };
     let env = CallerEnv::from_iter([("AWS_SECRET_ACCESS_KEY", "secret")]);
     MountRequest { uri: uri.to_owned(), dir: dir.to_owned(), options, env }

@@ -175,6 +175,7 @@ fn mount_options(open_mode: OpenModeOption, metadata_ttl: Duration) -> MountOpti
         file_mode: 0o444,
         dir_mode: 0o555,
         open_mode,
+        record_trace: None,
     }
 }
 

@@ -35,6 +35,9 @@ pub(super) struct MountArgs {
     /// Log here instead of warmfs.log in the cache directory
     #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
     pub(super) log_file: Option<PathBuf>,
+    /// Write down each read in FILE, for the simulator of docs/eviction.md
+    #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true)]
+    pub(super) record_trace: Option<PathBuf>,
     /// Stay until unmounted; Ctrl-C unmounts
     #[arg(long, env = "WARMFS_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) foreground: bool,
@@ -135,6 +138,7 @@ impl MountArgs {
             file_mode: self.look.file_mode,
             dir_mode: self.look.dir_mode,
             open_mode: self.look.open_mode,
+            record_trace: self.record_trace.map(|path| preflight::resolve(&path)).transpose()?,
         };
         let request = MountRequest {
             uri: self.uri,
@@ -146,12 +150,12 @@ impl MountArgs {
             dir: resolve_cache_dir(self.cache.cache_dir.as_deref())?,
             size: self.cache.cache_size,
         };
-        // Both travel as JSON.
-        for path in [&request.dir, &cache.dir] {
+        // They travel as JSON.
+        for path in [&request.dir, &cache.dir].into_iter().chain(&request.options.record_trace) {
             if path.to_str().is_none() {
                 let message = format!("{} is not UTF-8", path.display());
                 return Err(
-                    ErrorReply::new(ErrorCode::Invalid, message).with_hint("choose another folder")
+                    ErrorReply::new(ErrorCode::Invalid, message).with_hint("choose another path")
                 );
             }
         }

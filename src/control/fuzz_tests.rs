@@ -46,6 +46,7 @@ fn mount_request() -> MountRequest {
         file_mode: 0o444,
         dir_mode: 0o555,
         open_mode: OpenModeOption::KeepCache,
+        record_trace: None,
     };
     let env = [("AWS_SECRET_ACCESS_KEY", "x")].into_iter().collect();
     MountRequest { uri: "s3://b/p".to_owned(), dir: "/mnt/é".into(), options, env }

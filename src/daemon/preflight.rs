@@ -160,6 +160,7 @@ mod tests {
             file_mode: 0o444,
             dir_mode: 0o555,
             open_mode: OpenModeOption::Auto,
+            record_trace: None,
         };
         MountRequest {
             uri: uri.to_owned(),

@@ -17,6 +17,7 @@ use crate::config::{CacheOptions, MountRequest};
 use crate::control::wire::{CacheStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
+use crate::fs::trace::Recorder;
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 use crate::remote::client::RemoteClient;
 use crate::remote::{self, ErrorKind, RemoteError, RemoteUri};
@@ -64,6 +65,10 @@ impl Engine for ReadThrough {
             .await
             .map_err(|error| explain_attach(&uri, error))?;
         let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
+        if let Some(path) = options.record_trace.clone() {
+            let recorder = super::blocking(move || record_to(&path)).await??;
+            fs.record(recorder);
+        }
         let (dir, source) = (dir.to_owned(), uri.to_string());
         let runtime = Handle::current();
         let started =
@@ -172,7 +177,20 @@ impl ActiveMount for Mounted {
 
     async fn ended(&self) {
         self.session.ended().await;
+        let fs = self.session.file_system().clone();
+        let finished = super::blocking(move || fs.recorder().map(Recorder::finish)).await;
+        if let Err(error) = finished {
+            tracing::error!(%error, "the trace was not finished");
+        }
     }
+}
+
+fn record_to(path: &Path) -> Result<Recorder, ErrorReply> {
+    Recorder::create(path).map_err(|error| {
+        let why = super::preflight::describe(&error);
+        let message = format!("cannot record a trace in {}: {why}", path.display());
+        ErrorReply::new(ErrorCode::Environment, message).with_hint("choose another --record-trace")
+    })
 }
 
 fn code_of(error: &RemoteError) -> ErrorCode {

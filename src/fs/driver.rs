@@ -156,6 +156,9 @@ impl Filesystem for Driver {
         };
         object.opened();
         let node = Ino(ino.0).node(self.fs.tree().root());
+        if let Some(recorder) = self.fs.recorder() {
+            recorder.open(node);
+        }
         let backing =
             self.open.open(node, &object, |object| self.register(&reply, object.complete_file()));
         match backing {
@@ -177,13 +180,17 @@ impl Filesystem for Driver {
     ) {
         self.count(&self.fs.metrics().fuse_ops.read);
         let ino = Ino(ino.0);
-        let open = self.open.object(ino.node(self.fs.tree().root()));
+        let node = ino.node(self.fs.tree().root());
+        let open = self.open.object(node);
         let object = match open.map_or_else(|| self.fs.object(ino), Ok) {
             Ok(object) => object,
             Err(errno) => return reply.error(errno.into()),
         };
         if offset == 0 && self.fs.mode() == OpenMode::NoOpen {
             object.opened(); // As near as it comes.
+        }
+        if let Some(recorder) = self.fs.recorder() {
+            recorder.read(node, object.size(), offset, u64::from(size));
         }
         let reply = READ_BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < size as usize {

@@ -10,6 +10,7 @@ pub mod inode;
 pub mod open_mode;
 pub mod ops;
 pub mod session;
+pub mod trace;
 
 use futures::future::BoxFuture;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::errno::Errno;
 use super::inode::{Attr, Ino};
+use super::trace::Recorder;
 use super::{Answer, open_mode::OpenMode};
 use crate::cache::{CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Tree};
 use crate::config::MountOptions;
@@ -30,6 +31,7 @@ pub struct FileSystem {
     mode_reason: &'static str,
     /// Why nothing is passed through although it was asked for.
     not_passed_through: OnceLock<&'static str>,
+    recorder: OnceLock<Recorder>,
 }
 
 /// The answer to a LOOKUP.
@@ -76,6 +78,7 @@ impl FileSystem {
             mode,
             mode_reason,
             not_passed_through: OnceLock::new(),
+            recorder: OnceLock::new(),
         })
     }
 
@@ -95,6 +98,17 @@ impl FileSystem {
     /// Notes that the kernel passes nothing through; `true` the first time.
     pub(super) fn refuse_passthrough(&self, why: &'static str) -> bool {
         self.not_passed_through.set(why).is_ok()
+    }
+
+    /// Has every open and read written down from now on.
+    pub fn record(&self, recorder: Recorder) {
+        // A second one would have nothing to tell that the first does not.
+        let _ = self.recorder.set(recorder);
+    }
+
+    /// Who writes down what is read, if anybody does.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.get()
     }
 
     /// What it was asked for.

@@ -57,6 +57,7 @@ pub(crate) fn mount_options(ttl: Duration) -> MountOptions {
         file_mode: 0o444,
         dir_mode: 0o555,
         open_mode: OpenModeOption::Auto,
+        record_trace: None,
     }
 }
 

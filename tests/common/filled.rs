@@ -24,8 +24,8 @@ const FOLDER_OBJECTS: usize = 1_300;
 /// Folders filled at once: more only wait for the index.
 const FOLDERS_AT_ONCE: usize = 8;
 
-/// Descriptors open before the next folder is begun: with all folders that are
-/// under way, less than the 20,000 that machines give at least.
+/// Most descriptors open when another folder is begun: with all the folders
+/// that are under way, 15,000 at most.
 const DESCRIPTORS_MAX: usize = 4_000;
 
 /// For what was read to be on disk.

@@ -24,6 +24,10 @@ const FOLDER_OBJECTS: usize = 1_300;
 /// Folders filled at once: more only wait for the index.
 const FOLDERS_AT_ONCE: usize = 8;
 
+/// Most descriptors open when another folder is begun: with all the folders
+/// that are under way, 15,000 at most.
+const DESCRIPTORS_MAX: usize = 4_000;
+
 /// For what was read to be on disk.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -90,11 +94,20 @@ async fn fill_folders(tree: &Arc<Tree>, folders: usize, remote: &ScriptedRemote)
             remote.clear_requests();
         }
         let tree = tree.clone();
+        // An object holds one until the index knows it. Out of them, the cache
+        // would take its disk for failed, and keep nothing for a while.
+        while descriptors() > DESCRIPTORS_MAX {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         filling.spawn(async move { fill_folder(&tree, &format!("{folder:04}")).await });
     }
     while let Some(filled) = filling.join_next().await {
         filled.expect("it is filled");
     }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 async fn fill_folder(tree: &Arc<Tree>, name: &str) {

@@ -321,7 +321,7 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     assert!(poll(STEP_TIMEOUT, condition), "not within {} s: {what}", STEP_TIMEOUT.as_secs());
 }
 
-pub fn poll(limit: Duration, condition: impl Fn() -> bool) -> bool {
+fn poll(limit: Duration, condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         if condition() {

@@ -20,7 +20,7 @@ use common::{Warmfs, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use warmfs::cache::{CHUNK_BYTES, kill_point};
-use warmfs::embedded_store::{Op, StoreOptions};
+use warmfs::embedded_store::{Fault, FaultRule, Op, StoreOptions};
 
 /// Kills at random moments in `./check`, and in `./check --full`.
 const RANDOM_KILLS: u64 = 20;
@@ -434,4 +434,41 @@ fn killed_at_many_random_moments_everything_is_right() {
 #[ignore = "minutes long; part of ./check --full"]
 fn without_power_at_many_random_moments_everything_is_right() {
     random_kills(RANDOM_KILLS_FULL, End::PowerCut);
+}
+
+/// The kernel keeps the thread that tells it of a change until the lookup
+/// under way in that folder is answered, and it keeps it over a SIGKILL.
+#[test]
+fn killed_while_the_kernel_waits_with_a_notification_the_daemon_dies() {
+    let store = small_pages();
+    let mut stage = Stage::new(&store, tree(1, 1 << 20));
+    stage.mount();
+    fs::metadata(stage.dir().join("many/00")).unwrap();
+    stage.replace_some();
+    let replaced = noise(1, 1);
+    store.put(BUCKET, "data/many/00", replaced.clone());
+    stage.tree.files.insert("many/00".to_owned(), replaced);
+    // Lookups in the folder wait for ever, while it is listed behind them.
+    store.set_faults(vec![FaultRule::next(u64::MAX, Op::Head, Fault::NoAnswer)]);
+    let lookups: Vec<_> = (1..8)
+        .map(|n| stage.dir().join(format!("many/0{n}")))
+        .map(|path| std::thread::spawn(move || fs::metadata(path)))
+        .collect();
+    let daemon = stage.warmfs.daemon().unwrap();
+    eventually("a notification waits", || is_notification_stuck(daemon));
+    stage.warmfs.crash();
+    for lookup in lookups {
+        let error = lookup.join().unwrap().unwrap_err();
+        let errno = error.raw_os_error();
+        assert!(matches!(errno, Some(libc::ENOTCONN | libc::ECONNABORTED)), "{error}");
+    }
+    store.set_faults(Vec::new());
+    stage.check_recovery("killed in a notification");
+}
+
+/// Whether the thread that notifies the kernel is in an uninterruptible wait.
+fn is_notification_stuck(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    stats.into_iter().any(|stat| stat.contains("(notify) D"))
 }

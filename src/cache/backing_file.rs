@@ -96,14 +96,8 @@ impl BackingFile {
 
     /// What the file looks like now; `None` if it has no name any more.
     pub(super) fn fingerprint(&self) -> io::Result<Option<Fingerprint>> {
-        let m = self.file.metadata()?;
-        let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
-        Ok((m.nlink() > 0).then(|| Fingerprint {
-            ino: m.ino(),
-            size: m.len(),
-            mtime_ns: ns(m.mtime(), m.mtime_nsec()),
-            ctime_ns: ns(m.ctime(), m.ctime_nsec()),
-        }))
+        let meta = self.file.metadata()?;
+        Ok((meta.nlink() > 0).then(|| Fingerprint::from(&meta)))
     }
 
     /// Gives the file its size back after somebody changed it; what was cut

@@ -15,6 +15,7 @@
 //!   an empty index takes its place. Mounts keep their roots, and no node id is
 //!   used twice. redb panics over some damaged pages, so panics count as damage.
 
+mod closed;
 mod write;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,7 +30,7 @@ use redb::{
 use serde::de::DeserializeOwned;
 
 use super::record::{
-    ChunkGroupRow, EntryRow, FolderRow, NodeId, NodeRow, ObjectRow, RowKey, decode,
+    ChunkGroupRow, EntryRow, Fingerprint, FolderRow, NodeId, NodeRow, ObjectRow, RowKey, decode,
 };
 use super::{CacheError, kill_point, lock};
 use crate::remote::RemoteId;
@@ -100,6 +101,10 @@ pub(super) struct Index {
     damaged_rows: AtomicU64,
     /// Where mounts stand: put back when what the index held is lost.
     roots: Mutex<Vec<Root>>,
+    /// Transactions that may have written to the file.
+    touches: AtomicU64,
+    /// What the file looked like after so many of them.
+    watched: Mutex<Option<(u64, Fingerprint)>>,
 }
 
 /// A bucket, and a folder in it that is mounted.
@@ -127,14 +132,16 @@ impl Index {
     pub(super) fn open(path: &Path) -> Result<Opened, CacheError> {
         let existed = path.exists();
         let failed = |error: redb::Error| CacheError::Index(format!("{}: {error}", path.display()));
-        let (db, prepared) = match open_database(path).and_then(|db| prepare(db, FIRST_NODE_ID)) {
+        let clean = closed::take(path);
+        let opened = if clean || !existed { open_database(path) } else { open_checked(path) };
+        let (db, prepared) = match opened.and_then(|db| prepare(db, FIRST_NODE_ID)) {
             Err(reason) if existed && is_damaged(&reason) => {
                 set_aside(path, &reason)?;
                 open_database(path).and_then(|db| prepare(db, FIRST_NODE_ID)).map_err(failed)?
             }
             opened => opened.map_err(failed)?,
         };
-        let Prepared { next_node, newest_ms, fresh, clean } = prepared;
+        let Prepared { next_node, newest_ms, fresh } = prepared;
         let index = Index {
             db: RwLock::new(Some(db)),
             closed: AtomicBool::new(false),
@@ -147,6 +154,8 @@ impl Index {
             alarms: AtomicU64::new(0),
             damaged_rows: AtomicU64::new(0),
             roots: Mutex::default(),
+            touches: AtomicU64::new(0),
+            watched: Mutex::default(),
         };
         Ok(Opened { index, fresh, clean })
     }
@@ -177,18 +186,34 @@ impl Index {
     }
 
     /// Lets go of the file, so that it can be opened again whoever still holds
-    /// this; notes before that it was left in order, if it is `clean`.
-    /// Everything fails from now on.
+    /// this; notes that it was left in order, if it is `clean`. Everything
+    /// fails from now on.
     pub(super) fn close(&self, clean: bool) -> Result<(), CacheError> {
-        let closed = match clean {
-            true => self.write_durably(|write| write.set_clean()),
-            false => self.sync(),
-        };
+        let synced = self.sync();
         self.closed.store(true, Ordering::Relaxed);
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         // Its drop tidies up, and may meet damage doing so.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(db)));
-        closed
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(db)));
+        if clean && synced.is_ok() && dropped.is_ok() {
+            closed::put(&self.path);
+        }
+        synced
+    }
+
+    /// Looks whether somebody else wrote to the file. Damaged pages are not all
+    /// noticed when they are read: one may only hide what it led to.
+    pub(super) fn watch(&self) {
+        let touches = self.touches.load(Ordering::Relaxed);
+        let losses = self.losses();
+        let Some(now) = Fingerprint::of(&self.path) else { return };
+        if self.touches.load(Ordering::Relaxed) != touches || self.pending.load(Ordering::Relaxed) {
+            return;
+        }
+        let before = lock(&self.watched).replace((touches, now));
+        if before.is_some_and(|(at, was)| at == touches && was != now) {
+            self.reopen(Some("somebody wrote to its file"), losses);
+            *lock(&self.watched) = None;
+        }
     }
 
     /// Runs `work` on the open database. If redb fails, opens it again for the next call.
@@ -246,14 +271,7 @@ impl Index {
         if self.alarms.fetch_add(1, Ordering::Relaxed) >= FALSE_ALARMS_MAX {
             return Err(redb::Error::Corrupted(reason.to_owned()));
         }
-        let checked = catch_unwind(AssertUnwindSafe(|| {
-            let mut db = open_database(&self.path)?;
-            match db.check_integrity()? {
-                true => Ok(db),
-                false => Err(redb::Error::Corrupted(reason.to_owned())),
-            }
-        }));
-        checked.unwrap_or_else(|_| Err(redb::Error::Corrupted(reason.to_owned())))
+        open_checked(&self.path)
     }
 
     /// An empty index in place of a damaged one, with the roots of all mounts.
@@ -343,6 +361,7 @@ impl Index {
         durability: Durability,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
+        self.touches.fetch_add(1, Ordering::Relaxed);
         let mut txn = begin_durable(db)?;
         txn.set_durability(durability).map_err(|e| CacheError::Index(e.to_string()))?;
         let mut write = Write::begin(self, &txn)?;
@@ -485,7 +504,20 @@ struct Prepared {
     newest_ms: u64,
     /// The tables are new.
     fresh: bool,
-    clean: bool,
+}
+
+/// Opens an index of which nobody can say what happened to it, and reads all
+/// of it: a page that is damaged may hide rows without a sign.
+fn open_checked(path: &Path) -> Result<Database, redb::Error> {
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        let mut db = open_database(path)?;
+        match db.check_integrity()? {
+            true => Ok(db),
+            false => Err(redb::Error::Corrupted("its checksums do not match".to_owned())),
+        }
+    }));
+    let panicked = || redb::Error::Corrupted("checking it ended abnormally".to_owned());
+    checked.unwrap_or_else(|_| Err(panicked()))
 }
 
 fn open_database(path: &Path) -> Result<Database, redb::Error> {
@@ -521,11 +553,9 @@ fn prepare_tables(db: &Database, first_node: u64) -> Result<Prepared, redb::Erro
         }
         let next_node = meta.get("next_node")?.map_or(0, |v| v.value()).max(first_node);
         let newest_ms = meta.get("newest_ms")?.map_or(0, |v| v.value());
-        let clean = meta.get("clean")?.is_some_and(|v| v.value() == 1);
-        prepared = Prepared { next_node, newest_ms, fresh: schema.is_none(), clean };
+        prepared = Prepared { next_node, newest_ms, fresh: schema.is_none() };
         meta.insert("schema", SCHEMA)?;
         meta.insert("next_node", next_node + NODE_ID_BLOCK)?;
-        meta.insert("clean", 0)?;
         txn.open_table(REMOTES)?;
         txn.open_table(NODES)?;
         txn.open_table(ENTRIES)?;

@@ -214,9 +214,14 @@ impl CachedObject {
         if now.size != self.meta.size
             && let Err(error) = file.restore_size(self.meta.size)
         {
-            self.store.disk_failed(&error);
+            self.store.health().failed(&error);
         }
         state.fingerprint = None;
+    }
+
+    /// Every chunk is checked before its next use.
+    pub(super) fn distrust_all(&self) {
+        self.distrust(&mut lock(&self.state));
     }
 
     fn distrust(&self, state: &mut State) {

@@ -125,6 +125,26 @@ pub(super) struct Fingerprint {
     pub ctime_ns: i64,
 }
 
+impl Fingerprint {
+    /// What the file at `path` looks like now, if there is one.
+    pub(super) fn of(path: &std::path::Path) -> Option<Self> {
+        std::fs::metadata(path).ok().map(|meta| Fingerprint::from(&meta))
+    }
+}
+
+impl From<&std::fs::Metadata> for Fingerprint {
+    fn from(meta: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+        Fingerprint {
+            ino: meta.ino(),
+            size: meta.len(),
+            mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
+            ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
 /// A row of `objects`: an object version with bytes in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveSerialize, Deserialize)]
 pub(super) struct ObjectRow {

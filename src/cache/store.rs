@@ -62,6 +62,9 @@ const DISK_WRITES_MAX: usize = 8;
 /// be there that nobody accounts for until the sweep has found it.
 const UNFLUSHED_MAX_BYTES: u64 = 64 << 20;
 
+/// Objects whose rows wait to be written. Each has its file open.
+const DIRTY_MAX: usize = 1024;
+
 /// How exact `used_ms` is: a row is not written again for less.
 const USED_GRAIN_MS: u64 = 3_600_000;
 
@@ -89,7 +92,9 @@ pub struct Store {
     runtime: Handle,
     data_dir: PathBuf,
     index: Arc<Index>,
-    boot: u128,
+    /// What rows call the time in which their chunks were seen to be good: the
+    /// boot of the machine, until its disk fails.
+    trust: Mutex<u128>,
     clock: Arc<Clock>,
     budget: Budget,
     room: Room,
@@ -148,7 +153,7 @@ impl Store {
             runtime,
             data_dir,
             index,
-            boot,
+            trust: Mutex::new(boot),
             clock,
             budget: Budget::new(limit, totals.disk_bytes),
             room: Room::new(limit.unwrap_or(u64::MAX)),
@@ -291,7 +296,7 @@ impl Store {
         let file = BackingFile::open(&file_id.path(&self.data_dir)).ok()?;
         let mut fingerprint = file.fingerprint().ok()??;
         let untouched = fingerprint == row.fingerprint;
-        let trusted = untouched && row.verified_boot == Some(self.boot);
+        let trusted = untouched && row.verified_boot == Some(self.trust());
         let groups = self.index.chunk_groups(node).ok()?;
         let map = ChunkMap::load(meta.size, &groups, trusted);
         if !untouched {
@@ -321,12 +326,13 @@ impl Store {
         let unflushed = self.unflushed.load(Ordering::Relaxed);
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         kill_point::reach("flush-begun");
+        let trust = self.trust();
         let written = if dirty.is_empty() {
             self.index.sync_pending()
         } else {
             self.index.write_durably(|write| {
                 for object in dirty.values().filter(|object| !object.is_doomed()) {
-                    object.write_rows(write, self.boot)?;
+                    object.write_rows(write, trust)?;
                 }
                 kill_point::reach("flush-uncommitted");
                 Ok(())
@@ -350,12 +356,25 @@ impl Store {
         written
     }
 
+    fn trust(&self) -> u128 {
+        *lock(&self.trust)
+    }
+
+    /// The disk failed: a write that it took may be lost all the same, without
+    /// a word, once its page is. Every chunk is checked before its next use.
+    fn lose_trust(&self) {
+        *lock(&self.trust) = fastrand::u128(..);
+        let live: Vec<_> = lock(&self.live).values().filter_map(Weak::upgrade).collect();
+        for object in live {
+            object.distrust_all();
+        }
+    }
+
     /// `bytes` of a chunk are on disk. Blocks where the index is far behind.
     pub(super) fn chunk_written(&self, bytes: u64) {
         let unflushed = self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if unflushed > self.unflushed_max()
-            && let Err(error) = self.flush()
-        {
+        let is_behind = unflushed > self.unflushed_max() || lock(&self.dirty).len() > DIRTY_MAX;
+        if is_behind && let Err(error) = self.flush() {
             tracing::debug!(%error, "the index is behind what is on disk");
         }
     }
@@ -367,6 +386,7 @@ impl Store {
 
     /// What has to be done now and then: the disk followed, rows written. Blocks.
     pub(super) fn keep_house(&self) -> Result<(), CacheError> {
+        self.index.watch();
         if self.losses_met.load(Ordering::Relaxed) != self.index.losses() {
             self.forget_everything();
         }

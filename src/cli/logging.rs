@@ -21,7 +21,12 @@ const LOG_BYTES_MAX: u64 = 10 << 20;
 /// Logs to `file`, or to stderr.
 pub(super) fn init(file: Option<File>) {
     let filter = EnvFilter::try_from_env("WARMFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    // A log that cannot be written (it may lie on a full disk) is complained
+    // about on stderr, which is the log: that would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .log_internal_errors(false);
     // A second subscriber in one process is refused: the first one stays.
     let _ = match file {
         Some(file) => builder.with_writer(Mutex::new(file)).try_init(),

@@ -69,12 +69,6 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Nothing is left to be written.
-    pub(in crate::cache) fn set_clean(&mut self) -> Result<(), CacheError> {
-        self.meta.insert("clean", 1)?;
-        Ok(())
-    }
-
     /// An id that no node has had.
     pub(in crate::cache) fn allocate_node(&mut self) -> Result<NodeId, CacheError> {
         let id = self.index.next_node.fetch_add(1, Ordering::Relaxed);

@@ -73,7 +73,7 @@ impl Store {
         let row = ObjectRow {
             present_bytes: map.present_bytes(),
             fingerprint,
-            verified_boot: Some(self.boot),
+            verified_boot: Some(self.trust()),
             ..row.clone()
         };
         let written = self.index.write_durably(|write| {

@@ -171,6 +171,8 @@ impl Store {
                 self.budget.meet_quota();
             }
             *lock(&self.room.looked) = None;
+        } else {
+            self.lose_trust();
         }
     }
 

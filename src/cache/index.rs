@@ -101,7 +101,7 @@ pub(super) struct Index {
     damaged_rows: AtomicU64,
     /// Where mounts stand: put back when what the index held is lost.
     roots: Mutex<Vec<Root>>,
-    /// Transactions that may have written to the file.
+    /// Begins and ends of transactions, which may write to the file.
     touches: AtomicU64,
     /// What the file looked like after so many of them.
     watched: Mutex<Option<(u64, Fingerprint)>>,
@@ -361,7 +361,19 @@ impl Index {
         durability: Durability,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
+        // Before and after: what is looked at in between counts for nothing.
         self.touches.fetch_add(1, Ordering::Relaxed);
+        let result = self.transact_untold(db, durability, change);
+        self.touches.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    fn transact_untold<T>(
+        &self,
+        db: &Database,
+        durability: Durability,
+        change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
+    ) -> Result<T, CacheError> {
         let mut txn = begin_durable(db)?;
         txn.set_durability(durability).map_err(|e| CacheError::Index(e.to_string()))?;
         let mut write = Write::begin(self, &txn)?;

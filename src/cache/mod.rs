@@ -46,6 +46,8 @@ pub use upkeep::{Evicted, Pinned, Progress, Scope, Verified};
 use crate::config::CacheOptions;
 use crate::remote::RemoteError;
 use index::{Index, Opened};
+use record::NodeRow;
+use standing::Memo;
 use store::Parts;
 
 /// The open cache. One per cache directory and process.
@@ -69,6 +71,23 @@ pub struct CacheFigures {
     pub limit_bytes: u64,
     /// Objects with at least one chunk.
     pub objects: u64,
+    /// Bytes of all objects below the mounts, as far as they are listed.
+    pub dataset_bytes: u64,
+    /// Of these, in the cache.
+    pub dataset_cached_bytes: u64,
+    /// Bytes of disk that objects may take; the rest is the index's.
+    pub object_limit_bytes: u64,
+    /// Files and folders that are pinned.
+    pub pins: u64,
+}
+
+impl CacheFigures {
+    /// The part of an epoch's bytes that comes from the cache once it is warm:
+    /// what does not fit is streamed. `None` while nothing is listed.
+    pub fn expected_hit_rate(&self) -> Option<f64> {
+        let fits = self.object_limit_bytes as f64 / self.dataset_bytes as f64;
+        (self.dataset_bytes > 0).then_some(fits.min(1.0))
+    }
 }
 
 /// Something changed of which the kernel may hold a copy.
@@ -185,11 +204,33 @@ impl Cache {
     pub fn figures(&self) -> CacheFigures {
         let index_bytes = self.index.disk_bytes();
         let budget = self.store.budget();
+        let dataset = self.dataset();
         CacheFigures {
             used_bytes: budget.used() + index_bytes,
             limit_bytes: budget.limit(),
             objects: self.store.held_objects(),
+            dataset_bytes: dataset.bytes,
+            dataset_cached_bytes: dataset.cached_bytes,
+            object_limit_bytes: budget.for_objects(),
+            pins: self.store.places().pins(),
         }
+    }
+
+    /// The sums of all that is mounted. A mount within another counts once.
+    fn dataset(&self) -> Rollup {
+        let mounted = self.store.places().mounted();
+        let mut sum = Rollup::default();
+        for root in mounted {
+            let above = self.index.node(root).ok().flatten();
+            let is_within = matches!(above, Some(NodeRow::Current { parent, .. })
+                if self.store.places().standing(&self.index, parent, &mut Memo::default()).is_ok_and(|s| s.mounted));
+            if let (false, Ok(Some(row))) = (is_within, self.index.folder(root)) {
+                sum.objects += row.rollup.objects;
+                sum.bytes += row.rollup.bytes;
+                sum.cached_bytes += row.rollup.cached_bytes;
+            }
+        }
+        sum
     }
 
     /// Writes everything to the index, durably, and lets go of it. Blocks.

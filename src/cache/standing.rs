@@ -77,6 +77,11 @@ impl Places {
         lock(&self.known).mounted.keys().copied().collect()
     }
 
+    /// Names that are pinned.
+    pub(super) fn pins(&self) -> u64 {
+        lock(&self.known).pins.len() as u64
+    }
+
     fn loosen(&self) {
         self.loosened.fetch_add(1, Ordering::Relaxed);
     }

@@ -126,6 +126,9 @@ fn text(status: &StatusReply) -> String {
     line("memory", format_bytes(status.memory.rss_bytes));
     line("cache", output::short(&status.cache.dir));
     line("", cache(status));
+    if let Some(text) = dataset(status) {
+        line("", text);
+    }
     line("remote", remote(status));
     for mount in &status.mounts {
         line("", String::new());
@@ -142,6 +145,23 @@ fn text(status: &StatusReply) -> String {
         text.push_str("\n(what reaches the daemon; page-cache reads are not counted)\n");
     }
     text
+}
+
+/// How much of what is mounted fits, and what that means for an epoch.
+fn dataset(status: &StatusReply) -> Option<String> {
+    let cache = &status.cache;
+    let rate = cache.expected_hit_rate?;
+    let mut text = format!(
+        "dataset {} as far as listed, {} of it cached; expect {:.0} % hits once warm",
+        format_bytes(cache.dataset_bytes),
+        format_bytes(cache.dataset_cached_bytes),
+        // Not rounded up: 100 % is a promise.
+        (rate * 100.0).floor(),
+    );
+    if cache.pins > 0 {
+        let _ = write!(text, "; {}", count(cache.pins, "pin"));
+    }
+    Some(text)
 }
 
 fn cache(status: &StatusReply) -> String {
@@ -240,6 +260,10 @@ mod tests {
                 limit_bytes: 456 << 30,
                 objects: 1_300_000,
                 state: "the disk is full, reads pass by".to_owned(),
+                dataset_bytes: 1 << 40,
+                dataset_cached_bytes: 123 << 30,
+                expected_hit_rate: Some(0.4459),
+                pins: 2,
             },
             remote: RemoteStatus {
                 get: TransferStatus { requests: u64::MAX, bytes: u64::MAX, errors: 3 },
@@ -280,6 +304,10 @@ mod tests {
             "/cache/used_bytes",
             "/cache/limit_bytes",
             "/cache/objects",
+            "/cache/dataset_bytes",
+            "/cache/dataset_cached_bytes",
+            "/cache/expected_hit_rate",
+            "/cache/pins",
             "/remote/get/requests",
             "/remote/get/bytes",
             "/remote/get/errors",

@@ -318,7 +318,7 @@ pub struct FuseStatus {
 }
 
 /// The cache.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CacheStatus {
     /// Where it lies.
     pub dir: PathBuf,
@@ -330,6 +330,19 @@ pub struct CacheStatus {
     pub objects: u64,
     /// `ok`, or in a few words why reads pass it by.
     pub state: String,
+    /// Bytes of all objects below the mounts, as far as they are listed.
+    #[serde(default)]
+    pub dataset_bytes: u64,
+    /// Of these, in the cache.
+    #[serde(default)]
+    pub dataset_cached_bytes: u64,
+    /// Part of an epoch's bytes that will come from the cache once it is warm,
+    /// 0 to 1; left out while nothing is listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_hit_rate: Option<f64>,
+    /// Files and folders that are pinned.
+    #[serde(default)]
+    pub pins: u64,
 }
 
 /// Requests sent to remotes, one per attempt.

@@ -88,6 +88,10 @@ impl Engine for ReadThrough {
             limit_bytes: figures.limit_bytes,
             objects: figures.objects,
             state: self.cache.store().state(),
+            dataset_bytes: figures.dataset_bytes,
+            dataset_cached_bytes: figures.dataset_cached_bytes,
+            expected_hit_rate: figures.expected_hit_rate(),
+            pins: figures.pins,
         }
     }
 

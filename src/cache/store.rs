@@ -66,7 +66,7 @@ const UNFLUSHED_MAX_BYTES: u64 = 64 << 20;
 const DIRTY_MAX: usize = 1024;
 
 /// How exact `used_ms` is: a row is not written again for less.
-const USED_GRAIN_MS: u64 = 3_600_000;
+pub(super) const USED_GRAIN_MS: u64 = 3_600_000;
 
 /// Longest that closing waits for bytes that were fetched to be on disk.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);

@@ -5,15 +5,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, Stream, StreamExt};
+use tokio::sync::watch;
 
 use super::budget::Excess;
 use super::record::{EntryRow, NodeId, NodeRow};
 use super::standing::Memo;
-use super::store::{Checked, Readers};
+use super::store::{Checked, Readers, USED_GRAIN_MS};
 use super::{Cache, CacheError, CachedObject, NodeKind, Tree};
 
 /// Objects removed in one transaction: few enough that a reader's rows do not
@@ -50,18 +51,18 @@ pub struct Progress {
     pub bytes_done: AtomicU64,
     /// Bytes to do, as far as it is known.
     pub bytes_total: AtomicU64,
-    cancelled: AtomicBool,
+    cancelled: watch::Sender<bool>,
 }
 
 impl Progress {
     /// Asks the command to stop soon.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancelled.send_replace(true);
     }
 
     /// Whether it was asked to stop.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        *self.cancelled.borrow()
     }
 }
 
@@ -105,6 +106,12 @@ pub struct Pinned {
 }
 
 impl Progress {
+    /// Returns once it was asked to stop.
+    async fn cancelled(&self) {
+        // It cannot close: this holds its sender.
+        let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
+    }
+
     fn expect(&self, objects: u64, bytes: u64) {
         self.objects_total.fetch_add(objects, Ordering::Relaxed);
         self.bytes_total.fetch_add(bytes, Ordering::Relaxed);
@@ -137,7 +144,9 @@ impl Cache {
         if let Some(age) = older_than {
             let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
             let newest_ms = self.clock.current_ms().saturating_sub(age_ms);
-            held.retain(|held| held.used_ms <= newest_ms);
+            // Its row may be so much behind its last use.
+            let grain_ms = USED_GRAIN_MS.min(age_ms);
+            held.retain(|held| held.used_ms.saturating_add(grain_ms) <= newest_ms);
         }
         progress.expect(held.len() as u64, held.iter().map(|held| held.bytes).sum());
         let cache = self.clone();
@@ -190,9 +199,7 @@ impl Cache {
                     self.verify_one(held.node, trees).await.map(|one| (held, one))
                 })
                 .buffer_unordered(VERIFIED_AT_ONCE);
-        while !progress.is_cancelled()
-            && let Some(checked) = checks.next().await
-        {
+        while let Some(checked) = next(&mut checks, progress).await {
             let (held, one) = checked?;
             progress.done(1, held.bytes);
             total.objects += 1;
@@ -248,15 +255,13 @@ impl Cache {
         total.bytes = objects.iter().map(|(_, size)| size).sum();
         let mut fetches = stream::iter(objects.clone())
             .map(|(node, size)| async move {
-                let cached = self.fetch_pinned(tree, node, size, progress).await;
-                progress.done(1, size);
-                cached
+                let fetched = self.fetch_pinned(tree, node, size, progress).await;
+                progress.done(1, 0);
+                fetched
             })
             .buffer_unordered(FETCHED_AT_ONCE);
         let mut last_error = None;
-        while !progress.is_cancelled()
-            && let Some(fetched) = fetches.next().await
-        {
+        while let Some(fetched) = next(&mut fetches, progress).await {
             // The others are fetched all the same.
             last_error = fetched.err().or(last_error);
         }
@@ -314,6 +319,7 @@ impl Cache {
         let wanted = Excess { bytes: missing, files: 1 };
         let fits = self.blocking(move || Ok(cache.store.has_room_by_force(wanted))).await?;
         if missing == 0 || !fits || progress.is_cancelled() {
+            progress.done(0, size);
             return Ok(());
         }
         let Some(known) = tree.node(node)? else { return Ok(()) };
@@ -321,8 +327,9 @@ impl Cache {
         object.opened();
         let mut at = 0;
         while at < size && !progress.is_cancelled() {
-            let read = object.read(at, FETCH_STEP_BYTES).await?;
-            at += read.data.len().max(1) as u64;
+            let read = object.read(at, FETCH_STEP_BYTES).await?.data.len() as u64;
+            progress.done(0, read);
+            at += read.max(1);
         }
         Ok(())
     }
@@ -444,6 +451,16 @@ impl Cache {
         task.await.unwrap_or_else(|error| {
             Err(CacheError::Io(format!("upkeep ended abnormally: {error}")))
         })
+    }
+}
+
+/// The next of `items`, or `None` once the command is to stop: nothing that is
+/// slow is waited for then.
+async fn next<T>(items: &mut (impl Stream<Item = T> + Unpin), progress: &Progress) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = progress.cancelled() => None,
+        item = items.next() => item,
     }
 }
 

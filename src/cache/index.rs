@@ -11,11 +11,13 @@
 //! - No transaction outlives one call: a long reader pins pages.
 //! - An I/O error latches redb until the file is opened again, so it is opened
 //!   again: what was not durable is lost, and asked of the remote once more.
+//! - Where it cannot be opened again, it goes on in memory (see [`memory`]).
 //! - Damage found at run time is met as at the start: the file is set aside and
 //!   an empty index takes its place. Mounts keep their roots, and no node id is
 //!   used twice. redb panics over some damaged pages, so panics count as damage.
 
 mod closed;
+mod memory;
 mod write;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,6 +36,7 @@ use super::record::{
 };
 use super::{CacheError, kill_point, lock};
 use crate::remote::RemoteId;
+use memory::FAILED_COMMITS_MAX;
 pub(super) use write::Write;
 
 /// Version of the tables below. Another one on disk is set aside.
@@ -97,6 +100,10 @@ pub(super) struct Index {
     losses: AtomicU64,
     /// Reports of damage in the file as it is now.
     alarms: AtomicU64,
+    /// The file cannot be used for now.
+    in_memory: AtomicBool,
+    /// Durable commits that failed, since one did not.
+    failed_commits: AtomicU64,
     /// Rows of objects that were found damaged, and read as absent.
     damaged_rows: AtomicU64,
     /// Where mounts stand: put back when what the index held is lost.
@@ -152,6 +159,8 @@ impl Index {
             reserved: AtomicU64::new(next_node + NODE_ID_BLOCK),
             losses: AtomicU64::new(0),
             alarms: AtomicU64::new(0),
+            in_memory: AtomicBool::new(false),
+            failed_commits: AtomicU64::new(0),
             damaged_rows: AtomicU64::new(0),
             roots: Mutex::default(),
             touches: AtomicU64::new(0),
@@ -194,7 +203,7 @@ impl Index {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         // Its drop tidies up, and may meet damage doing so.
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(db)));
-        if clean && synced.is_ok() && dropped.is_ok() {
+        if clean && synced.is_ok() && dropped.is_ok() && !self.is_in_memory() {
             closed::put(&self.path);
         }
         synced
@@ -203,6 +212,9 @@ impl Index {
     /// Looks whether somebody else wrote to the file. Damaged pages are not all
     /// noticed when they are read: one may only hide what it led to.
     pub(super) fn watch(&self) {
+        if self.is_in_memory() {
+            return;
+        }
         let touches = self.touches.load(Ordering::Relaxed);
         let losses = self.losses();
         let Some(now) = Fingerprint::of(&self.path) else { return };
@@ -259,11 +271,17 @@ impl Index {
             Some(reason) => self.open_checked(reason),
             None => open_database(&self.path),
         };
-        match opened {
-            Ok(opened) => *db = Some(opened),
-            Err(error) if is_damaged(&error) => *db = self.start_anew(&error),
-            Err(error) => tracing::warn!(%error, "the cache index cannot be opened again"),
-        }
+        *db = match opened {
+            _ if self.is_in_memory() => self.begin_in_memory(), // It was there that something broke.
+            Ok(opened) => Some(opened),
+            Err(error) if is_damaged(&error) => {
+                self.start_anew(&error).or_else(|| self.begin_in_memory())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the cache index cannot be opened again");
+                self.begin_in_memory()
+            }
+        };
     }
 
     fn open_checked(&self, reason: &str) -> Result<Database, redb::Error> {
@@ -278,15 +296,13 @@ impl Index {
     fn start_anew(&self, reason: &redb::Error) -> Option<Database> {
         let next_node = self.next_node.load(Ordering::Relaxed);
         let begun = set_aside(&self.path, reason).and_then(|()| {
-            let (db, _) = open_database(&self.path).and_then(|db| prepare(db, next_node))?;
-            self.put_roots(&db)?;
-            Ok(db)
+            let opened = open_database(&self.path).and_then(|db| prepare(db, next_node))?;
+            self.put_roots(&opened.0)?;
+            Ok(opened)
         });
         match begun {
-            Ok(db) => {
-                self.reserved.store(next_node + NODE_ID_BLOCK, Ordering::Relaxed);
-                self.alarms.store(0, Ordering::Relaxed);
-                self.losses.fetch_add(1, Ordering::Relaxed);
+            Ok((db, prepared)) => {
+                self.begin_anew(&prepared);
                 Some(db)
             }
             Err(error) => {
@@ -349,8 +365,14 @@ impl Index {
     ) -> Result<T, CacheError> {
         self.pending.store(false, Ordering::Relaxed);
         let result = self.with_database(|db| self.transact(db, Durability::Immediate, change));
-        if result.is_err() {
-            self.pending.store(true, Ordering::Relaxed);
+        match &result {
+            Ok(_) => self.failed_commits.store(0, Ordering::Relaxed),
+            Err(_) => {
+                self.pending.store(true, Ordering::Relaxed);
+                if self.failed_commits.fetch_add(1, Ordering::Relaxed) + 1 >= FAILED_COMMITS_MAX {
+                    self.leave_file();
+                }
+            }
         }
         result
     }

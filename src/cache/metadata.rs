@@ -391,7 +391,11 @@ impl Tree {
     }
 
     async fn list(&self, folder: NodeId) -> Result<(), CacheError> {
-        self.list_once(folder).await?;
+        match self.list_once(folder).await {
+            // By now another index has taken the place of the one that failed.
+            Err(CacheError::Index(_) | CacheError::Damaged(_)) => self.list_once(folder).await?,
+            listed => listed?,
+        }
         // Names that were in the way are gone now: no third time is needed.
         if self.index.folder(folder)?.is_some_and(|row| row.listed_ms == Some(0)) {
             self.list_once(folder).await?;
@@ -441,6 +445,16 @@ impl Tree {
 
     /// Asks for one name: as an object and as a folder, side by side.
     async fn point_lookup(&self, parent: NodeId, name: &str) -> Result<(), CacheError> {
+        match self.point_lookup_once(parent, name).await {
+            // As with listings: by now there is another index.
+            Err(CacheError::Index(_) | CacheError::Damaged(_)) => {
+                self.point_lookup_once(parent, name).await
+            }
+            looked_up => looked_up,
+        }
+    }
+
+    async fn point_lookup_once(&self, parent: NodeId, name: &str) -> Result<(), CacheError> {
         let key = format!("{}{name}", self.prefix(parent)?);
         let below = ListRequest {
             prefix: format!("{key}/"),

@@ -388,9 +388,12 @@ impl Store {
     pub(super) fn keep_house(&self) -> Result<(), CacheError> {
         self.index.watch();
         if self.losses_met.load(Ordering::Relaxed) != self.index.losses() {
-            self.forget_everything();
+            self.meet_other_index()?;
         }
         self.follow_disk();
+        if self.index.is_in_memory() && self.health.trouble().is_none() {
+            self.health.failed(&std::io::Error::other("the cache index cannot be written"));
+        }
         if self.health.trouble().is_some() && !self.health.is_pausing() {
             self.probe_disk();
         }
@@ -402,6 +405,7 @@ impl Store {
         let path = self.data_dir.join("probe");
         let probed = std::fs::write(&path, [0; 4096])
             .and_then(|()| std::fs::File::open(&path)?.sync_all())
+            .and_then(|()| self.index.return_to_file().map_err(std::io::Error::other))
             .and_then(|()| self.index.sync().map_err(std::io::Error::other));
         // What is left of it goes with the next sweep.
         let _ = std::fs::remove_file(&path);
@@ -411,12 +415,11 @@ impl Store {
         }
     }
 
-    /// The index lost everything: what was cached is cached no more. Those who
-    /// read go on with the files they have open.
-    fn forget_everything(&self) {
+    /// The index is not the one that it was: what is in memory of objects is
+    /// about nodes that may not be there. Those who read go on with the files
+    /// they have open, and what is kept is what the index knows now.
+    fn meet_other_index(&self) -> Result<(), CacheError> {
         self.losses_met.store(self.index.losses(), Ordering::Relaxed);
-        self.metrics.repairs.add(1);
-        self.places.set_pins([]);
         let live: Vec<_> =
             lock(&self.live).drain().filter_map(|(_, object)| object.upgrade()).collect();
         for object in &live {
@@ -424,13 +427,22 @@ impl Store {
         }
         drop(std::mem::take(&mut *lock(&self.dirty)));
         self.forget_idle();
+        let totals = self.index.totals()?;
+        self.places.set_pins(self.index.pins()?);
         // From here on they are what their readers hold, and go with them.
-        let used = live.iter().map(|object| object.disk_bytes()).sum();
+        let used: u64 = live.iter().map(|object| object.disk_bytes()).sum();
         let held = live.iter().filter(|object| object.present_bytes() > 0).count();
-        self.budget.set_used(used);
-        self.held.store(held as u64, Ordering::Relaxed);
+        self.budget.set_used(totals.disk_bytes + used);
+        self.held.store(totals.objects + held as u64, Ordering::Relaxed);
         drop(live);
-        self.sweep_later(u64::MAX);
+        if self.index.is_in_memory() {
+            // The file may come back, and with it all that it knows.
+            self.health.failed(&std::io::Error::other("the cache index cannot be written"));
+        } else {
+            self.metrics.repairs.add(1);
+            self.sweep_later(if totals.objects == 0 { u64::MAX } else { self.unflushed_max() });
+        }
+        Ok(())
     }
 
     /// Looks for files that nobody knows, soon. Until that is done, `held_back`

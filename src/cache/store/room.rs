@@ -140,7 +140,7 @@ impl Store {
 
     /// Takes disk for a chunk, or says no. May evict to have it. Blocks.
     pub(in crate::cache) fn reserve(&self, bytes: u64) -> bool {
-        if self.health.is_pausing() {
+        if self.health.is_pausing() || self.index.is_in_memory() {
             return false;
         }
         let reserved = self.budget.reserve(bytes)

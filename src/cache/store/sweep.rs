@@ -58,7 +58,8 @@ impl Store {
     /// `false` once the store is closed.
     fn sweep_folder(&self, folder: &Path, swept: &mut Swept) -> bool {
         for entry in entries(folder) {
-            if self.closed.load(Ordering::Relaxed) {
+            // An index in memory knows nothing of what is on disk.
+            if self.closed.load(Ordering::Relaxed) || self.index.is_in_memory() {
                 return false;
             }
             let id = entry.file_name().to_str().and_then(FileId::of_name);

@@ -104,8 +104,8 @@ impl Budget {
         self.quota.store(held - held / 64, Ordering::Relaxed);
     }
 
-    /// Follows the disk: what may be taken changes with what others leave.
-    /// The index takes `index` bytes and may grow to `index_share`. Returns
+    /// Follows the disk: what may be taken changes with what others leave. What
+    /// is no object takes `index` bytes and may grow to `index_share`. Returns
     /// what has to go.
     pub(super) fn look(&self, disk: Disk, index: u64, index_share: u64) -> Excess {
         let reserve = match self.given {
@@ -124,7 +124,10 @@ impl Budget {
         let files = if disk.files == 0 { u64::MAX } else { disk.free_files };
         self.files.store(files.saturating_sub(floor_files), Ordering::Relaxed);
         Excess {
-            bytes: (used + index).saturating_sub(limit),
+            // More than we have, perhaps, where others took it all.
+            bytes: (used + index_share)
+                .saturating_sub(limit)
+                .max(reserve.saturating_sub(disk.free)),
             files: floor_files.saturating_sub(files),
         }
     }

@@ -36,7 +36,7 @@ use super::record::{
 };
 use super::{CacheError, kill_point, lock};
 use crate::remote::RemoteId;
-use memory::FAILED_COMMITS_MAX;
+use memory::{FAILED_COMMITS_MAX, FULL_COMMITS_MAX};
 pub(super) use write::Write;
 
 /// Version of the tables below. Another one on disk is set aside.
@@ -245,7 +245,7 @@ impl Index {
         };
         match &result {
             Err(CacheError::Damaged(reason)) => self.reopen(Some(reason), losses),
-            Err(CacheError::Index(_)) => self.reopen(None, losses),
+            Err(CacheError::Index(_) | CacheError::NoRoom(_)) => self.reopen(None, losses),
             _ => {}
         }
         result
@@ -325,7 +325,7 @@ impl Index {
     ) -> Result<T, CacheError> {
         let run = |db: &Database| read(&db.begin_read()?);
         match self.with_database(run) {
-            Err(CacheError::Index(_) | CacheError::Damaged(_)) => self.with_database(run),
+            Err(error) if error.is_of_index() => self.with_database(run),
             result => result,
         }
     }
@@ -338,13 +338,6 @@ impl Index {
             self.damaged_rows.fetch_add(1, Ordering::Relaxed);
         }
         row
-    }
-
-    /// Bytes of disk the index takes, with one that was set aside.
-    pub(super) fn disk_bytes(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.blocks() * 512);
-        bytes(&self.path) + bytes(&damaged_path(&self.path))
     }
 
     /// Runs `change` in one transaction, visible when this returns. Blocks
@@ -367,9 +360,14 @@ impl Index {
         let result = self.with_database(|db| self.transact(db, Durability::Immediate, change));
         match &result {
             Ok(_) => self.failed_commits.store(0, Ordering::Relaxed),
-            Err(_) => {
+            Err(error) => {
                 self.pending.store(true, Ordering::Relaxed);
-                if self.failed_commits.fetch_add(1, Ordering::Relaxed) + 1 >= FAILED_COMMITS_MAX {
+                let failed = self.failed_commits.fetch_add(1, Ordering::Relaxed) + 1;
+                let max = match error {
+                    CacheError::NoRoom(_) => FULL_COMMITS_MAX,
+                    _ => FAILED_COMMITS_MAX,
+                };
+                if failed >= max {
                     self.leave_file();
                 }
             }

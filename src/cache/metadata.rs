@@ -393,7 +393,7 @@ impl Tree {
     async fn list(&self, folder: NodeId) -> Result<(), CacheError> {
         match self.list_once(folder).await {
             // By now another index has taken the place of the one that failed.
-            Err(CacheError::Index(_) | CacheError::Damaged(_)) => self.list_once(folder).await?,
+            Err(error) if error.is_of_index() => self.list_once(folder).await?,
             listed => listed?,
         }
         // Names that were in the way are gone now: no third time is needed.
@@ -447,9 +447,7 @@ impl Tree {
     async fn point_lookup(&self, parent: NodeId, name: &str) -> Result<(), CacheError> {
         match self.point_lookup_once(parent, name).await {
             // As with listings: by now there is another index.
-            Err(CacheError::Index(_) | CacheError::Damaged(_)) => {
-                self.point_lookup_once(parent, name).await
-            }
+            Err(error) if error.is_of_index() => self.point_lookup_once(parent, name).await,
             looked_up => looked_up,
         }
     }

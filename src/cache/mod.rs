@@ -65,7 +65,7 @@ pub struct Cache {
 /// What the cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheFigures {
-    /// Bytes of disk taken, the index included.
+    /// Bytes of disk taken, the index and all else included.
     pub used_bytes: u64,
     /// Bytes of disk it may take.
     pub limit_bytes: u64,
@@ -110,6 +110,9 @@ pub enum CacheError {
     /// The index could not: its disk fails.
     #[error("cache index: {0}")]
     Index(String),
+    /// The index could not: there is no room on its disk.
+    #[error("cache index: {0}")]
+    NoRoom(String),
     /// The index is damaged. It is set aside by whoever finds out.
     #[error("cache index: damaged: {0}")]
     Damaged(String),
@@ -122,6 +125,11 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// Whether the index failed, and by now may work again, or another one does.
+    fn is_of_index(&self) -> bool {
+        matches!(self, CacheError::Index(_) | CacheError::NoRoom(_) | CacheError::Damaged(_))
+    }
+
     fn io(path: &Path) -> impl Fn(std::io::Error) -> CacheError {
         move |error| CacheError::Io(format!("{}: {error}", path.display()))
     }
@@ -129,9 +137,11 @@ impl CacheError {
 
 impl From<redb::Error> for CacheError {
     fn from(error: redb::Error) -> Self {
-        match index::is_damaged(&error) {
-            true => CacheError::Damaged(error.to_string()),
-            false => CacheError::Index(error.to_string()),
+        let text = error.to_string();
+        match &error {
+            redb::Error::Io(error) if disk_health::is_full(error) => CacheError::NoRoom(text),
+            error if index::is_damaged(error) => CacheError::Damaged(text),
+            _ => CacheError::Index(text),
         }
     }
 }
@@ -202,11 +212,10 @@ impl Cache {
 
     /// What the cache holds.
     pub fn figures(&self) -> CacheFigures {
-        let index_bytes = self.index.disk_bytes();
         let budget = self.store.budget();
         let dataset = self.dataset();
         CacheFigures {
-            used_bytes: budget.used() + index_bytes,
+            used_bytes: budget.used() + self.store.overhead_bytes(),
             limit_bytes: budget.limit(),
             objects: self.store.held_objects(),
             dataset_bytes: dataset.bytes,

@@ -21,9 +21,10 @@ use super::budget::disk_bytes;
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
 use super::fetch::{Admission, Flight, Landed, Pilot};
 use super::index::Write;
+use super::listing::to_ns;
 use super::pass_by::PASS_BY_WINDOW_BYTES;
 use super::readahead::{Plan, Readahead, WINDOW_MAX_BYTES};
-use super::record::{FileId, Fingerprint, GROUP_CHUNKS, Location, NodeId, ObjectRow};
+use super::record::{FileId, Fingerprint, GROUP_CHUNKS, Location, NodeId, ObjectAttr, ObjectRow};
 use super::store::Store;
 use super::{CacheError, Event, kill_point, lock};
 use crate::remote::client::RemoteClient;
@@ -234,6 +235,16 @@ impl CachedObject {
         self.meta.size
     }
 
+    /// Size, time and version, as the remote has them.
+    pub fn attr(&self) -> ObjectAttr {
+        ObjectAttr {
+            size: self.meta.size,
+            mtime_ns: to_ns(self.meta.mtime),
+            version: self.meta.version.clone(),
+            key_name: None,
+        }
+    }
+
     /// Bytes in the cache.
     pub fn present_bytes(&self) -> u64 {
         lock(&self.state).map.present_bytes()
@@ -313,7 +324,10 @@ impl CachedObject {
                 Some(bytes) => (chunk, bytes, range),
                 None => return Ok(false),
             },
-            Piece::Memory { chunk, bytes, range } => (chunk, bytes, range),
+            Piece::Memory { chunk, bytes, range } => {
+                self.keep_passed(chunk, &bytes);
+                (chunk, bytes, range)
+            }
             Piece::Flight { flight, chunk, range } => match flight.chunk(chunk).await? {
                 Landed::Memory(bytes) => {
                     out.miss_bytes += range.end - range.start;
@@ -618,6 +632,21 @@ impl CachedObject {
                 object.store.chunk_settled();
             }
         })
+    }
+
+    /// A chunk went past the disk when it came. It is kept now if it can be: as
+    /// long as it is in memory nobody fetches it, who would keep it.
+    fn keep_passed(self: &Arc<Self>, chunk: u32, bytes: &Bytes) {
+        if self.is_doomed() || !self.store.is_keeping() {
+            return;
+        }
+        let (object, bytes) = (self.clone(), bytes.clone());
+        // Whoever reads the chunk next tries again.
+        drop(self.store.write_blocking(move || {
+            if object.is_kept(chunk) || object.keep(chunk, &bytes) {
+                object.store.kept_after_all(object.node, chunk);
+            }
+        }));
     }
 
     /// Whether a chunk is on disk already: after damage, two flights may bring it.

@@ -47,6 +47,14 @@ impl PassBy {
         }
     }
 
+    /// A chunk is on disk after all.
+    pub(super) fn remove(&self, node: NodeId, chunk: u32) {
+        let mut held = super::lock(&self.0);
+        if let Some(bytes) = held.chunks.pop(&(node, chunk)) {
+            held.bytes -= bytes.len();
+        }
+    }
+
     /// A chunk, if it is still held.
     pub(super) fn get(&self, node: NodeId, chunk: u32) -> Option<Bytes> {
         super::lock(&self.0).chunks.get(&(node, chunk)).cloned()

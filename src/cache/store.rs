@@ -327,10 +327,14 @@ impl Store {
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         kill_point::reach("flush-begun");
         let trust = self.trust();
-        let written = if dirty.is_empty() {
+        let unwritten = self.take_unwritten();
+        let written = if dirty.is_empty() && unwritten.is_empty() {
             self.index.sync_pending()
         } else {
             self.index.write_durably(|write| {
+                for (node, file) in &unwritten {
+                    write.remove_object_in(*node, *file)?;
+                }
                 for object in dirty.values().filter(|object| !object.is_doomed()) {
                     object.write_rows(write, trust)?;
                 }
@@ -338,6 +342,7 @@ impl Store {
                 Ok(())
             })
         };
+        self.settle_unwritten(unwritten, written.is_ok());
         match &written {
             Ok(()) => {
                 kill_point::reach("flush-committed");
@@ -345,7 +350,10 @@ impl Store {
             }
             // What cannot be noted is not kept: it would only gather in memory.
             Err(error) => {
-                self.disk_failed(&std::io::Error::other(error.clone()));
+                self.disk_failed(&match error {
+                    CacheError::NoRoom(_) => std::io::Error::from_raw_os_error(libc::ENOSPC),
+                    error => std::io::Error::other(error.clone()),
+                });
                 for object in dirty.values() {
                     object.redirty();
                     self.mark_dirty(object);
@@ -576,6 +584,10 @@ impl Store {
     pub(super) fn pass_by(&self, node: NodeId, chunk: u32, bytes: Bytes) {
         self.metrics.passed_by_bytes.add(bytes.len() as u64);
         self.passing.insert(node, chunk, bytes);
+    }
+
+    pub(super) fn kept_after_all(&self, node: NodeId, chunk: u32) {
+        self.passing.remove(node, chunk);
     }
 
     pub(super) fn fetcher(&self) -> &Fetcher {

@@ -220,6 +220,7 @@ fn explain_cache(error: &CacheError) -> ErrorReply {
                 .with_hint("what is done is kept; run it again")
         }
         CacheError::Index(_)
+        | CacheError::NoRoom(_)
         | CacheError::Damaged(_)
         | CacheError::Unknown(_)
         | CacheError::Io(_) => ErrorReply::new(ErrorCode::Internal, error.to_string())

@@ -136,7 +136,19 @@ impl Filesystem for Driver {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.count(&self.fs.metrics().fuse_ops.getattr);
-        self.answer(self.fs.getattr(Ino(ino.0)), move |result| match result {
+        let ino = Ino(ino.0);
+        let answer = match self.fs.getattr(ino) {
+            // The index that knew it is lost. Who has it open reads on, and the
+            // kernel asks for attributes before it lets them.
+            Answer::Now(Err(Errno::ESTALE)) => {
+                let open = self.open.object(ino.node(self.fs.tree().root()));
+                Answer::Now(
+                    open.map(|object| self.fs.attr_of_open(ino, &object)).ok_or(Errno::ESTALE),
+                )
+            }
+            answer => answer,
+        };
+        self.answer(answer, move |result| match result {
             Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
             Err(errno) => reply.error(errno.into()),
         });

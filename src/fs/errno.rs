@@ -32,7 +32,10 @@ impl Errno {
             },
             // The kernel looks the path up again, from the root.
             CacheError::Unknown(_) => Errno::ESTALE,
-            CacheError::Index(_) | CacheError::Damaged(_) | CacheError::Io(_) => Errno::EIO,
+            CacheError::Index(_)
+            | CacheError::NoRoom(_)
+            | CacheError::Damaged(_)
+            | CacheError::Io(_) => Errno::EIO,
         }
     }
 

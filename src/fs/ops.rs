@@ -186,6 +186,20 @@ impl FileSystem {
         }
     }
 
+    /// The attributes of an object that is open, whatever became of its name.
+    pub(super) fn attr_of_open(&self, ino: Ino, object: &CachedObject) -> Attr {
+        let id = ino.node(self.tree.root());
+        let kind = NodeKind::Object(object.attr());
+        let node = Node {
+            id,
+            parent: id,
+            name: String::new(),
+            kind,
+            valid_for: self.options.metadata_ttl,
+        };
+        Attr::new(&node, self.tree.root(), object.present_bytes(), &self.options)
+    }
+
     fn attr_of(&self, node: &Node) -> Attr {
         let present = match &node.kind {
             NodeKind::Object(object) if object.size > 0 => self.tree.store().present_bytes(node.id),

@@ -312,6 +312,9 @@ impl Warmfs {
 
 impl Drop for Warmfs {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
         abort_mounts(&self.path(""));
         if let Some(pid) = self.daemon() {
             let pid = Pid::from_raw(pid as i32);

@@ -17,8 +17,11 @@ use super::{
 use crate::cache::CacheError;
 
 /// Durable commits that may fail in a row before the file is given up for now.
-/// One may: its disk was full, or the machine was out of descriptors.
+/// One may: the machine was out of descriptors, say.
 pub(super) const FAILED_COMMITS_MAX: u64 = 2;
+
+/// The same where there is no room: eviction makes some within a second or two.
+pub(super) const FULL_COMMITS_MAX: u64 = 16;
 
 impl Index {
     /// Whether the file cannot be used just now: nothing that is written here

@@ -32,12 +32,19 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// pages that one commit rewrites, and the state of redb's own allocator.
 const INDEX_GROWTH_BYTES: u64 = 1 << 20;
 
+/// What a file's name takes in its folder, and what folders take with few in them.
+const FOLDER_BYTES_PER_FILE: u64 = 64;
+const FOLDER_BYTES_MIN: u64 = 64 << 10;
+
 /// Evicted at once at most: one durable commit frees so much, and nobody waits
 /// longer than that takes.
 const BATCH_BYTES_MAX: u64 = 64 << 20;
 
 /// Objects evicted in one transaction.
 const BATCH_OBJECTS_MAX: usize = 256;
+
+/// How often room is made for a chunk that others take before it.
+const RESERVE_TRIES: usize = 4;
 
 /// Rows read at once in search of objects that may go.
 const SCAN_ROWS: usize = 1024;
@@ -56,6 +63,8 @@ pub(super) struct Room {
     looked: Mutex<Option<Instant>>,
     /// Nodes whose rows are about to go: whoever loads one finds nothing.
     leaving: Mutex<HashSet<NodeId>>,
+    /// Rows that are to go with the next flush.
+    unwritten: Mutex<Vec<(NodeId, FileId)>>,
 }
 
 /// How far rows were searched for objects that may go.
@@ -114,6 +123,7 @@ impl Room {
             search: Mutex::default(),
             looked: Mutex::default(),
             leaving: Mutex::default(),
+            unwritten: Mutex::default(),
         }
     }
 
@@ -143,8 +153,14 @@ impl Store {
         if self.health.is_pausing() || self.index.is_in_memory() {
             return false;
         }
-        let reserved = self.budget.reserve(bytes)
-            || (self.make_room(Excess { bytes, files: 0 }, false) && self.budget.reserve(bytes));
+        let mut reserved = self.budget.reserve(bytes);
+        for _ in 0..RESERVE_TRIES {
+            if reserved || !self.make_room(Excess { bytes, files: 0 }, false) {
+                break;
+            }
+            // Others may have been faster.
+            reserved = self.budget.reserve(bytes);
+        }
         if !reserved {
             self.full.store(true, Ordering::Relaxed);
         }
@@ -188,7 +204,14 @@ impl Store {
         // Each batch is a commit; what is left is for the next look.
         for _ in 0..FORCED_BATCHES_MAX {
             let excess = self.look_at_disk();
-            if excess.is_none() || !self.make_room(excess, true) {
+            if excess.is_none() {
+                break;
+            }
+            if self.index.is_in_memory() {
+                self.unlink_blindly(excess);
+                break;
+            }
+            if !self.make_room(excess, true) {
                 break;
             }
         }
@@ -199,15 +222,43 @@ impl Store {
         self.full.store(!has_room && !self.may_evict(), Ordering::Relaxed);
     }
 
+    /// Removes files although no index tells which: it may be back only when
+    /// there is room for it. Whose rows it has is found missing then.
+    fn unlink_blindly(&self, excess: Excess) {
+        let mut freed = Excess::default();
+        for folder in super::sweep::entries(&self.data_dir) {
+            for entry in super::sweep::entries(&folder.path()) {
+                if freed.bytes >= excess.bytes && freed.files >= excess.files {
+                    return;
+                }
+                freed.bytes += super::sweep::blocks_of(&entry);
+                freed.files += 1;
+                self.unlink(&entry.path());
+                self.metrics.evicted_objects.add(1);
+            }
+        }
+    }
+
     /// Asks the disk what it has left. Returns what has to go.
     pub(super) fn look_at_disk(&self) -> Excess {
-        let index = self.index.disk_bytes();
+        let index = self.overhead_bytes();
         let share = index + (index / 8).max(INDEX_GROWTH_BYTES);
         // Who cannot be asked is found out by writing.
         let Ok(disk) = Disk::of(&self.data_dir) else { return Excess::default() };
         let excess = self.budget.look(disk, index, share);
         lock(&self.room.recency).set_budget(self.budget.for_objects());
         excess
+    }
+
+    /// Bytes of disk that are no object's: the index, the log, the folders that
+    /// the objects' files are in.
+    pub(in crate::cache) fn overhead_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let beside = self.data_dir.parent().map(std::fs::read_dir);
+        let files =
+            beside.into_iter().flatten().flatten().flatten().filter_map(|e| e.metadata().ok());
+        let files: u64 = files.map(|meta| meta.blocks() * 512).sum();
+        files + self.held_objects() * FOLDER_BYTES_PER_FILE + FOLDER_BYTES_MIN
     }
 
     pub(super) fn may_evict(&self) -> bool {
@@ -392,30 +443,42 @@ impl Store {
     ) -> Result<Removed, CacheError> {
         let mut removed = Removed::default();
         let mut leavers = Vec::with_capacity(nodes.len());
+        let mut result = Ok(());
         for node in nodes {
-            match self.take_leave(*node, readers)? {
-                Leave::Gone(leaver) => leavers.push(leaver),
-                Leave::InUse => removed.in_use += 1,
-                Leave::Nothing => {}
+            match self.take_leave(*node, readers) {
+                Ok(Leave::Gone(leaver)) => leavers.push(leaver),
+                Ok(Leave::InUse) => removed.in_use += 1,
+                Ok(Leave::Nothing) => {}
+                Err(error) => {
+                    result = Err(error); // Those that took their leave go all the same.
+                    break;
+                }
             }
         }
         kill_point::reach("remove-begun");
-        let written = if leavers.is_empty() {
-            Ok(())
-        } else {
-            self.index.write_durably(|write| {
-                leavers
-                    .iter()
-                    .try_for_each(|leaver| write.remove_object_in(leaver.node, leaver.file))
-            })
+        let rows = match leavers.is_empty() {
+            true => Ok(()),
+            false => self.index.write_durably(|write| {
+                let mut rows = leavers.iter();
+                rows.try_for_each(|leaver| write.remove_object_in(leaver.node, leaver.file))
+            }),
         };
         kill_point::reach("remove-rows-removed");
+        let rows = match rows {
+            Ok(()) => Rows::Gone,
+            // Without room not even rows can be removed. Files can, and make some.
+            Err(CacheError::NoRoom(_)) => Rows::GoLater,
+            Err(error) => {
+                result = Err(error);
+                Rows::Stay
+            }
+        };
         for leaver in leavers {
             removed.objects += u64::from(leaver.held_bytes > 0);
             removed.bytes += leaver.held_bytes;
-            self.bury(leaver, written.is_ok());
+            self.bury(leaver, rows);
         }
-        written.map(|()| removed)
+        result.map(|()| removed)
     }
 
     /// Nobody finds the object from now on.
@@ -447,9 +510,9 @@ impl Store {
         Ok(Leave::Gone(Leaver { node, file, unowned_bytes: 0, held_bytes, live: Some(live) }))
     }
 
-    /// Removes the file of an object whose rows are gone.
-    fn bury(&self, leaver: Leaver, rows_are_gone: bool) {
-        if rows_are_gone {
+    /// Removes the file of an object that took its leave.
+    fn bury(&self, leaver: Leaver, rows: Rows) {
+        if rows != Rows::Stay {
             self.unlink(&leaver.file.path(&self.data_dir));
             kill_point::reach("remove-file-removed");
             self.budget.release(leaver.unowned_bytes);
@@ -460,8 +523,26 @@ impl Store {
         lock(&self.room.recency).set_held(leaver.node, false);
         // Its bytes are given back here, unless somebody reads it.
         drop(leaver.live);
-        self.room.set_leaving(leaver.node, false);
+        if rows == Rows::GoLater {
+            lock(&self.room.unwritten).push((leaver.node, leaver.file));
+        } else {
+            self.room.set_leaving(leaver.node, false);
+        }
         self.emit(Event::Blocks(leaver.node));
+    }
+
+    /// Rows that could not be removed when their files were.
+    pub(super) fn take_unwritten(&self) -> Vec<(NodeId, FileId)> {
+        std::mem::take(&mut lock(&self.room.unwritten))
+    }
+
+    /// They are gone (`true`), or are still to go.
+    pub(super) fn settle_unwritten(&self, rows: Vec<(NodeId, FileId)>, gone: bool) {
+        if gone {
+            rows.iter().for_each(|(node, _)| self.room.set_leaving(*node, false));
+        } else {
+            lock(&self.room.unwritten).extend(rows);
+        }
     }
 
     /// Removes a file of the store. What cannot be removed is found by the sweep.
@@ -474,6 +555,16 @@ impl Store {
             }
         }
     }
+}
+
+/// What becomes of the rows of an object that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    Gone,
+    /// With the next flush that can be written.
+    GoLater,
+    /// The index fails: so does the removal.
+    Stay,
 }
 
 enum Leave {

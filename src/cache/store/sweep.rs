@@ -92,7 +92,7 @@ impl Store {
 
     /// Gives back what was written to a file after its row: no row accounts for it.
     fn trim(&self, node: NodeId, row: &ObjectRow, entry: &DirEntry) {
-        let blocks = entry.metadata().map_or(0, |m| m.blocks() * 512);
+        let blocks = blocks_of(entry);
         if blocks <= disk_bytes(row.present_bytes) + METADATA_BYTES {
             return;
         }
@@ -111,7 +111,7 @@ impl Store {
         kill_point::reach("orphan-found");
         let path = entry.path();
         swept.files += 1;
-        swept.bytes += entry.metadata().map_or(0, |m| m.blocks() * 512);
+        swept.bytes += blocks_of(entry);
         // A link is removed, never followed.
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => {
@@ -124,7 +124,12 @@ impl Store {
     }
 }
 
+/// Bytes of disk that a file takes.
+pub(super) fn blocks_of(entry: &DirEntry) -> u64 {
+    entry.metadata().map_or(0, |meta| meta.blocks() * 512)
+}
+
 /// What a folder holds; nothing if it cannot be read.
-fn entries(folder: &Path) -> impl Iterator<Item = DirEntry> {
+pub(super) fn entries(folder: &Path) -> impl Iterator<Item = DirEntry> {
     fs::read_dir(folder).into_iter().flatten().flatten()
 }

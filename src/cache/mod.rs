@@ -67,6 +67,8 @@ pub struct Cache {
 pub struct CacheFigures {
     /// Bytes of disk taken, the index and all else included.
     pub used_bytes: u64,
+    /// Of these, objects' own.
+    pub object_bytes: u64,
     /// Bytes of disk it may take.
     pub limit_bytes: u64,
     /// Objects with at least one chunk.
@@ -216,6 +218,7 @@ impl Cache {
         let dataset = self.dataset();
         CacheFigures {
             used_bytes: budget.used() + self.store.overhead_bytes(),
+            object_bytes: budget.used(),
             limit_bytes: budget.limit(),
             objects: self.store.held_objects(),
             dataset_bytes: dataset.bytes,

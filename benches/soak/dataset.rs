@@ -133,23 +133,21 @@ impl Objects {
         history.absent.iter().rev().any(|(_, until)| until.is_none_or(|at| at >= since))
     }
 
-    /// The latest version that `bytes` from `offset` on are of, by their begin.
-    pub(crate) fn version_of(
+    /// The versions that `bytes` from `offset` on may be of, by their begin: more
+    /// than one where they are too few to tell.
+    pub(crate) fn versions_of(
         &self,
         object: usize,
         file_size: usize,
         offset: usize,
         bytes: &[u8],
-    ) -> Option<Version> {
+    ) -> Vec<Version> {
         let sign = &bytes[..bytes.len().min(SIGN_BYTES)];
         let history = self.history(object);
-        let mut versions = history.versions.iter().rev();
-        versions
-            .find(|version| {
-                version.size == file_size
-                    && first_wrong(object, version.number, offset, sign).is_none()
-            })
-            .copied()
+        let is_of = |version: &&Version| {
+            version.size == file_size && first_wrong(object, version.number, offset, sign).is_none()
+        };
+        history.versions.iter().filter(is_of).copied().collect()
     }
 
     /// How long ago a version was replaced, seen from `at`.

@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::dataset::{Objects, Version, count_wrong, describe, first_wrong};
+use crate::dataset::{Number, Objects, Version, count_wrong, describe, first_wrong};
 use crate::world::{STALE_MAX, World, lock};
 
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -32,6 +32,8 @@ struct Visit<'a> {
     epoch: u32,
     /// Once bytes told it.
     version: Option<Version>,
+    /// Until then, those that fit all bytes so far; none before the first.
+    maybe: Vec<Number>,
     buffer: Vec<u8>,
 }
 
@@ -92,7 +94,8 @@ impl<'a> Visit<'a> {
         let file = file.map_err(|error| (began, error))?;
         let size = file.metadata().map_err(|error| (began, error))?.len() as usize;
         world.found.opens.fetch_add(1, Ordering::Relaxed);
-        Ok(Visit { world, object, file, size, began, epoch, version: None, buffer })
+        let (version, maybe) = (None, Vec::new());
+        Ok(Visit { world, object, file, size, began, epoch, version, maybe, buffer })
     }
 
     /// The next reads go to the daemon.
@@ -211,14 +214,21 @@ impl<'a> Visit<'a> {
         }
         let objects = &self.world.objects;
         if self.version.is_none() {
-            self.version = objects.version_of(self.object, self.size, at, bytes);
-            let Some(version) = self.version else {
+            let mut versions = objects.versions_of(self.object, self.size, at, bytes);
+            // What fits none of those that fitted before is a mix.
+            if !self.maybe.is_empty() {
+                versions.retain(|version| self.maybe.contains(&version.number));
+            }
+            if versions.is_empty() {
                 let zero = bytes.iter().take_while(|byte| **byte == 0).count();
                 let is = describe(self.object, 0, at, bytes, 0);
                 let what = format!("at {at}: {is} ({zero} leading zeros), {self:?}");
                 self.world.found.wrong_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 return self.world.fail("of no version", &what);
-            };
+            }
+            self.maybe = versions.iter().map(|version| version.number).collect();
+            let [version] = versions[..] else { return };
+            self.version = Some(version);
             let stale = objects.stale_for(self.object, version.number, self.began);
             let ms = stale.as_millis() as u64;
             self.world.found.stale_ms_max.fetch_max(ms, Ordering::Relaxed);

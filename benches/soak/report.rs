@@ -14,16 +14,19 @@ const MIB: f64 = 1048576.0;
 const SAMPLES_MIN: u32 = 120;
 const SAMPLE_MAX: Duration = Duration::from_secs(10);
 
-/// A daemon with fewer samples is still warming up.
-const SAMPLES_OF_LONG_LIFE: usize = 16;
+/// A daemon that lived shorter is still warming up: in its first minutes its
+/// table of files that are kept open fills, and so do an allocator's arenas.
+const LONG_LIFE: Duration = Duration::from_secs(300);
 
 /// Growth from the first to the last quarter of a long life that is none: what
-/// is in flight at the moment, and an allocator's arenas that fill.
-const RSS_GROWTH_MAX: f64 = 1.25;
+/// is in flight differs from moment to moment.
 const RSS_GROWTH_MAX_MIB: f64 = 32.0;
+const FDS_GROWTH_MAX: f64 = 128.0;
 
-/// Connections and backing files in use differ from moment to moment.
-const FDS_GROWTH_MAX: f64 = 32.0;
+/// Of any daemon at any time: the target of docs/performance.md, and the 1,024
+/// files that are kept open, those in use, and connections.
+const RSS_MAX_MIB: f64 = 300.0;
+const FDS_MAX: f64 = 1536.0;
 
 /// Walks of the cache, which is not still meanwhile, before `du` is too much.
 const DU_TRIES: usize = 5;
@@ -48,6 +51,7 @@ impl Life {
 }
 
 pub(crate) struct Sample {
+    at: Duration,
     life: usize,
     rss_mib: f64,
     fds: f64,
@@ -74,8 +78,11 @@ pub(crate) fn note_status(world: &World) -> Option<serde_json::Value> {
     life.hwm_mib = proc_status(life.pid, "VmHWM:")? / 1024.0;
     drop(lives);
     let state = status["cache"]["state"].as_str()?;
-    if state != "ok" {
-        world.fail("cache state", state);
+    match state {
+        "ok" => {}
+        // As it must be with a dataset twice as large.
+        full if full.starts_with("full") => world.count("samples of a full cache"),
+        other => world.fail("cache state", other),
     }
     Some(status)
 }
@@ -115,6 +122,7 @@ fn sample_once(world: &World) -> Option<Sample> {
     let limit = world.cache_bytes();
     let du = (0..DU_TRIES).map(|_| du(&world.warmfs.cache())).find(|du| *du <= limit);
     let sample = Sample {
+        at: world.began.elapsed(),
         life,
         rss_mib: proc_status(pid, "VmRSS:")? / 1024.0,
         fds: count("fd")?,
@@ -209,10 +217,11 @@ fn report_growth(world: &World) {
             fds.0,
             fds.1
         );
-        if own.len() < SAMPLES_OF_LONG_LIFE {
+        let lived = own.last().map_or(0.0, |last| last.at.as_secs_f64() - began);
+        if lived < LONG_LIFE.as_secs_f64() {
             continue;
         }
-        if rss.1 > rss.0 * RSS_GROWTH_MAX + RSS_GROWTH_MAX_MIB {
+        if rss.1 > rss.0 + RSS_GROWTH_MAX_MIB {
             world.fail("growth", &format!("resident memory {:.1} -> {:.1} MiB", rss.0, rss.1));
         }
         if fds.1 > fds.0 + FDS_GROWTH_MAX {
@@ -221,8 +230,13 @@ fn report_growth(world: &World) {
     }
     let largest = |of: fn(&Sample) -> f64| samples.iter().map(of).fold(0.0, f64::max);
     let limit = samples.iter().map(|sample| sample.limit).min().unwrap_or_default();
-    println!("largest: {:.1} MiB resident,", largest(|sample| sample.rss_mib));
-    println!("  {} descriptors,", largest(|sample| sample.fds));
+    let rss = lives.iter().map(|(_, hwm)| *hwm).fold(0.0, f64::max);
+    let fds = largest(|sample| sample.fds);
+    if rss > RSS_MAX_MIB || fds > FDS_MAX {
+        world.fail("growth", &format!("{rss:.1} MiB resident, {fds} descriptors"));
+    }
+    println!("largest: {rss:.1} MiB resident,");
+    println!("  {fds} descriptors,");
     println!("  {} threads,", largest(|sample| sample.threads));
     println!("  used {:.1} MiB,", largest(|sample| sample.used as f64) / MIB);
     println!(

@@ -19,6 +19,9 @@ const PINS_MAX: usize = 8;
 /// A backing file that was not written for so long has no fetch under way.
 const IDLE: Duration = Duration::from_secs(3);
 
+/// A block of the disk.
+const PAGE: u64 = 4096;
+
 /// RELEASE comes a little after `close`.
 const RELEASE_MAX: Duration = Duration::from_secs(10);
 
@@ -166,8 +169,10 @@ fn damage_one(path: &Path, dice: &mut fastrand::Rng) -> Option<usize> {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).ok()?;
     if dice.u8(..4) == 0 {
-        let len = 4096.min(size - at);
-        file.write_all_at(&vec![0; len as usize], at).ok()?;
+        // Within a block that is there: the cache does not grow by it.
+        let page = at / PAGE * PAGE;
+        let len = PAGE.min(size - page);
+        file.write_all_at(&vec![0; len as usize], page).ok()?;
     } else {
         file.write_all_at(&[byte[0] ^ 1 << dice.u8(..8)], at).ok()?;
     }

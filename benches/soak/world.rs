@@ -21,8 +21,8 @@ const METADATA_TTL: Duration = Duration::from_secs(2);
 pub(crate) const STALE_MAX: Duration =
     METADATA_TTL.checked_add(Duration::from_secs(5)).expect("a few seconds");
 
-/// Lines about what is wrong; beyond it they are only counted.
-const FINDINGS_MAX: u64 = 300;
+/// Lines about one kind of what is wrong; beyond it they are only counted.
+const FINDINGS_MAX: u64 = 100;
 
 /// A daemon that was killed, or told to go, is gone by then on any machine.
 const GONE_MAX: Duration = Duration::from_secs(120);
@@ -167,10 +167,14 @@ impl World {
 
     /// Something that must not be.
     pub(crate) fn fail(&self, kind: &str, what: &str) {
-        *lock(&self.found.unexpected).entry(kind.to_owned()).or_default() += 1;
-        if self.found.failures.fetch_add(1, Ordering::Relaxed) >= FINDINGS_MAX {
+        self.found.failures.fetch_add(1, Ordering::Relaxed);
+        let mut unexpected = lock(&self.found.unexpected);
+        let count = unexpected.entry(kind.to_owned()).or_default();
+        *count += 1;
+        if *count > FINDINGS_MAX {
             return;
         }
+        drop(unexpected);
         let mut text = format!("{:7.1} s {kind}: {what}", self.began.elapsed().as_secs_f64());
         text.push_str(&format!("; life {}", lock(&self.lives).len()));
         for (name, at) in EVENTS.iter().zip(*lock(&self.last)) {

@@ -131,7 +131,7 @@ pub(crate) fn damage(world: &World, mut dice: fastrand::Rng) {
         }
         let mut files = backing_files(&world.warmfs.cache());
         dice.shuffle(&mut files);
-        let Some(file) = files.into_iter().find(|path| is_idle(path)) else { continue };
+        let Some(file) = files.into_iter().find(is_idle) else { continue };
         match damage_one(&file, &mut dice) {
             Some(object) if object < world.objects.count() => {
                 world.happened(Event::Damage);

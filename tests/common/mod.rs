@@ -141,6 +141,7 @@ pub struct Warmfs {
     watchdog: Watchdog,
     tmp: tempfile::TempDir,
     env: Vec<(String, String)>,
+    binary: PathBuf,
 }
 
 impl Warmfs {
@@ -158,7 +159,8 @@ impl Warmfs {
         fs::write(tmp.path().join("source/hello"), "hello, world").unwrap();
         fs::write(tmp.path().join("source/folder/inner"), "inner").unwrap();
         let watchdog = Watchdog::new(limit);
-        let warmfs = Warmfs { watchdog, tmp, env: Vec::new() };
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_warmfs"));
+        let warmfs = Warmfs { watchdog, tmp, env: Vec::new(), binary };
         warmfs.watchdog.watch_dir(&warmfs.path(""));
         warmfs
     }
@@ -189,9 +191,15 @@ impl Warmfs {
         self.env.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Another binary than the one built with the test: one that stays as it is
+    /// for hours.
+    pub fn set_binary(&mut self, binary: &Path) {
+        self.binary = binary.to_owned();
+    }
+
     /// The binary with this test's environment.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_warmfs"));
+        let mut command = Command::new(&self.binary);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("WARMFS_") || text.starts_with("AWS_") {

@@ -66,9 +66,9 @@ fn small(store: &Store, prefix: &str) -> Objects {
     twice_the_budget(Objects::put(store, prefix, 854, 128 << 10..256 << 10))
 }
 
-/// Objects of 8 MiB, twice the budget.
+/// Objects of 4 MiB, twice the budget.
 fn large(store: &Store, prefix: &str) -> Objects {
-    twice_the_budget(Objects::put(store, prefix, 20, (8 << 20) - 1..8 << 20))
+    twice_the_budget(Objects::put(store, prefix, 40, (4 << 20) - 1..4 << 20))
 }
 
 fn twice_the_budget(objects: Objects) -> Objects {

@@ -124,6 +124,8 @@ pub struct Store {
     flushing: Mutex<()>,
     /// Bytes written to the disk since the last one.
     unflushed: AtomicU64,
+    /// Bytes of disk that files took beyond their chunks when they were swept.
+    surplus: AtomicU64,
     /// How often the index had lost everything when this was last looked at.
     losses_met: AtomicU64,
     subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
@@ -175,6 +177,7 @@ impl Store {
             full: AtomicBool::new(false),
             flushing: Mutex::default(),
             unflushed: AtomicU64::new(0),
+            surplus: AtomicU64::new(0),
             losses_met: AtomicU64::new(0),
             subscribers: Mutex::default(),
         });
@@ -459,7 +462,9 @@ impl Store {
         self.budget.hold_back(held_back);
         let Some(store) = self.me.upgrade() else { return };
         let sweep = std::thread::Builder::new().name("sweep".into()).spawn(move || {
-            store.sweep();
+            let swept = store.sweep();
+            store.surplus.store(swept.surplus_bytes, Ordering::Relaxed);
+            store.look_at_disk();
             store.budget.hold_back(0);
         });
         if let Err(error) = sweep {

@@ -258,7 +258,8 @@ impl Store {
         let files =
             beside.into_iter().flatten().flatten().flatten().filter_map(|e| e.metadata().ok());
         let files: u64 = files.map(|meta| meta.blocks() * 512).sum();
-        files + self.held_objects() * FOLDER_BYTES_PER_FILE + FOLDER_BYTES_MIN
+        let folders = self.held_objects() * FOLDER_BYTES_PER_FILE + FOLDER_BYTES_MIN;
+        files + folders + self.surplus.load(Ordering::Relaxed)
     }
 
     pub(super) fn may_evict(&self) -> bool {

@@ -15,18 +15,20 @@ use super::super::backing_file::BackingFile;
 use super::super::budget::disk_bytes;
 use super::super::chunk_map::ChunkMap;
 use super::super::record::{FileId, Location, NodeId, ObjectRow};
-use super::super::{CHUNK_BYTES, CacheError, kill_point, lock};
+use super::super::{CacheError, kill_point, lock};
 use super::Store;
 
-/// Blocks that a file may have beyond its chunks: the file system's own, for
-/// the map of a fragmented file.
-const METADATA_BYTES: u64 = CHUNK_BYTES / 2;
+/// Blocks that a file may have beyond its chunks before it is looked into: the
+/// file system's own, for the map of a fragmented file.
+const METADATA_BYTES: u64 = 8192;
 
 /// What the sweep found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::cache) struct Swept {
     pub files: u64,
     pub bytes: u64,
+    /// Bytes of disk that known files take beyond their chunks.
+    pub surplus_bytes: u64,
 }
 
 impl Store {
@@ -65,36 +67,33 @@ impl Store {
             let id = entry.file_name().to_str().and_then(FileId::of_name);
             let id = id.filter(|id| id.path(&self.data_dir) == entry.path());
             match id.map(|id| self.is_known(id, &entry)) {
-                Some(Ok(true)) => {}
+                Some(Ok(Some(surplus))) => swept.surplus_bytes += surplus,
                 // What cannot be told now is left for another time.
                 Some(Err(error)) => tracing::debug!(%error, "a file of the cache cannot be told"),
-                Some(Ok(false)) | None => self.sweep_away(&entry, swept),
+                Some(Ok(None)) | None => self.sweep_away(&entry, swept),
             }
         }
         true
     }
 
-    /// Whether a file belongs to an object. Once it does not, it never will:
-    /// no two files have the same id.
-    fn is_known(&self, id: FileId, entry: &DirEntry) -> Result<bool, CacheError> {
+    /// What a file takes beyond its chunks if it belongs to an object. Once it
+    /// does not, it never will: no two files have the same id.
+    fn is_known(&self, id: FileId, entry: &DirEntry) -> Result<Option<u64>, CacheError> {
         let _loading = lock(self.loading_lock(id.node));
         if let Some(live) = self.live(id.node) {
-            return Ok(live.is_in_file(id));
+            return Ok(live.is_in_file(id).then_some(0));
         }
-        match self.index.object(id.node)? {
-            Some(row) if row.location == Location::OwnFile(id) => {
-                self.trim(id.node, &row, entry);
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
+        let row = self.index.object(id.node)?;
+        let row = row.filter(|row| row.location == Location::OwnFile(id));
+        Ok(row.map(|row| self.trim(id.node, &row, entry)))
     }
 
-    /// Gives back what was written to a file after its row: no row accounts for it.
-    fn trim(&self, node: NodeId, row: &ObjectRow, entry: &DirEntry) {
-        let blocks = blocks_of(entry);
-        if blocks <= disk_bytes(row.present_bytes) + METADATA_BYTES {
-            return;
+    /// Gives back what was written to a file after its row: no row accounts for
+    /// it. Returns what it takes all the same.
+    fn trim(&self, node: NodeId, row: &ObjectRow, entry: &DirEntry) -> u64 {
+        let surplus = || blocks_of(entry).saturating_sub(disk_bytes(row.present_bytes));
+        if surplus() <= METADATA_BYTES {
+            return surplus();
         }
         let trimmed = self.index.chunk_groups(node).and_then(|groups| {
             let map = ChunkMap::load(row.size, &groups, false);
@@ -105,6 +104,7 @@ impl Store {
         if let Err(error) = trimmed {
             tracing::debug!(%error, "a file of the cache keeps more than is known of it");
         }
+        surplus()
     }
 
     fn sweep_away(&self, entry: &DirEntry, swept: &mut Swept) {

@@ -17,6 +17,8 @@
 
 mod checked_file;
 mod sums;
+#[cfg(test)]
+mod sums_tests;
 mod write;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -35,6 +35,11 @@ impl CheckedFile {
         Ok(CheckedFile { inner, sums })
     }
 
+    #[cfg(test)]
+    pub(super) fn replace_inner(&mut self, inner: Box<dyn StorageBackend>) {
+        self.inner = inner;
+    }
+
     fn read_pages(&self, start: u64, out: &mut [u8]) -> io::Result<()> {
         self.inner.read(start, out)?;
         if self.sums.accept(start, out) {

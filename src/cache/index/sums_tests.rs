@@ -256,6 +256,9 @@ fn what_a_failing_disk_leaves_is_no_damage() {
     let number = |error: io::Error| error.raw_os_error();
     assert_eq!(number(rig.page(1).unwrap_err()), Some(libc::EIO));
     assert!(rig.file.write(PAGE, &[0x11; PAGE as usize]).is_err());
+    fails.store(false, Ordering::Relaxed);
+    rig.page(1).unwrap();
+    fails.store(true, Ordering::Relaxed);
     assert!(rig.file.sync_data().is_err());
     assert!(rig.file.set_len(3 * PAGE).is_err());
     fails.store(false, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! The index: what is known of remotes, and what the cache holds.
 //!
-//! Owns `index.redb` in the cache directory. Rules:
+//! Owns `index.redb` and `index.sums` in the cache directory. Rules:
 //!
 //! - One process opens it. Losing it empties the cache and loses nothing else.
 //! - Rows are keyed (parent, name), since the order of full keys is not the
@@ -11,6 +11,8 @@
 //! - No transaction outlives one call: a long reader pins pages.
 //! - An I/O error latches redb until the file is opened again, so it is opened
 //!   again: what was not durable is lost, and asked of the remote once more.
+//! - Every page that redb reads is compared to a checksum of ours, which lies
+//!   beside the index: redb checks its own only when it repairs.
 //! - Damage found at run time is met as at the start: the file is set aside and
 //!   an empty index takes its place. Mounts keep their roots, and no node id is
 //!   used twice. redb panics over some damaged pages, so panics count as damage.

@@ -97,7 +97,6 @@ fn a_flipped_bit_is_found_when_its_page_is_read() {
     for clean in [None, Some(false), Some(true)] {
         for page in 0..5 {
             let bit = (page * PAGE + fastrand::u64(..PAGE)) * 8 + 3;
-            // Not a byte the index has in memory: whoever closed it may have known it.
             if let Some(clean) = clean {
                 rig = rig.again(clean);
                 assert_eq!(rig.left, if clean { Left::Closed } else { Left::Open });

@@ -143,7 +143,13 @@ impl Index {
         let (sums, left) = Sums::load(path, boot);
         let sums = Arc::new(sums);
         let prepare = |db| prepare(db, FIRST_NODE_ID);
-        let opened = match existed && left == Left::Nothing {
+        // Before anybody waits for it: what is met later is lost under a reader.
+        let is_known = match left {
+            Left::Closed => true,
+            Left::Open => sums.match_all(),
+            Left::Nothing => false,
+        };
+        let opened = match existed && !is_known {
             true => open_checked(path, &sums).and_then(prepare),
             false => match open_database(path, &sums).and_then(prepare) {
                 // It may be the sums that are damaged.

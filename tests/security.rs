@@ -277,7 +277,8 @@ fn keys_name_nothing_outside_the_store() {
     for path in walk(&warmfs.cache()) {
         let name = path.file_name().unwrap().to_str().unwrap();
         let is_hash = name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-        let is_ours = ["warmfs", "data", "lock", "index.redb", "warmfs.log"].contains(&name);
+        let is_ours =
+            ["warmfs", "data", "lock", "index.redb", "index.sums", "warmfs.log"].contains(&name);
         assert!(is_hash || is_ours, "{}", path.display());
     }
     let text = warmfs.ok(&["status"]) + &warmfs.ok(&["status", "--json"]);

@@ -1,6 +1,6 @@
 //! The index: what is known of remotes, and what the cache holds.
 //!
-//! Owns `index.redb` in the cache directory. Rules:
+//! Owns `index.redb` and `index.sums` in the cache directory. Rules:
 //!
 //! - One process opens it. Losing it empties the cache and loses nothing else.
 //! - Rows are keyed (parent, name), since the order of full keys is not the
@@ -12,18 +12,23 @@
 //! - An I/O error latches redb until the file is opened again, so it is opened
 //!   again: what was not durable is lost, and asked of the remote once more.
 //! - Where it cannot be opened again, it goes on in memory (see [`memory`]).
+//! - Every page that redb reads is compared to a checksum of ours, which lies
+//!   beside the index: redb checks its own only when it repairs.
 //! - Damage found at run time is met as at the start: the file is set aside and
 //!   an empty index takes its place. Mounts keep their roots, and no node id is
 //!   used twice. redb panics over some damaged pages, so panics count as damage.
 
-mod closed;
+mod checked_file;
 mod memory;
+mod sums;
+#[cfg(test)]
+mod sums_tests;
 mod write;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{
     Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
@@ -32,11 +37,13 @@ use redb::{
 use serde::de::DeserializeOwned;
 
 use super::record::{
-    ChunkGroupRow, EntryRow, Fingerprint, FolderRow, NodeId, NodeRow, ObjectRow, RowKey, decode,
+    ChunkGroupRow, EntryRow, FolderRow, NodeId, NodeRow, ObjectRow, RowKey, decode,
 };
-use super::{CacheError, kill_point, lock};
+use super::{CacheError, boot_id, kill_point, lock};
 use crate::remote::RemoteId;
+use checked_file::CheckedFile;
 use memory::{FAILED_COMMITS_MAX, FULL_COMMITS_MAX};
+use sums::{Left, Sums};
 pub(super) use write::Write;
 
 /// Version of the tables below. Another one on disk is set aside.
@@ -108,10 +115,10 @@ pub(super) struct Index {
     damaged_rows: AtomicU64,
     /// Where mounts stand: put back when what the index held is lost.
     roots: Mutex<Vec<Root>>,
-    /// Begins and ends of transactions, which may write to the file.
-    touches: AtomicU64,
-    /// What the file looked like after so many of them.
-    watched: Mutex<Option<(u64, Fingerprint)>>,
+    /// How often the file was opened again.
+    openings: AtomicU64,
+    /// What is known of the file's pages.
+    sums: Arc<Sums>,
 }
 
 /// A bucket, and a folder in it that is mounted.
@@ -139,15 +146,34 @@ impl Index {
     pub(super) fn open(path: &Path) -> Result<Opened, CacheError> {
         let existed = path.exists();
         let failed = |error: redb::Error| CacheError::Index(format!("{}: {error}", path.display()));
-        let clean = closed::take(path);
-        let opened = if clean || !existed { open_database(path) } else { open_checked(path) };
-        let (db, prepared) = match opened.and_then(|db| prepare(db, FIRST_NODE_ID)) {
+        let boot = kill_point::pretended_boot().unwrap_or_else(boot_id);
+        let (sums, left) = Sums::load(path, boot);
+        let sums = Arc::new(sums);
+        let prepare = |db| prepare(db, FIRST_NODE_ID);
+        // Before anybody waits for it: what is met later is lost under a reader.
+        let is_known = match left {
+            Left::Closed => true,
+            Left::Open => sums.match_all(),
+            Left::Nothing => false,
+        };
+        let opened = match existed && !is_known {
+            true => open_checked(path, &sums).and_then(prepare),
+            false => match open_database(path, &sums).and_then(prepare) {
+                // It may be the sums that are damaged.
+                Err(reason) if existed && is_damaged(&reason) => {
+                    open_checked(path, &sums).and_then(prepare)
+                }
+                opened => opened,
+            },
+        };
+        let (db, prepared) = match opened {
             Err(reason) if existed && is_damaged(&reason) => {
                 set_aside(path, &reason)?;
-                open_database(path).and_then(|db| prepare(db, FIRST_NODE_ID)).map_err(failed)?
+                open_database(path, &sums).and_then(prepare).map_err(failed)?
             }
             opened => opened.map_err(failed)?,
         };
+        sums.keep();
         let Prepared { next_node, newest_ms, fresh } = prepared;
         let index = Index {
             db: RwLock::new(Some(db)),
@@ -163,10 +189,10 @@ impl Index {
             failed_commits: AtomicU64::new(0),
             damaged_rows: AtomicU64::new(0),
             roots: Mutex::default(),
-            touches: AtomicU64::new(0),
-            watched: Mutex::default(),
+            openings: AtomicU64::new(0),
+            sums,
         };
-        Ok(Opened { index, fresh, clean })
+        Ok(Opened { index, fresh, clean: left == Left::Closed })
     }
 
     /// The latest time in any row. Clocks go back; what came later must not
@@ -203,29 +229,9 @@ impl Index {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         // Its drop tidies up, and may meet damage doing so.
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(db)));
-        if clean && synced.is_ok() && dropped.is_ok() && !self.is_in_memory() {
-            closed::put(&self.path);
-        }
+        let in_order = clean && synced.is_ok() && dropped.is_ok();
+        self.sums.close(in_order && !self.is_in_memory());
         synced
-    }
-
-    /// Looks whether somebody else wrote to the file. Damaged pages are not all
-    /// noticed when they are read: one may only hide what it led to.
-    pub(super) fn watch(&self) {
-        if self.is_in_memory() {
-            return;
-        }
-        let touches = self.touches.load(Ordering::Relaxed);
-        let losses = self.losses();
-        let Some(now) = Fingerprint::of(&self.path) else { return };
-        if self.touches.load(Ordering::Relaxed) != touches || self.pending.load(Ordering::Relaxed) {
-            return;
-        }
-        let before = lock(&self.watched).replace((touches, now));
-        if before.is_some_and(|(at, was)| at == touches && was != now) {
-            self.reopen(Some("somebody wrote to its file"), losses);
-            *lock(&self.watched) = None;
-        }
     }
 
     /// Runs `work` on the open database. If redb fails, opens it again for the next call.
@@ -233,9 +239,10 @@ impl Index {
         &self,
         work: impl FnOnce(&Database) -> Result<T, CacheError>,
     ) -> Result<T, CacheError> {
-        let losses = self.losses();
+        let opening;
         let result = {
             let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+            opening = self.openings.load(Ordering::Relaxed);
             match &*db {
                 Some(db) => catch_unwind(AssertUnwindSafe(|| work(db))).unwrap_or_else(|_| {
                     Err(CacheError::Damaged("reading it ended abnormally".to_owned()))
@@ -244,32 +251,35 @@ impl Index {
             }
         };
         match &result {
-            Err(CacheError::Damaged(reason)) => self.reopen(Some(reason), losses),
-            Err(CacheError::Index(_) | CacheError::NoRoom(_)) => self.reopen(None, losses),
+            Err(CacheError::Damaged(reason)) => self.reopen(Some(reason), opening),
+            Err(CacheError::Index(_) | CacheError::NoRoom(_)) => self.reopen(None, opening),
             _ => {}
         }
         result
     }
 
     /// Opens the file again; with a `reason` to think that it is damaged, it is
-    /// checked as a whole. Everything may be lost by that, once for all callers
-    /// that met the same damage.
-    fn reopen(&self, reason: Option<&str>, losses: u64) {
+    /// checked as a whole. Everything may be lost by that. Once for all callers
+    /// that met the same failure, whatever each of them was told of it.
+    fn reopen(&self, reason: Option<&str>, opening: u64) {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
-        if self.closed.load(Ordering::Relaxed) || self.losses() != losses {
+        if self.closed.load(Ordering::Relaxed) || self.openings.load(Ordering::Relaxed) != opening {
             return;
         }
-        // Somebody else may have been here first; and not every error is the disk's.
+        // redb tells the first one only.
+        let reason = reason.or(self.sums.is_doubted().then_some("a page of it is damaged"));
+        // Not every error is the disk's.
         let works = |db: &Database| db.begin_write().is_ok_and(|txn| txn.abort().is_ok());
         if reason.is_none() && db.as_ref().is_some_and(works) {
             return;
         }
         // Before it is opened again: it holds a lock on the file.
+        self.openings.fetch_add(1, Ordering::Relaxed);
         let broken = db.take();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
         let opened = match reason {
             Some(reason) => self.open_checked(reason),
-            None => open_database(&self.path),
+            None => open_database(&self.path, &self.sums),
         };
         *db = match opened {
             _ if self.is_in_memory() => self.begin_in_memory(), // It was there that something broke.
@@ -289,14 +299,15 @@ impl Index {
         if self.alarms.fetch_add(1, Ordering::Relaxed) >= FALSE_ALARMS_MAX {
             return Err(redb::Error::Corrupted(reason.to_owned()));
         }
-        open_checked(&self.path)
+        open_checked(&self.path, &self.sums)
     }
 
     /// An empty index in place of a damaged one, with the roots of all mounts.
     fn start_anew(&self, reason: &redb::Error) -> Option<Database> {
         let next_node = self.next_node.load(Ordering::Relaxed);
         let begun = set_aside(&self.path, reason).and_then(|()| {
-            let opened = open_database(&self.path).and_then(|db| prepare(db, next_node))?;
+            let opened =
+                open_database(&self.path, &self.sums).and_then(|db| prepare(db, next_node))?;
             self.put_roots(&opened.0)?;
             Ok(opened)
         });
@@ -376,19 +387,6 @@ impl Index {
     }
 
     fn transact<T>(
-        &self,
-        db: &Database,
-        durability: Durability,
-        change: impl FnOnce(&mut Write<'_>) -> Result<T, CacheError>,
-    ) -> Result<T, CacheError> {
-        // Before and after: what is looked at in between counts for nothing.
-        self.touches.fetch_add(1, Ordering::Relaxed);
-        let result = self.transact_untold(db, durability, change);
-        self.touches.fetch_add(1, Ordering::Relaxed);
-        result
-    }
-
-    fn transact_untold<T>(
         &self,
         db: &Database,
         durability: Durability,
@@ -540,9 +538,11 @@ struct Prepared {
 
 /// Opens an index of which nobody can say what happened to it, and reads all
 /// of it: a page that is damaged may hide rows without a sign.
-fn open_checked(path: &Path) -> Result<Database, redb::Error> {
+fn open_checked(path: &Path, sums: &Arc<Sums>) -> Result<Database, redb::Error> {
+    // Of what redb finds right, it is the sum that was wrong.
+    sums.forget();
     let checked = catch_unwind(AssertUnwindSafe(|| {
-        let mut db = open_database(path)?;
+        let mut db = open_database(path, sums)?;
         match db.check_integrity()? {
             true => Ok(db),
             false => Err(redb::Error::Corrupted("its checksums do not match".to_owned())),
@@ -552,17 +552,14 @@ fn open_checked(path: &Path) -> Result<Database, redb::Error> {
     checked.unwrap_or_else(|_| Err(panicked()))
 }
 
-fn open_database(path: &Path) -> Result<Database, redb::Error> {
-    #[cfg(test)]
-    if let Some(recorded) = super::power_loss_tests::open_recorded(path) {
-        return Ok(recorded);
-    }
+fn open_database(path: &Path, sums: &Arc<Sums>) -> Result<Database, redb::Error> {
+    let open = || {
+        let file = CheckedFile::open(path, sums.clone())?;
+        Ok(Database::builder().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(file)?)
+    };
     // A damaged file may make it panic, as everywhere.
-    let open = || Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path);
-    match catch_unwind(open) {
-        Ok(opened) => Ok(opened?),
-        Err(_) => Err(redb::Error::Corrupted("opening it ended abnormally".to_owned())),
-    }
+    let panicked = || redb::Error::Corrupted("opening it ended abnormally".to_owned());
+    catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err(panicked()))
 }
 
 /// Makes sure of every table, and reserves node ids from `first_node` on, or

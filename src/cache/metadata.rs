@@ -156,7 +156,10 @@ impl Tree {
 
     /// What is known of `name` in `parent`. Does not ask the remote.
     pub fn child(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
-        self.child_if(parent, name, |valid_for| !valid_for.is_zero())
+        let losses = self.index.losses();
+        let child = self.child_if(parent, name, |valid_for| !valid_for.is_zero())?;
+        // A listing that the lost index had says nothing of what the next one lacks.
+        Ok(if self.index.losses() == losses { child } else { Child::Unknown })
     }
 
     fn child_if(
@@ -193,6 +196,16 @@ impl Tree {
 
     /// Finds `name` in `parent`, asking the remote if need be.
     pub async fn lookup(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
+        let losses = self.index.losses();
+        let found = self.lookup_once(parent, name).await;
+        if self.index.losses() == losses {
+            return found;
+        }
+        // Half of the answer may have been in the index that was lost.
+        self.lookup_once(parent, name).await
+    }
+
+    async fn lookup_once(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
         match self.child(parent, name)? {
             Child::Unknown => {}
             known => return Ok(known),

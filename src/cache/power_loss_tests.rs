@@ -4,13 +4,12 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use redb::backends::FileBackend;
-use redb::{Database, StorageBackend};
+use redb::StorageBackend;
 
 use super::index::{Index, Opened};
 use super::lock;
@@ -35,13 +34,12 @@ thread_local! {
     static RECORDING: RefCell<Option<Arc<Recording>>> = const { RefCell::new(None) };
 }
 
-/// The database at `path`, recorded, if this thread asked for that.
-pub(super) fn open_recorded(path: &Path) -> Option<Database> {
-    let recording = RECORDING.with_borrow(Option::clone)?;
-    let mut options = File::options();
-    let file = options.read(true).write(true).create(true).truncate(false).open(path).unwrap();
-    let inner = FileBackend::new(file).unwrap();
-    Some(Database::builder().create_with_backend(Recorder { inner, recording }).unwrap())
+/// `inner`, recorded, if this thread asked for that.
+pub(super) fn recorded(inner: Box<dyn StorageBackend>) -> Box<dyn StorageBackend> {
+    match RECORDING.with_borrow(Option::clone) {
+        Some(recording) => Box::new(Recorder { inner, recording }),
+        None => inner,
+    }
 }
 
 /// Everything that was done to a file, in order.
@@ -57,7 +55,7 @@ enum Change {
 
 #[derive(Debug)]
 struct Recorder {
-    inner: FileBackend,
+    inner: Box<dyn StorageBackend>,
     recording: Arc<Recording>,
 }
 

@@ -397,7 +397,6 @@ impl Store {
 
     /// What has to be done now and then: the disk followed, rows written. Blocks.
     pub(super) fn keep_house(&self) -> Result<(), CacheError> {
-        self.index.watch();
         if self.losses_met.load(Ordering::Relaxed) != self.index.losses() {
             self.meet_other_index()?;
         }

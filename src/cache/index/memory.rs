@@ -61,6 +61,7 @@ impl Index {
         if self.closed.load(Ordering::Relaxed) || self.is_in_memory() {
             return;
         }
+        self.openings.fetch_add(1, Ordering::Relaxed);
         *db = None;
         *db = self.begin_in_memory();
     }
@@ -72,11 +73,11 @@ impl Index {
             return Ok(());
         }
         let next_node = self.next_node.load(Ordering::Relaxed).max(FIRST_NODE_ID);
-        let opened = open_checked(&self.path).and_then(|db| prepare(db, next_node));
+        let opened = open_checked(&self.path, &self.sums).and_then(|db| prepare(db, next_node));
         let (db, prepared) = match opened {
             Err(reason) if is_damaged(&reason) => {
                 set_aside(&self.path, &reason)?;
-                open_database(&self.path).and_then(|db| prepare(db, next_node))?
+                open_database(&self.path, &self.sums).and_then(|db| prepare(db, next_node))?
             }
             opened => opened?,
         };
@@ -86,6 +87,7 @@ impl Index {
         if self.closed.load(Ordering::Relaxed) {
             return Ok(());
         }
+        self.openings.fetch_add(1, Ordering::Relaxed);
         *current = Some(db);
         self.in_memory.store(false, Ordering::Relaxed);
         self.begin_anew(&prepared);

@@ -361,7 +361,8 @@ fn a_full_disk_costs_no_more_than_the_cache() {
     assert_same(&fs::read(dir.join("hello")).unwrap(), b"hello, world", "with a full disk");
     warmfs.unmount("mount");
 
-    // A cache cannot begin there.
+    // A cache cannot begin there, where nothing can give way.
+    disk.fill();
     let other = disk.dir.join("other");
     let line = warmfs.fails(&[
         "mount",
@@ -375,8 +376,11 @@ fn a_full_disk_costs_no_more_than_the_cache() {
 
     disk.free();
     warmfs.ok(&args);
+    assert_same(&fs::read(dir.join("big")).unwrap(), &body, "with room again");
+    warmfs.unmount("mount");
+    warmfs.ok(&args);
     assert_same(&fs::read(dir.join("big")).unwrap(), &body, "warm");
-    assert_eq!(status()["remote"]["get"]["requests"], 0, "it was still there");
+    assert_eq!(status()["remote"]["get"]["requests"], 0, "it was kept");
     warmfs.unmount("mount");
 }
 

@@ -476,6 +476,16 @@ impl Index {
         })
     }
 
+    /// The boot of the machine whose disk failed last.
+    pub(super) fn distrusted_boot(&self) -> Result<Option<u128>, CacheError> {
+        self.read(|txn| {
+            let table = txn.open_table(META)?;
+            let half = |key| Ok::<_, CacheError>(table.get(key)?.map(|v| u128::from(v.value())));
+            let (high, low) = (half("distrusted_high")?, half("distrusted_low")?);
+            Ok(high.zip(low).map(|(high, low)| high << 64 | low))
+        })
+    }
+
     /// What is pinned: names in folders.
     pub(super) fn pins(&self) -> Result<Vec<(NodeId, String)>, CacheError> {
         self.read(|txn| {

@@ -192,8 +192,8 @@ impl Cache {
         })?;
         match std::fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some()) {
             // Nothing of all that is there is known: who tells how much it is?
-            true if fresh => store.sweep_later(u64::MAX),
-            true if !clean => store.sweep_after_crash(),
+            // The same after a life that may have ended amid anything.
+            true if fresh || !clean => store.sweep_later(u64::MAX),
             _ => store.sweep_later(0),
         }
         let trees = Mutex::default();

@@ -55,6 +55,8 @@ pub struct CachedObject {
     complete: AtomicBool,
     /// Replaced or evicted: nothing more is kept, the file is gone.
     doomed: AtomicBool,
+    /// Its file has no name any more: who opens it next begins anew.
+    lost: AtomicBool,
     /// When its row says that it was used.
     used_ms: AtomicU64,
     /// Bytes read of which the policy has not heard.
@@ -75,8 +77,12 @@ struct State {
     fingerprint: Option<Fingerprint>,
     /// Writes to the file that are under way.
     writes: u32,
-    /// Absent chunks whose disk is taken all the same, and paid for.
+    /// Absent chunks whose disk is taken all the same, and paid for: it is not
+    /// given back before the file goes, or the next sweep trims it. A hole
+    /// punched here might hit what a successor writes.
     loose: BTreeSet<u32>,
+    /// How often all was distrusted: a check that began before one counts for nothing.
+    doubts: u64,
 }
 
 /// What the index had of an object when it was loaded.
@@ -157,9 +163,11 @@ impl CachedObject {
                 fingerprint,
                 writes: 0,
                 loose: BTreeSet::new(),
+                doubts: 0,
             }),
             complete: AtomicBool::new(complete),
             doomed: AtomicBool::new(loaded.doomed),
+            lost: AtomicBool::new(false),
             used_ms: AtomicU64::new(loaded.used_ms),
             untold_bytes: AtomicU64::new(0),
         }
@@ -191,6 +199,9 @@ impl CachedObject {
     /// name any more: it is lost with the last who has it open.
     pub(super) fn recheck(&self) -> bool {
         let Some(file) = self.file.get() else { return true };
+        if self.lost.load(Ordering::Relaxed) {
+            return false;
+        }
         if self.is_doomed() {
             return true;
         }
@@ -228,6 +239,7 @@ impl CachedObject {
     fn distrust(&self, state: &mut State) {
         self.complete.store(false, Ordering::Release);
         state.map.distrust();
+        state.doubts += 1;
     }
 
     /// Size in bytes.
@@ -383,6 +395,7 @@ impl CachedObject {
     async fn checked_chunk(self: &Arc<Self>, chunk: u32, crc: u32) -> Option<Bytes> {
         let object = self.clone();
         let range = chunk_range(chunk, self.meta.size);
+        let doubts = lock(&self.state).doubts;
         let bytes = self
             .store
             .read_blocking(move || {
@@ -395,7 +408,9 @@ impl CachedObject {
             Some(bytes) => {
                 let all_verified = {
                     let mut state = lock(&self.state);
-                    state.map.mark_verified(chunk);
+                    if state.doubts == doubts {
+                        state.map.mark_verified(chunk);
+                    }
                     self.complete.store(state.map.is_complete(), Ordering::Release);
                     state.map.is_all_verified()
                 };
@@ -642,11 +657,11 @@ impl CachedObject {
         }
         let (object, bytes) = (self.clone(), bytes.clone());
         // Whoever reads the chunk next tries again.
-        drop(self.store.write_blocking(move || {
+        self.store.try_write_blocking(move || {
             if object.is_kept(chunk) || object.keep(chunk, &bytes) {
                 object.store.kept_after_all(object.node, chunk);
             }
-        }));
+        });
     }
 
     /// Whether a chunk is on disk already: after damage, two flights may bring it.
@@ -737,20 +752,6 @@ impl CachedObject {
         Ok(Some(self.file.get_or_init(|| file)))
     }
 
-    /// Gives back the disk under chunks that were lost and not fetched again.
-    /// Nobody writes any more: this is the object's end.
-    fn punch_loose(&self) {
-        let Some(file) = self.file.get() else { return };
-        for chunk in std::mem::take(&mut lock(&self.state).loose) {
-            let range = chunk_range(chunk, self.meta.size);
-            let bytes = disk_bytes(range.end - range.start);
-            match file.punch(range.start..range.start + CHUNK_BYTES) {
-                Ok(()) => self.store.release(bytes),
-                Err(error) => tracing::debug!(%error, "a damaged chunk still takes disk"),
-            }
-        }
-    }
-
     /// The object, as the remote has it.
     pub(super) fn meta(&self) -> &ObjectMeta {
         &self.meta
@@ -765,6 +766,16 @@ impl CachedObject {
     fn disk_bytes_of(&self, state: &State) -> u64 {
         let loose = state.loose.iter().map(|chunk| chunk_len(*chunk, self.meta.size) as u64);
         disk_bytes(state.map.present_bytes()) + loose.map(disk_bytes).sum::<u64>()
+    }
+
+    /// The file that its bytes lie, or will lie, in.
+    pub(super) fn file_id(&self) -> FileId {
+        self.file_id
+    }
+
+    /// Whether the index may have rows about another file of it.
+    pub(super) fn has_stale_rows(&self) -> bool {
+        lock(&self.state).stale_rows
     }
 
     /// Whether its bytes lie, or will lie, in this file.
@@ -805,8 +816,12 @@ impl CachedObject {
         let (groups, row) = {
             let mut state = lock(&self.state);
             let now = file.fingerprint().map_err(|e| CacheError::Io(e.to_string()))?;
-            // Without a name it is lost; who opens the object next finds out.
-            let Some(now) = now else { return write.remove_object(self.node).map(drop) };
+            // Without a name it is lost; its bytes go with its last reader.
+            let Some(now) = now else {
+                self.lost.store(true, Ordering::Relaxed);
+                self.doomed.store(true, Ordering::Relaxed);
+                return write.remove_object(self.node).map(drop);
+            };
             self.distrust_if_touched(&mut state, file, &now);
             if state.writes == 0 && now.size == self.meta.size {
                 state.fingerprint = Some(now);
@@ -836,9 +851,6 @@ impl CachedObject {
 
 impl Drop for CachedObject {
     fn drop(&mut self) {
-        if !self.is_doomed() {
-            self.punch_loose();
-        }
         let freed = self.is_doomed().then(|| self.disk_bytes());
         self.store.dropped(self.node, freed, self.present_bytes() > 0);
     }

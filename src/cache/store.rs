@@ -58,8 +58,8 @@ const DISK_READS_MAX: usize = 24;
 const DISK_WRITES_MAX: usize = 8;
 
 /// Bytes that may be on disk before the index knows of them, on a cache of any
-/// size that matters; an eighth of a smaller one. After a SIGKILL so much may
-/// be there that nobody accounts for until the sweep has found it.
+/// size that matters; an eighth of a smaller one. After a SIGKILL so much is
+/// there that has to be fetched again.
 const UNFLUSHED_MAX_BYTES: u64 = 64 << 20;
 
 /// Objects whose rows wait to be written. Each has its file open.
@@ -92,6 +92,11 @@ pub struct Store {
     runtime: Handle,
     data_dir: PathBuf,
     index: Arc<Index>,
+    /// The boot of the machine.
+    boot: u128,
+    /// Nothing that was written in this boot is trusted any more, and the index
+    /// does not know it yet.
+    untold_distrust: AtomicBool,
     /// What rows call the time in which their chunks were seen to be good: the
     /// boot of the machine, until its disk fails.
     trust: Mutex<u128>,
@@ -107,7 +112,8 @@ pub struct Store {
     metrics: CacheMetrics,
     /// Objects with at least one chunk on disk.
     held: AtomicU64,
-    /// Taken before any other lock, and held while the index is read.
+    /// Taken before any other lock but the search for room, and held while the
+    /// index is read.
     loading: [Mutex<()>; LOADING_LOCKS],
     live: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
     idle: Mutex<LruCache<NodeId, Arc<CachedObject>>>,
@@ -126,6 +132,8 @@ pub struct Store {
     unflushed: AtomicU64,
     /// Bytes of disk that files took beyond their chunks when they were swept.
     surplus: AtomicU64,
+    /// Sweeps that were begun.
+    sweeps: AtomicU64,
     /// How often the index had lost everything when this was last looked at.
     losses_met: AtomicU64,
     subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
@@ -148,6 +156,8 @@ impl Store {
     pub(super) fn new(parts: Parts) -> Result<Arc<Self>, CacheError> {
         let Parts { runtime, data_dir, index, clock, boot, limit } = parts;
         let totals = index.totals()?;
+        // The disk failed in this boot: what it took before may be lost.
+        let trust = if index.distrusted_boot()? == Some(boot) { fastrand::u128(..) } else { boot };
         let places = Places::default();
         places.set_pins(index.pins()?);
         let store = Arc::new_cyclic(|me| Store {
@@ -155,7 +165,9 @@ impl Store {
             runtime,
             data_dir,
             index,
-            trust: Mutex::new(boot),
+            boot,
+            untold_distrust: AtomicBool::new(false),
+            trust: Mutex::new(trust),
             clock,
             budget: Budget::new(limit, totals.disk_bytes),
             room: Room::new(limit.unwrap_or(u64::MAX)),
@@ -178,6 +190,7 @@ impl Store {
             flushing: Mutex::default(),
             unflushed: AtomicU64::new(0),
             surplus: AtomicU64::new(0),
+            sweeps: AtomicU64::new(0),
             losses_met: AtomicU64::new(0),
             subscribers: Mutex::default(),
         });
@@ -201,7 +214,11 @@ impl Store {
         if let Some(object) = self.live(node) {
             return object;
         }
-        let loaded = self.load(node, meta);
+        let losses = self.index.losses();
+        let mut loaded = self.load(node, meta);
+        // Another index took over meanwhile: what was found is of no index now.
+        loaded.doomed |= self.index.losses() != losses;
+        let is_doomed = loaded.doomed;
         let (stale_rows, held) = (loaded.stale_rows, loaded.map.present_bytes() > 0);
         let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
         let object = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
@@ -212,7 +229,8 @@ impl Store {
         }
         let mut idle = lock(&self.idle);
         let open = !self.closed.load(Ordering::Relaxed);
-        let pushed_out = if open { idle.push(node, object.clone()) } else { None };
+        // What is not kept is not held on to: the next one to open it may fare better.
+        let pushed_out = if open && !is_doomed { idle.push(node, object.clone()) } else { None };
         drop(idle);
         // Not before: who discards the object now must find it among the idle ones.
         drop(loading);
@@ -231,9 +249,9 @@ impl Store {
         }
         tracing::warn!(key = ?object.meta().key.0, "the file of a cached object was removed; it is fetched again");
         self.metrics.repairs.add(1);
-        // Its rows go with the first flush of the one that takes its place.
         object.doom();
-        self.room.set_leaving(node, true);
+        self.remove_rows_later(node, object.file_id());
+        lock(&self.room.recency).set_held(node, false);
         let _loading = lock(self.loading_lock(node));
         let mut live = lock(&self.live);
         if live.get(&node).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&object))) {
@@ -273,13 +291,18 @@ impl Store {
             return Loaded { stale_rows: true, ..Loaded::nothing(node, meta.size) };
         }
         match self.index.object(node) {
-            Ok(Some(row)) => self.load_file(node, meta, &row).unwrap_or_else(|| {
+            Ok(Some(row)) => self.load_file(node, meta, &row).unwrap_or_else(|unusable| {
+                if let Some(error) = unusable {
+                    tracing::warn!(key = ?meta.key.0, %error, "the file of a cached object cannot be opened now");
+                    return Loaded { doomed: true, ..Loaded::nothing(node, meta.size) };
+                }
                 tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
                 self.metrics.repairs.add(1);
                 self.budget.release(disk_bytes(row.present_bytes));
                 if row.present_bytes > 0 {
                     self.count_held(false);
                 }
+                lock(&self.room.recency).set_held(node, false);
                 let Location::OwnFile(file) = row.location;
                 self.unlink(&file.path(&self.data_dir));
                 Loaded { stale_rows: true, ..Loaded::nothing(node, meta.size) }
@@ -293,14 +316,25 @@ impl Store {
         }
     }
 
-    /// What a node's row promises; `None` if any of it is missing.
-    fn load_file(&self, node: NodeId, meta: &ObjectMeta, row: &ObjectRow) -> Option<Loaded> {
+    /// What a node's row promises. As an error: nothing if any of it is missing,
+    /// or why it cannot be told now.
+    fn load_file(
+        &self,
+        node: NodeId,
+        meta: &ObjectMeta,
+        row: &ObjectRow,
+    ) -> Result<Loaded, Option<CacheError>> {
         let Location::OwnFile(file_id) = row.location;
-        let file = BackingFile::open(&file_id.path(&self.data_dir)).ok()?;
-        let mut fingerprint = file.fingerprint().ok()??;
+        let path = file_id.path(&self.data_dir);
+        let unusable = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => None,
+            _ => Some(CacheError::io(&path)(error)),
+        };
+        let file = BackingFile::open(&path).map_err(unusable)?;
+        let mut fingerprint = file.fingerprint().map_err(unusable)?.ok_or(None)?;
         let untouched = fingerprint == row.fingerprint;
         let trusted = untouched && row.verified_boot == Some(self.trust());
-        let groups = self.index.chunk_groups(node).ok()?;
+        let groups = self.index.chunk_groups(node).map_err(Some)?;
         let map = ChunkMap::load(meta.size, &groups, trusted);
         if !untouched {
             // Cut short, or written to after its row: no row accounts for that.
@@ -308,12 +342,15 @@ impl Store {
                 file.punch_absent(&map, meta.size)?;
                 file.fingerprint()
             });
-            fingerprint = trimmed.ok()??;
+            fingerprint = trimmed.map_err(unusable)?.ok_or(None)?;
         }
         let whole = row.size == meta.size
             && row.version == meta.version
             && map.present_bytes() == row.present_bytes;
-        whole.then_some(Loaded {
+        if !whole {
+            return Err(None);
+        }
+        Ok(Loaded {
             file_id,
             file: Some((file, fingerprint)),
             map,
@@ -331,10 +368,14 @@ impl Store {
         kill_point::reach("flush-begun");
         let trust = self.trust();
         let unwritten = self.take_unwritten();
-        let written = if dirty.is_empty() && unwritten.is_empty() {
+        let distrust = self.untold_distrust.swap(false, Ordering::Relaxed);
+        let written = if dirty.is_empty() && unwritten.is_empty() && !distrust {
             self.index.sync_pending()
         } else {
             self.index.write_durably(|write| {
+                if distrust {
+                    write.put_distrusted_boot(self.boot)?;
+                }
                 for (node, file) in &unwritten {
                     write.remove_object_in(*node, *file)?;
                 }
@@ -346,6 +387,9 @@ impl Store {
             })
         };
         self.settle_unwritten(unwritten, written.is_ok());
+        if distrust && written.is_err() {
+            self.untold_distrust.store(true, Ordering::Relaxed);
+        }
         match &written {
             Ok(()) => {
                 kill_point::reach("flush-committed");
@@ -364,6 +408,8 @@ impl Store {
             }
         }
         self.metrics.repairs.add(self.index.take_damaged_rows());
+        // The index may have grown.
+        self.look_at_disk();
         written
     }
 
@@ -374,11 +420,16 @@ impl Store {
     /// The disk failed: a write that it took may be lost all the same, without
     /// a word, once its page is. Every chunk is checked before its next use.
     fn lose_trust(&self) {
+        self.untold_distrust.store(true, Ordering::Relaxed);
         *lock(&self.trust) = fastrand::u128(..);
+        // Who is loaded with the old trust is in `live` after this.
+        self.loading.iter().for_each(|loading| drop(lock(loading)));
         let live: Vec<_> = lock(&self.live).values().filter_map(Weak::upgrade).collect();
         for object in live {
             object.distrust_all();
         }
+        // Rows that were written meanwhile may say more than is known.
+        *lock(&self.trust) = fastrand::u128(..);
     }
 
     /// `bytes` of a chunk are on disk. Blocks where the index is far behind.
@@ -429,16 +480,24 @@ impl Store {
     /// about nodes that may not be there. Those who read go on with the files
     /// they have open, and what is kept is what the index knows now.
     fn meet_other_index(&self) -> Result<(), CacheError> {
-        self.losses_met.store(self.index.losses(), Ordering::Relaxed);
-        let live: Vec<_> =
-            lock(&self.live).drain().filter_map(|(_, object)| object.upgrade()).collect();
-        for object in &live {
-            object.doom();
-        }
-        drop(std::mem::take(&mut *lock(&self.dirty)));
-        self.forget_idle();
+        let losses = self.index.losses();
         let totals = self.index.totals()?;
         self.places.set_pins(self.index.pins()?);
+        let live: Vec<_> =
+            lock(&self.live).drain().filter_map(|(_, object)| object.upgrade()).collect();
+        let files: Vec<_> = live.iter().map(|object| object.doom()).collect();
+        let dirty = std::mem::take(&mut *lock(&self.dirty));
+        drop(dirty); // After the lock: their drop takes another one.
+        self.forget_idle();
+        // Somebody reads them, perhaps chunks of which no row tells: their files
+        // are theirs from now on, and nobody else's to trim or to write to.
+        for (object, file) in live.iter().zip(files) {
+            if let Some(file) = file.filter(|_| Arc::strong_count(object) > 1) {
+                self.unlink(&file.path(&self.data_dir));
+            }
+        }
+        self.room.forget(self.budget.for_objects());
+        self.losses_met.store(losses, Ordering::Relaxed);
         // From here on they are what their readers hold, and go with them.
         let used: u64 = live.iter().map(|object| object.disk_bytes()).sum();
         let held = live.iter().filter(|object| object.present_bytes() > 0).count();
@@ -450,7 +509,7 @@ impl Store {
             self.health.failed(&std::io::Error::other("the cache index cannot be written"));
         } else {
             self.metrics.repairs.add(1);
-            self.sweep_later(if totals.objects == 0 { u64::MAX } else { self.unflushed_max() });
+            self.sweep_later(u64::MAX);
         }
         Ok(())
     }
@@ -459,22 +518,21 @@ impl Store {
     /// bytes of the budget are not given out: so much may be in such files.
     pub(super) fn sweep_later(&self, held_back: u64) {
         self.budget.hold_back(held_back);
+        let number = self.sweeps.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(store) = self.me.upgrade() else { return };
         let sweep = std::thread::Builder::new().name("sweep".into()).spawn(move || {
             let swept = store.sweep();
-            store.surplus.store(swept.surplus_bytes, Ordering::Relaxed);
-            store.look_at_disk();
-            store.budget.hold_back(0);
+            // A later one has yet to find what this one was too early for.
+            if store.sweeps.load(Ordering::Relaxed) == number {
+                store.surplus.store(swept.surplus_bytes, Ordering::Relaxed);
+                store.look_at_disk();
+                store.budget.hold_back(0);
+            }
         });
         if let Err(error) = sweep {
             tracing::warn!(%error, "files that the cache index does not know stay");
             self.budget.hold_back(0);
         }
-    }
-
-    /// As [`Store::sweep_later`], after a life that may have ended amid anything.
-    pub(super) fn sweep_after_crash(&self) {
-        self.sweep_later(self.unflushed_max());
     }
 
     /// A chunk was fetched, and is on its way to the disk.
@@ -617,9 +675,12 @@ impl Store {
 
     pub(super) fn mark_dirty(&self, object: &Arc<CachedObject>) {
         let mut dirty = lock(&self.dirty);
-        if !self.closed.load(Ordering::Relaxed) {
-            dirty.entry(object.node()).or_insert_with(|| object.clone());
+        if self.closed.load(Ordering::Relaxed) || object.is_doomed() {
+            return;
         }
+        let before = dirty.insert(object.node(), object.clone());
+        drop(dirty);
+        drop(before); // After the lock: it may be another one, and its drop takes one.
     }
 
     /// Events from now on, for as long as the subscription is held.
@@ -656,6 +717,15 @@ impl Store {
             Ok(result) => result,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+    }
+
+    /// As [`Store::write_blocking`], unless others write already.
+    pub(super) fn try_write_blocking(&self, write: impl FnOnce() + Send + 'static) {
+        let Ok(permit) = self.disk_writes.clone().try_acquire_owned() else { return };
+        self.runtime.spawn_blocking(move || {
+            write();
+            drop(permit);
+        });
     }
 
     /// Runs a write to the disk where it blocks nobody else.

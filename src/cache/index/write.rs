@@ -69,6 +69,13 @@ impl Write<'_> {
         Ok(())
     }
 
+    /// Nothing that was written in this boot is taken on trust any more.
+    pub(in crate::cache) fn put_distrusted_boot(&mut self, boot: u128) -> Result<(), CacheError> {
+        self.meta.insert("distrusted_high", (boot >> 64) as u64)?;
+        self.meta.insert("distrusted_low", boot as u64)?;
+        Ok(())
+    }
+
     /// An id that no node has had.
     pub(in crate::cache) fn allocate_node(&mut self) -> Result<NodeId, CacheError> {
         let id = self.index.next_node.fetch_add(1, Ordering::Relaxed);

@@ -8,7 +8,7 @@
 //!
 //! An object goes as a whole, by unlink: whoever has the file open, or mapped
 //! through the kernel, reads on. Its rows go first, durably, so that no row
-//! ever promises bytes that are gone.
+//! promises bytes that are gone; unless the index itself has no room.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -93,6 +93,8 @@ struct Leaver {
     /// Bytes of the budget that nobody else gives back.
     unowned_bytes: u64,
     held_bytes: u64,
+    /// Rows that are about another file of it are to go, too.
+    any_rows: bool,
     /// Its drop gives its bytes back.
     live: Option<std::sync::Arc<CachedObject>>,
 }
@@ -104,6 +106,8 @@ pub(in crate::cache) struct Removed {
     pub bytes: u64,
     /// Left, because somebody reads them.
     pub in_use: u64,
+    /// Those that were there at all, and went.
+    pub gone: u64,
 }
 
 /// Whom the removal of an object may meet.
@@ -125,6 +129,13 @@ impl Room {
             leaving: Mutex::default(),
             unwritten: Mutex::default(),
         }
+    }
+
+    /// Nothing is known of how objects are read: others are there now.
+    pub(super) fn forget(&self, limit: u64) {
+        *lock(&self.recency) = Recency::new(limit);
+        lock(&self.unwritten).clear();
+        lock(&self.leaving).clear();
     }
 
     pub(super) fn is_leaving(&self, node: NodeId) -> bool {
@@ -150,7 +161,10 @@ impl Store {
 
     /// Takes disk for a chunk, or says no. May evict to have it. Blocks.
     pub(in crate::cache) fn reserve(&self, bytes: u64) -> bool {
-        if self.health.is_pausing() || self.index.is_in_memory() {
+        if self.health.is_pausing()
+            || self.index.is_in_memory()
+            || self.closed.load(Ordering::Relaxed)
+        {
             return false;
         }
         let mut reserved = self.budget.reserve(bytes);
@@ -271,7 +285,9 @@ impl Store {
     pub(in crate::cache) fn has_room_by_force(&self, wanted: Excess) -> bool {
         let has_room = || self.budget.has_room(wanted.bytes) && self.budget.has_files();
         while !has_room() {
-            if self.budget.for_objects() < wanted.bytes || !self.make_room(wanted, true) {
+            let free = self.budget.for_objects().saturating_sub(self.budget.used());
+            let short = Excess { bytes: wanted.bytes.saturating_sub(free), ..wanted };
+            if self.budget.for_objects() < wanted.bytes || !self.make_room(short, true) {
                 return false;
             }
         }
@@ -306,10 +322,10 @@ impl Store {
             tracing::warn!(%error, "nothing can be evicted");
             Removed::default()
         });
-        if evicted.objects == 0 {
+        if evicted.gone == 0 {
             search.fruitless_at = Some(read_bytes);
         }
-        evicted.objects > 0
+        evicted.gone > 0
     }
 
     fn evict_some(
@@ -329,6 +345,10 @@ impl Store {
             let removed = self.remove(&victims, Readers::Spare)?;
             total.objects += removed.objects;
             total.bytes += removed.bytes;
+            total.gone += removed.gone;
+            if removed.gone == 0 {
+                break; // None of them could go: the next ones may be the same.
+            }
         }
         self.metrics.evicted_objects.add(total.objects);
         self.metrics.evicted_bytes.add(total.bytes);
@@ -449,7 +469,7 @@ impl Store {
             match self.take_leave(*node, readers) {
                 Ok(Leave::Gone(leaver)) => leavers.push(leaver),
                 Ok(Leave::InUse) => removed.in_use += 1,
-                Ok(Leave::Nothing) => {}
+                Ok(Leave::Nothing) => lock(&self.room.recency).set_held(*node, false),
                 Err(error) => {
                     result = Err(error); // Those that took their leave go all the same.
                     break;
@@ -460,24 +480,19 @@ impl Store {
         let rows = match leavers.is_empty() {
             true => Ok(()),
             false => self.index.write_durably(|write| {
-                let mut rows = leavers.iter();
-                rows.try_for_each(|leaver| write.remove_object_in(leaver.node, leaver.file))
+                leavers.iter().try_for_each(|leaver| match leaver.any_rows {
+                    true => write.remove_object(leaver.node).map(drop),
+                    false => write.remove_object_in(leaver.node, leaver.file),
+                })
             }),
         };
         kill_point::reach("remove-rows-removed");
-        let rows = match rows {
-            Ok(()) => Rows::Gone,
-            // Without room not even rows can be removed. Files can, and make some.
-            Err(CacheError::NoRoom(_)) => Rows::GoLater,
-            Err(error) => {
-                result = Err(error);
-                Rows::Stay
-            }
-        };
+        let rows_are_gone = rows.is_ok();
         for leaver in leavers {
+            removed.gone += 1;
             removed.objects += u64::from(leaver.held_bytes > 0);
             removed.bytes += leaver.held_bytes;
-            self.bury(leaver, rows);
+            self.bury(leaver, rows_are_gone);
         }
         result.map(|()| removed)
     }
@@ -486,6 +501,9 @@ impl Store {
     fn take_leave(&self, node: NodeId, readers: Readers) -> Result<Leave, CacheError> {
         let _loading = lock(self.loading_lock(node));
         let Some(live) = self.live(node) else {
+            if self.room.is_leaving(node) {
+                return Ok(Leave::Nothing); // Somebody else sees to it.
+            }
             let Some(row) = self.index.object(node)? else { return Ok(Leave::Nothing) };
             self.room.set_leaving(node, true);
             let ObjectRow { location: Location::OwnFile(file), present_bytes, .. } = row;
@@ -495,6 +513,7 @@ impl Store {
                 file,
                 unowned_bytes: bytes,
                 held_bytes: bytes,
+                any_rows: false,
                 live: None,
             }));
         };
@@ -508,28 +527,37 @@ impl Store {
         let dirty = lock(&self.dirty).remove(&node);
         let idle = lock(&self.idle).pop(&node);
         drop((dirty, idle)); // After the locks; `live` holds it still.
-        Ok(Leave::Gone(Leaver { node, file, unowned_bytes: 0, held_bytes, live: Some(live) }))
+        let any_rows = live.has_stale_rows();
+        let live = Some(live);
+        Ok(Leave::Gone(Leaver { node, file, unowned_bytes: 0, held_bytes, any_rows, live }))
     }
 
-    /// Removes the file of an object that took its leave.
-    fn bury(&self, leaver: Leaver, rows: Rows) {
-        if rows != Rows::Stay {
-            self.unlink(&leaver.file.path(&self.data_dir));
-            kill_point::reach("remove-file-removed");
-            self.budget.release(leaver.unowned_bytes);
-            if leaver.unowned_bytes > 0 {
-                self.count_held(false);
-            }
+    /// Removes the file of an object that took its leave. Where its rows could
+    /// not be removed (there may be no room even for that), they go with the
+    /// next flush: until then nobody finds the object by them.
+    fn bury(&self, leaver: Leaver, rows_are_gone: bool) {
+        self.unlink(&leaver.file.path(&self.data_dir));
+        kill_point::reach("remove-file-removed");
+        self.budget.release(leaver.unowned_bytes);
+        if leaver.unowned_bytes > 0 {
+            self.count_held(false);
         }
         lock(&self.room.recency).set_held(leaver.node, false);
         // Its bytes are given back here, unless somebody reads it.
         drop(leaver.live);
-        if rows == Rows::GoLater {
-            lock(&self.room.unwritten).push((leaver.node, leaver.file));
-        } else {
+        if rows_are_gone {
             self.room.set_leaving(leaver.node, false);
+        } else {
+            self.remove_rows_later(leaver.node, leaver.file);
         }
         self.emit(Event::Blocks(leaver.node));
+    }
+
+    /// The rows of a node whose file is gone go with the next flush. Nobody
+    /// finds the object by them from now on.
+    pub(super) fn remove_rows_later(&self, node: NodeId, file: FileId) {
+        self.room.set_leaving(node, true);
+        lock(&self.room.unwritten).push((node, file));
     }
 
     /// Rows that could not be removed when their files were.
@@ -556,16 +584,6 @@ impl Store {
             }
         }
     }
-}
-
-/// What becomes of the rows of an object that leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rows {
-    Gone,
-    /// With the next flush that can be written.
-    GoLater,
-    /// The index fails: so does the removal.
-    Stay,
 }
 
 enum Leave {

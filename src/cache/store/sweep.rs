@@ -36,10 +36,11 @@ impl Store {
     /// for seconds where there are millions; ends early once the store is closed.
     pub(in crate::cache) fn sweep(&self) -> Swept {
         let mut swept = Swept::default();
+        let losses = self.index.losses();
         for entry in entries(&self.data_dir) {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => {
-                    if !self.sweep_folder(&entry.path(), &mut swept) {
+                    if !self.sweep_folder(&entry.path(), losses, &mut swept) {
                         return swept;
                     }
                 }
@@ -57,8 +58,8 @@ impl Store {
         swept
     }
 
-    /// `false` once the store is closed.
-    fn sweep_folder(&self, folder: &Path, swept: &mut Swept) -> bool {
+    /// `false` once the store is closed, or has another index than it had.
+    fn sweep_folder(&self, folder: &Path, losses: u64, swept: &mut Swept) -> bool {
         for entry in entries(folder) {
             // An index in memory knows nothing of what is on disk.
             if self.closed.load(Ordering::Relaxed) || self.index.is_in_memory() {
@@ -66,7 +67,12 @@ impl Store {
             }
             let id = entry.file_name().to_str().and_then(FileId::of_name);
             let id = id.filter(|id| id.path(&self.data_dir) == entry.path());
-            match id.map(|id| self.is_known(id, &entry)) {
+            let known = id.map(|id| self.is_known(id, &entry));
+            // After the question: it may have been put to another index.
+            if self.index.losses() != losses {
+                return false;
+            }
+            match known {
                 Some(Ok(Some(surplus))) => swept.surplus_bytes += surplus,
                 // What cannot be told now is left for another time.
                 Some(Err(error)) => tracing::debug!(%error, "a file of the cache cannot be told"),

@@ -54,6 +54,11 @@ impl BackingFile {
         Ok(BackingFile { file })
     }
 
+    /// As [`BackingFile::open`], only to look at it: a read-only disk allows that.
+    pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
+        Ok(BackingFile { file: File::open(path)? })
+    }
+
     /// Creates an empty file of `size` bytes, all holes.
     pub(super) fn create(path: &Path, size: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
@@ -67,7 +72,11 @@ impl BackingFile {
             }
             opened => opened?,
         };
-        file.set_len(size)?;
+        // A file system may know none so large.
+        if let Err(error) = file.set_len(size) {
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
         Ok(BackingFile { file })
     }
 
@@ -136,5 +145,25 @@ impl BackingFile {
     /// The file itself, to hand to the kernel. Only for a complete, verified object.
     pub(super) fn as_file(&self) -> &File {
         &self.file
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_have_its_size_is_not_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("000000/10-0");
+        // Some file systems have files of the first size, and none of the second.
+        let is_made = |size| BackingFile::create(&path, size).is_ok();
+        if is_made(1 << 62) {
+            std::fs::remove_file(&path).unwrap();
+        }
+        assert!(!path.exists());
+        assert!(!is_made(u64::MAX));
+        assert!(!path.exists());
+        assert!(is_made(4096), "its name is free");
     }
 }

@@ -371,6 +371,8 @@ impl Index {
         let result = self.with_database(|db| self.transact(db, Durability::Immediate, change));
         match &result {
             Ok(_) => self.failed_commits.store(0, Ordering::Relaxed),
+            // A failure of `change` itself says nothing of the file.
+            Err(error) if !error.is_of_index() => self.pending.store(true, Ordering::Relaxed),
             Err(error) => {
                 self.pending.store(true, Ordering::Relaxed);
                 let failed = self.failed_commits.fetch_add(1, Ordering::Relaxed) + 1;

@@ -1,7 +1,8 @@
 //! The cache: what is known of remotes, and the bytes of their objects on disk.
 //!
 //! Knows objects, versions and chunks, not inodes, and needs no mount. Owns
-//! the cache directory: `index.redb`, `data/`, and nothing else in it.
+//! in the cache directory: `index.redb`, `index.sums`, `index.redb.damaged`
+//! (one that was set aside) and `data/`, and nothing else.
 //!
 //! [`Tree`] answers what is in a folder, [`Store`] brings the bytes of an
 //! object; [`Event`]s tell whoever holds copies (the kernel) what changed.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 
 /// The umask of whoever started this process.
@@ -18,6 +19,7 @@ pub(super) fn prepare() {
     raise_fd_limit();
     refuse_core_dumps();
     keep_files_private();
+    outlive_file_size_limit();
 }
 
 /// Creates a folder as the caller's umask has it: one on the way to a mount
@@ -56,9 +58,27 @@ fn keep_files_private() {
     let _ = CALLERS_UMASK.get_or_init(|| umask(Mode::from_bits_truncate(0o077)));
 }
 
+/// A write beyond `ulimit -f` is to fail like any other, not to end the process
+/// and every mount with it.
+fn outlive_file_size_limit() {
+    // SAFETY: no handler is installed, and nothing here relies on the signal.
+    if let Err(error) = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) } {
+        tracing::debug!(%error, "a limit on the size of files may end this process");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_signal_of_a_file_that_is_too_large_is_ignored() {
+        outlive_file_size_limit();
+        // The answer is what was set before; other tests want no signal either.
+        // SAFETY: as above.
+        let before = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+        assert!(matches!(before, Ok(SigHandler::SigIgn)));
+    }
 
     #[test]
     fn no_dump_is_made_of_a_daemon() {

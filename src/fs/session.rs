@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -157,24 +157,22 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
 /// end: the process could not die, and its lock and mount would hang for ever.
 fn own_descriptors(fuse: RawFd) -> Option<OwnedFd> {
     let own = || {
+        // Before there is a table of copies, which nothing else would close
+        // while the mount lives: what is evicted would keep its disk.
+        close_range(libc::c_uint::MAX, libc::c_uint::MAX)?;
         // SAFETY: a plain system call; what is open stays open.
         if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
             return Err(io::Error::last_os_error());
         }
+        let mut number = fuse.cast_unsigned();
+        close_range(3, number - 1)?;
+        close_range(number + 1, libc::c_uint::MAX)?;
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
-        let mut source = fuse.cast_unsigned();
-        // SAFETY: plain system calls. The number that is written over and those
-        // that are closed are this thread's alone since it has its own table,
-        // and nothing on it uses any of them.
+        // SAFETY: plain system calls. The number that is written over is this
+        // thread's alone since it has its own table, and nothing on it uses it.
         unsafe {
-            if libc::ioctl(device.as_raw_fd(), FUSE_DEV_IOC_CLONE, &raw mut source) != 0
-                || libc::dup3(device.into_raw_fd(), fuse, libc::O_CLOEXEC) != fuse
-            {
-                return Err(io::Error::last_os_error());
-            }
-            let number = fuse.cast_unsigned();
-            if libc::close_range(3, number - 1, 0) != 0
-                || libc::close_range(number + 1, libc::c_uint::MAX, 0) != 0
+            if libc::ioctl(device.as_raw_fd(), FUSE_DEV_IOC_CLONE, &raw mut number) != 0
+                || libc::dup3(device.as_raw_fd(), fuse, libc::O_CLOEXEC) != fuse
             {
                 return Err(io::Error::last_os_error());
             }
@@ -182,6 +180,17 @@ fn own_descriptors(fuse: RawFd) -> Option<OwnedFd> {
         }
     };
     own().inspect_err(|error| tracing::warn!(%error, "a kill may leave the mount hanging")).ok()
+}
+
+/// Closes what the calling thread's table has from `first` to `last`, if it has
+/// any. Only for a table that no other thread uses, or a range without any.
+/// Kernels before 5.9 cannot.
+fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
+    // SAFETY: a plain system call; the caller sees to it that nobody uses these.
+    if first <= last && unsafe { libc::close_range(first, last, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Waits for the end of a session, which closes its last descriptor.

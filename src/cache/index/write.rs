@@ -11,6 +11,7 @@ use super::{
     object_key,
 };
 use crate::cache::CacheError;
+use crate::cache::listing::FolderUpdate;
 use crate::cache::record::{
     ChunkGroupRow, EntryRow, FileId, FolderRow, Location, NodeId, NodeRow, ObjectRow, RollupDelta,
     RowKey, encode,
@@ -88,19 +89,70 @@ impl Write<'_> {
         Ok(NodeId(id))
     }
 
-    /// Puts a mount's place back into an empty index, under the same nodes.
+    /// Puts a mount's place back, under the same nodes. What the index has of
+    /// it stays; the folders on the way are listed again.
     pub(in crate::cache) fn put_root(&mut self, root: &Root) -> Result<(), CacheError> {
-        let row = FolderRow { changed_ms: self.index.newest_ms() + 1, ..FolderRow::default() };
-        self.remotes.insert(root.remote.0.as_str(), root.bucket.0)?;
-        self.put_folder(root.bucket, &row)?;
+        let bucket = self.remotes.get(root.remote.0.as_str())?.map(|v| NodeId(v.value()));
+        if bucket != Some(root.bucket) {
+            if let Some(other) = bucket {
+                self.empty_folder(other)?;
+                self.remove_folder(other)?;
+            }
+            self.remotes.insert(root.remote.0.as_str(), root.bucket.0)?;
+        }
+        self.refresh_folder(root.bucket)?;
         let mut parent = root.bucket;
         for (name, node) in &root.path {
-            self.put_node(*node, &NodeRow::Current { parent, name: name.clone() })?;
-            self.put_entry(parent, name, &EntryRow { node: *node, seen_ms: 0, object: None })?;
-            self.put_folder(*node, &row)?;
+            if self.is_superseded(*node)? {
+                break; // It was gone already, and its name may be another folder's.
+            }
+            self.put_root_folder(parent, name, *node)?;
             parent = *node;
         }
         Ok(())
+    }
+
+    fn put_root_folder(
+        &mut self,
+        parent: NodeId,
+        name: &str,
+        node: NodeId,
+    ) -> Result<(), CacheError> {
+        let known = self.entry(parent, name)?.map(|entry| entry.node);
+        if known != Some(node) {
+            if known.is_some() {
+                // Another node of the time before the mount. Its rows and files
+                // go as those of a folder do that the remote has no more.
+                let mut update = FolderUpdate::begin(self, parent, self.index.newest_ms() + 1)?;
+                update.put_absent(name)?;
+                update.end()?;
+            }
+            self.put_entry(parent, name, &EntryRow { node, seen_ms: 0, object: None })?;
+        }
+        if self.node(node)?.is_none() {
+            self.put_node(node, &NodeRow::Current { parent, name: name.to_owned() })?;
+        }
+        self.refresh_folder(node)
+    }
+
+    /// The folder is there, and is listed before its listing is believed.
+    fn refresh_folder(&mut self, node: NodeId) -> Result<(), CacheError> {
+        let row = self.folder(node)?;
+        let changed_ms = self.index.newest_ms() + 1;
+        self.put_folder(node, &FolderRow { listed_ms: row.listed_ms.map(|_| 0), changed_ms, ..row })
+    }
+
+    /// Nothing in the folder can be looked up any more.
+    fn empty_folder(&mut self, node: NodeId) -> Result<(), CacheError> {
+        let mut after: Option<String> = None;
+        loop {
+            let batch = self.entries_after(node, after.as_deref(), 1024)?;
+            let Some((last, _)) = batch.last() else { return Ok(()) };
+            after = Some(last.clone());
+            let mut update = FolderUpdate::begin(self, node, self.index.newest_ms() + 1)?;
+            batch.iter().try_for_each(|(name, _)| update.put_absent(name))?;
+            update.end()?;
+        }
     }
 
     /// `name` in `parent` is never evicted any more, with all below it.
@@ -327,5 +379,120 @@ impl Write<'_> {
             };
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::cache::record::Rollup;
+    use crate::remote::{Key, ObjectMeta, Version};
+
+    const LISTED_MS: u64 = 1000;
+
+    /// An index with one object in a folder that is mounted, and what it has.
+    struct Filled {
+        _dir: tempfile::TempDir,
+        index: Index,
+        root: Root,
+        entry: EntryRow,
+    }
+
+    impl Filled {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let index = Index::open(&dir.path().join("index.redb")).unwrap().index;
+            let remote = RemoteId("scripted://x".into());
+            let (root, entry) = index.write(|write| fill(write, remote)).unwrap();
+            Filled { _dir: dir, index, root, entry }
+        }
+
+        fn put(&self, root: &Root) {
+            self.index.write(|write| write.put_root(root)).unwrap();
+        }
+
+        fn folder(&self, node: NodeId) -> FolderRow {
+            self.index.folder(node).unwrap().unwrap()
+        }
+
+        fn is_superseded(&self, node: NodeId) -> bool {
+            matches!(self.index.node(node), Ok(Some(NodeRow::Superseded { .. })))
+        }
+    }
+
+    fn fill(write: &mut Write<'_>, remote: RemoteId) -> Result<(Root, EntryRow), CacheError> {
+        let bucket = write.bucket(&remote, 1)?;
+        let mut update = FolderUpdate::begin(write, bucket, LISTED_MS)?;
+        let folder = update.put_folder("d")?;
+        update.finish_listing()?;
+        update.end()?;
+        let object = ObjectMeta {
+            key: Key("d/a".to_owned()),
+            size: 5,
+            version: Version("v1".to_owned()),
+            mtime: UNIX_EPOCH,
+        };
+        let mut update = FolderUpdate::begin(write, folder, LISTED_MS)?;
+        update.put_object("a", &object)?;
+        update.end()?;
+        let Some(entry) = write.entry(folder, "a")? else { panic!("it was put") };
+        Ok((Root { remote, bucket, path: vec![("d".to_owned(), folder)] }, entry))
+    }
+
+    #[test]
+    fn a_root_that_is_put_again_keeps_all_that_is_below_it() {
+        let filled = Filled::new();
+        let (bucket, folder) = (filled.root.bucket, filled.root.path[0].1);
+        let before = (filled.folder(bucket), filled.folder(folder));
+        filled.put(&filled.root);
+        let after = (filled.folder(bucket), filled.folder(folder));
+        assert_eq!(after.0.rollup, Rollup { objects: 1, bytes: 5, cached_bytes: 0 });
+        assert_eq!(after.1.rollup, before.1.rollup);
+        assert_eq!(filled.index.entry(folder, "a").unwrap(), Some(filled.entry.clone()));
+        // Listed again if it was listed at all, and seen to have changed.
+        assert_eq!((before.0.listed_ms, after.0.listed_ms), (Some(LISTED_MS), Some(0)));
+        assert_eq!((before.1.listed_ms, after.1.listed_ms), (None, None));
+        assert!(after.0.changed_ms > LISTED_MS && after.1.changed_ms > LISTED_MS);
+    }
+
+    #[test]
+    fn a_root_of_other_nodes_takes_their_place() {
+        let filled = Filled::new();
+        let (bucket, folder) = (filled.root.bucket, filled.root.path[0].1);
+        let other = NodeId(folder.0 + 1000);
+        filled.put(&Root { path: vec![("d".to_owned(), other)], ..filled.root.clone() });
+        assert_eq!(filled.index.entry(bucket, "d").unwrap().unwrap().node, other);
+        assert_eq!(filled.folder(bucket).rollup, Rollup::default());
+        assert_eq!(filled.folder(other).rollup, Rollup::default());
+        assert!(filled.is_superseded(folder) && filled.is_superseded(filled.entry.node));
+        let superseded = filled.index.superseded().unwrap();
+        assert!(superseded.contains(&folder) && superseded.contains(&filled.entry.node));
+        // It does not come back.
+        filled.put(&filled.root);
+        assert_eq!(filled.index.entry(bucket, "d").unwrap().unwrap().node, other);
+    }
+
+    #[test]
+    fn a_bucket_of_another_node_takes_its_place() {
+        let filled = Filled::new();
+        let (bucket, folder) = (filled.root.bucket, filled.root.path[0].1);
+        let other = NodeId(folder.0 + 1000);
+        filled.put(&Root { bucket: other, path: Vec::new(), ..filled.root.clone() });
+        let found = filled.index.write(|write| write.bucket(&filled.root.remote, 1)).unwrap();
+        assert_eq!(found, other);
+        assert_eq!(filled.index.folder(bucket).unwrap(), None);
+        assert!(filled.is_superseded(folder) && filled.is_superseded(filled.entry.node));
+    }
+
+    #[test]
+    fn an_error_of_a_change_itself_is_no_failed_commit() {
+        let filled = Filled::new();
+        for _ in 0..=crate::cache::index::FAILED_COMMITS_MAX {
+            let failed = |_: &mut Write<'_>| Err::<(), _>(CacheError::Io("a file".to_owned()));
+            filled.index.write_durably(failed).unwrap_err();
+        }
+        assert!(!filled.index.is_in_memory());
     }
 }

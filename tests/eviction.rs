@@ -147,7 +147,8 @@ fn third_after_switch(
     for n in 0..3 {
         rig.epoch(&old.shuffled(n), from);
     }
-    // In fixed order: see `Daemon`.
+    // In fixed order: see `Daemon`. Of small objects: with 40 large ones the
+    // policy is sure of the last few per cent in the third epoch only.
     let costs: Vec<Cost> = (0..3).map(|_| rig.epoch(new, to)).collect();
     eprintln!("after the switch: {costs:?}");
     costs[2]
@@ -169,7 +170,7 @@ fn another_folder_of_the_mount_owns_the_budget_after_two_epochs() {
 #[test]
 fn another_mount_owns_the_budget_after_two_epochs() {
     let rig = Rig::new();
-    let (old, new) = (small(&rig.store, "old/"), large(&rig.store, "new/"));
+    let (old, new) = (large(&rig.store, "old/"), small(&rig.store, "new/"));
     let from = rig.mount("s3://bucket/old", "old");
     let to = rig.mount("s3://bucket/new", "new");
     assert_owns(third_after_switch(&rig, (&old, (&from, "old/", 0)), (&new, (&to, "new/", 1))));

@@ -61,7 +61,8 @@ impl Store {
         match self.drop_damaged(node, &row, &mut map, &damaged, trust)? {
             Mended::Yes => {}
             Mended::No => drop(self.remove(&[node], Readers::Spare)?),
-            Mended::Overtaken => return Ok(checked),
+            // Evicted, perhaps, while it was read: that is no damage.
+            Mended::Overtaken => return Ok(Checked { damaged_chunks: 0, ..checked }),
         }
         self.metrics.repairs.add(checked.damaged_chunks);
         Ok(checked)

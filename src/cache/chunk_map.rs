@@ -21,6 +21,12 @@ pub(super) fn chunk_range(chunk: u32, size: u64) -> std::ops::Range<u64> {
     start..(start + CHUNK_BYTES).min(size)
 }
 
+/// Number of bytes of chunk `chunk` of an object of `size` bytes.
+pub(super) fn chunk_len(chunk: u32, size: u64) -> usize {
+    let range = chunk_range(chunk, size);
+    (range.end - range.start) as usize
+}
+
 /// The state of one chunk on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {

@@ -9,24 +9,26 @@
 //! Lock order: `writing` before `state`. Neither is held across an await or
 //! while the file is read or written.
 
+mod disk;
+mod flight;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::backing_file::BackingFile;
 use super::budget::disk_bytes;
-use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
-use super::fetch::{Admission, Flight, Landed, Pilot};
-use super::index::Write;
+use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_len, chunk_range};
+use super::fetch::{Flight, Landed};
 use super::listing::to_ns;
+use super::lock;
 use super::pass_by::PASS_BY_WINDOW_BYTES;
 use super::readahead::{Plan, Readahead, WINDOW_MAX_BYTES};
-use super::record::{FileId, Fingerprint, GROUP_CHUNKS, Location, NodeId, ObjectAttr, ObjectRow};
+use super::record::{FileId, Fingerprint, GROUP_CHUNKS, NodeId, ObjectAttr};
 use super::store::Store;
-use super::{CacheError, Event, kill_point, lock};
 use crate::remote::client::RemoteClient;
 use crate::remote::{ErrorKind, ObjectMeta, RemoteError};
 
@@ -192,54 +194,6 @@ impl CachedObject {
             self.untold_bytes.store(0, Ordering::Relaxed);
             self.store.touch(self.node, untold);
         }
-    }
-
-    /// Looks at the file before it is opened again. If somebody else touched
-    /// it, every chunk is checked before its next use. `false` if it has no
-    /// name any more: it is lost with the last who has it open.
-    pub(super) fn recheck(&self) -> bool {
-        let Some(file) = self.file.get() else { return true };
-        if self.lost.load(Ordering::Relaxed) {
-            return false;
-        }
-        if self.is_doomed() {
-            return true;
-        }
-        let mut state = lock(&self.state);
-        let Ok(Some(now)) = file.fingerprint() else { return false };
-        self.distrust_if_touched(&mut state, file, &now);
-        true
-    }
-
-    /// Compares the file with what we left. Only its size and its inode can be
-    /// told while we write to it ourselves.
-    fn distrust_if_touched(&self, state: &mut State, file: &BackingFile, now: &Fingerprint) {
-        let touched = match &state.fingerprint {
-            Some(known) if state.writes == 0 => known != now,
-            _ => now.size != self.meta.size,
-        };
-        if !touched {
-            return;
-        }
-        tracing::warn!(key = ?self.meta.key.0, "somebody touched the file of a cached object; it is checked");
-        self.distrust(state);
-        if now.size != self.meta.size
-            && let Err(error) = file.restore_size(self.meta.size)
-        {
-            self.store.health().failed(&error);
-        }
-        state.fingerprint = None;
-    }
-
-    /// Every chunk is checked before its next use.
-    pub(super) fn distrust_all(&self) {
-        self.distrust(&mut lock(&self.state));
-    }
-
-    fn distrust(&self, state: &mut State) {
-        self.complete.store(false, Ordering::Release);
-        state.map.distrust();
-        state.doubts += 1;
     }
 
     /// Size in bytes.
@@ -541,217 +495,6 @@ impl CachedObject {
             && self.store.passing_by(self.node, chunk).is_none()
     }
 
-    fn start(
-        self: &Arc<Self>,
-        state: &mut State,
-        chunks: Range<u32>,
-        bytes: u64,
-        ahead: Option<Admission>,
-    ) {
-        let (flight, pilot) = Flight::new(chunks);
-        state.flights.push(flight);
-        let object = self.clone();
-        self.store.spawn(async move {
-            let flight = pilot.flight().clone();
-            let mut admission = match ahead {
-                Some(admission) => Some(admission),
-                None => object.store.fetcher().admit(bytes).await,
-            };
-            let result = object.fly(&pilot, admission.as_mut()).await;
-            // First out of the list, then the verdict: who looks now starts anew.
-            lock(&object.state).flights.retain(|f| !Arc::ptr_eq(f, &flight));
-            if let Err(error) = result {
-                tracing::debug!(key = ?object.meta.key.0, %error, "a fetch failed");
-                pilot.fail(error);
-            }
-            drop(admission);
-        });
-    }
-
-    /// Brings the bytes of one flight: to those who wait first, then to disk.
-    async fn fly(
-        self: &Arc<Self>,
-        pilot: &Pilot,
-        admission: Option<&mut Admission>,
-    ) -> Result<(), RemoteError> {
-        let chunks = pilot.flight().chunks().clone();
-        let range = chunk_range(chunks.start, self.meta.size).start
-            ..chunk_range(chunks.end - 1, self.meta.size).end;
-        let mut reader = self.remote.get_range(self.meta.clone(), range);
-        let mut chunk = chunks.start;
-        let mut wanted = chunk_len(chunk, self.meta.size);
-        let mut partial = BytesMut::with_capacity(wanted);
-        let mut landed: Vec<(u32, Bytes)> = Vec::new();
-        let mut keeping: Option<tokio::task::JoinHandle<()>> = None;
-        let result = loop {
-            let mut bytes = match reader.next().await {
-                Ok(Some(bytes)) => bytes,
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            };
-            while !bytes.is_empty() && chunk < chunks.end {
-                let take = bytes.len().min(wanted - partial.len());
-                partial.extend_from_slice(&bytes.split_to(take));
-                if partial.len() < wanted {
-                    continue;
-                }
-                let whole = std::mem::take(&mut partial).freeze();
-                self.store.chunk_landed();
-                pilot.deliver(chunk, whole.clone());
-                landed.push((chunk, whole));
-                chunk += 1;
-                if chunk < chunks.end {
-                    wanted = chunk_len(chunk, self.meta.size);
-                    partial.reserve(wanted);
-                }
-            }
-            // One write at a time, behind the network: the next batch gathers meanwhile.
-            if !landed.is_empty() && keeping.as_ref().is_none_or(|task| task.is_finished()) {
-                keeping = Some(self.keep_in_background(pilot, std::mem::take(&mut landed)));
-            }
-        };
-        drop(reader);
-        if let Some(admission) = admission {
-            admission.request_done();
-        }
-        if let Some(task) = keeping {
-            self.joined(task).await;
-        }
-        if !landed.is_empty() {
-            let task = self.keep_in_background(pilot, landed);
-            self.joined(task).await;
-        }
-        result
-    }
-
-    async fn joined(&self, task: tokio::task::JoinHandle<()>) {
-        if let Err(error) = task.await {
-            tracing::error!(%error, "writing to the cache ended abnormally");
-        }
-    }
-
-    fn keep_in_background(
-        self: &Arc<Self>,
-        pilot: &Pilot,
-        landed: Vec<(u32, Bytes)>,
-    ) -> tokio::task::JoinHandle<()> {
-        let object = self.clone();
-        let flight = pilot.flight().clone();
-        self.store.write_blocking(move || {
-            for (chunk, bytes) in landed {
-                if object.is_kept(chunk) || object.keep(chunk, &bytes) {
-                    flight.on_disk(chunk);
-                } else {
-                    object.store.pass_by(object.node, chunk, bytes);
-                }
-                object.store.chunk_settled();
-            }
-        })
-    }
-
-    /// A chunk went past the disk when it came. It is kept now if it can be: as
-    /// long as it is in memory nobody fetches it, who would keep it.
-    fn keep_passed(self: &Arc<Self>, chunk: u32, bytes: &Bytes) {
-        if self.is_doomed() || !self.store.is_keeping() {
-            return;
-        }
-        let (object, bytes) = (self.clone(), bytes.clone());
-        // Whoever reads the chunk next tries again.
-        self.store.try_write_blocking(move || {
-            if object.is_kept(chunk) || object.keep(chunk, &bytes) {
-                object.store.kept_after_all(object.node, chunk);
-            }
-        });
-    }
-
-    /// Whether a chunk is on disk already: after damage, two flights may bring it.
-    fn is_kept(&self, chunk: u32) -> bool {
-        lock(&self.state).map.presence(chunk) == Presence::Verified
-    }
-
-    /// Writes a chunk and notes that it is there; `false` if it cannot be kept.
-    fn keep(self: &Arc<Self>, chunk: u32, bytes: &Bytes) -> bool {
-        let disk = disk_bytes(bytes.len() as u64);
-        if self.is_doomed() || !self.store.reserve(disk) {
-            return false;
-        }
-        let offset = chunk_range(chunk, self.meta.size).start;
-        let file = match self.writable_file() {
-            Ok(Some(file)) => file,
-            refused => {
-                self.store.release(disk);
-                if let Err(error) = refused {
-                    self.store.disk_failed(&error);
-                }
-                return false;
-            }
-        };
-        {
-            let mut state = lock(&self.state);
-            state.writes += 1;
-            state.fingerprint = None;
-        }
-        let written = file.write(bytes, offset);
-        kill_point::reach("chunk-written");
-        let crc = crc32c::crc32c(bytes);
-        let mut state = lock(&self.state);
-        state.writes -= 1;
-        if let Err(error) = written {
-            // Perhaps a part of it: what it takes of the disk stays paid for.
-            let is_new = state.map.presence(chunk) == Presence::Absent && state.loose.insert(chunk);
-            drop(state);
-            if !is_new {
-                self.store.release(disk);
-            }
-            self.store.disk_failed(&error);
-            return false;
-        }
-        let first = state.map.present_bytes() == 0;
-        let was_paid = state.loose.remove(&chunk);
-        let added = state.map.insert(chunk, crc, true);
-        state.dirty_groups.insert(chunk / GROUP_CHUNKS);
-        let complete = state.map.is_complete();
-        self.complete.store(complete, Ordering::Release);
-        drop(state);
-        if was_paid || !added {
-            self.store.release(disk);
-        }
-        if first {
-            self.store.count_held(true);
-            self.store.set_held(self.node, true);
-        }
-        kill_point::reach("chunk-noted");
-        self.store.mark_dirty(self);
-        self.store.health().works();
-        self.store.chunk_written(disk);
-        if complete {
-            self.store.emit(Event::Blocks(self.node));
-        }
-        true
-    }
-
-    /// The file, created if need be; `None` once the object is doomed, and
-    /// where no more files may be made.
-    fn writable_file(&self) -> std::io::Result<Option<&BackingFile>> {
-        if let Some(file) = self.file.get() {
-            return Ok((!self.is_doomed()).then_some(file));
-        }
-        // Before the lock: others may have to be evicted for it.
-        if !self.store.reserve_file() {
-            return Ok(None);
-        }
-        let _writing = lock(&self.writing);
-        if self.is_doomed() || self.file.get().is_some() {
-            self.store.release_file();
-            return Ok(self.file.get().filter(|_| !self.is_doomed()));
-        }
-        kill_point::reach("file-uncreated");
-        let path = self.file_id.path(self.store.data_dir());
-        let file = BackingFile::create(&path, self.meta.size)?;
-        kill_point::reach("file-created");
-        Ok(Some(self.file.get_or_init(|| file)))
-    }
-
     /// The object, as the remote has it.
     pub(super) fn meta(&self) -> &ObjectMeta {
         &self.meta
@@ -798,55 +541,6 @@ impl CachedObject {
         let _writing = lock(&self.writing);
         (!self.doomed.swap(true, Ordering::Relaxed)).then_some(self.file_id)
     }
-
-    /// What was written to the index is not there: all of it is to be written again.
-    pub(super) fn redirty(&self) {
-        let groups = chunk_count(self.meta.size).div_ceil(GROUP_CHUNKS);
-        let mut state = lock(&self.state);
-        state.dirty_groups.extend(0..groups);
-        state.stale_rows = true;
-    }
-
-    /// Writes what changed since the last time to the index.
-    pub(super) fn write_rows(&self, write: &mut Write<'_>, boot: u128) -> Result<(), CacheError> {
-        if std::mem::take(&mut lock(&self.state).stale_rows) {
-            write.remove_object(self.node)?;
-        }
-        let Some(file) = self.file.get() else { return Ok(()) };
-        let (groups, row) = {
-            let mut state = lock(&self.state);
-            let now = file.fingerprint().map_err(|e| CacheError::Io(e.to_string()))?;
-            // Without a name it is lost; its bytes go with its last reader.
-            let Some(now) = now else {
-                self.lost.store(true, Ordering::Relaxed);
-                self.doomed.store(true, Ordering::Relaxed);
-                return write.remove_object(self.node).map(drop);
-            };
-            self.distrust_if_touched(&mut state, file, &now);
-            if state.writes == 0 && now.size == self.meta.size {
-                state.fingerprint = Some(now);
-            }
-            let dirty = std::mem::take(&mut state.dirty_groups);
-            let groups: Vec<_> = dirty.into_iter().map(|g| (g, state.map.group_row(g))).collect();
-            let row = ObjectRow {
-                location: Location::OwnFile(self.file_id),
-                size: self.meta.size,
-                version: self.meta.version.clone(),
-                present_bytes: state.map.present_bytes(),
-                fingerprint: now,
-                verified_boot: state.map.is_all_verified().then_some(boot),
-                used_ms: self.used_ms.load(Ordering::Relaxed),
-            };
-            (groups, row)
-        };
-        for (group, row) in groups {
-            write.put_chunk_group(self.node, group, &row)?;
-        }
-        kill_point::reach("flush-between-rows");
-        write.put_object(self.node, &row)?;
-        kill_point::reach("flush-object-written");
-        Ok(())
-    }
 }
 
 impl Drop for CachedObject {
@@ -859,9 +553,4 @@ impl Drop for CachedObject {
 /// The chunks that the bytes `from..end` touch.
 fn chunks_of(from: u64, end: u64) -> Range<u32> {
     (from / CHUNK_BYTES) as u32..end.div_ceil(CHUNK_BYTES) as u32
-}
-
-fn chunk_len(chunk: u32, size: u64) -> usize {
-    let range = chunk_range(chunk, size);
-    (range.end - range.start) as usize
 }

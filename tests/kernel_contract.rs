@@ -312,13 +312,17 @@ impl Drop for Mapping {
 // Open, read, close
 // ---------------------------------------------------------------------------
 
+/// The first FLUSH is answered with ENOSYS and is the last one. Before that
+/// answer another may be under way: the mounts of other tests in this process
+/// begin with a copy of its descriptors, which they close.
+const FLUSHES: u64 = 2;
+
 #[test]
 fn keep_cache_opens_each_time_and_reads_once() {
     let mount = Mount::new(KeepCache, LONG, |source| files(source, 4));
     let cold = mount.cost(|| epoch(&mount, 4));
     assert_eq!((cold["lookup"], cold["open"], cold["release"]), (4, 4, 4), "{cold:?}");
-    // Two readers may both be on their way before the first one is answered.
-    assert!(cold["flush"] <= 2, "the first FLUSH is the last: {cold:?}");
+    assert!(cold["flush"] <= FLUSHES, "the first FLUSH is the last: {cold:?}");
     assert!(cold["read"] >= 4, "{cold:?}");
     let warm = mount.cost(|| epoch(&mount, 4));
     assert_eq!((warm["open"], warm["release"]), (4, 4), "{warm:?}");
@@ -343,7 +347,8 @@ fn no_open_asks_once_and_then_a_warm_file_costs_nothing() {
         files(&source.join("sub"), 2);
     });
     let cold = mount.cost(|| epoch(&mount, 4));
-    assert_eq!((cold["open"], cold["flush"], cold["lookup"]), (1, 1, 4), "{cold:?}");
+    assert_eq!((cold["open"], cold["lookup"]), (1, 4), "{cold:?}");
+    assert!(cold["flush"] <= FLUSHES, "{cold:?}");
     assert!(cold["read"] >= 4, "{cold:?}");
     let warm = mount.cost(|| epoch(&mount, 4));
     assert!(warm.keys().all(|op| *op == "getattr"), "{warm:?}");
@@ -358,7 +363,8 @@ fn no_open_asks_once_and_then_a_warm_file_costs_nothing() {
         fs::read(mount.path("sub/f1")).unwrap();
     });
     let ops = mount.ops();
-    assert_eq!((ops["open"], ops["opendir"], ops["flush"]), (1, 1, 1), "{ops:?}");
+    assert_eq!((ops["open"], ops["opendir"]), (1, 1), "{ops:?}");
+    assert!(ops["flush"] <= FLUSHES, "{ops:?}");
     assert_eq!((ops["release"], ops["releasedir"]), (0, 0), "{ops:?}");
 }
 
@@ -369,7 +375,8 @@ fn passthrough_reads_nothing_once_a_file_is_complete() {
     }
     let mount = Mount::new(Passthrough, LONG, |source| files(source, 4));
     let cold = mount.cost(|| epoch(&mount, 4));
-    assert_eq!((cold["open"], cold["release"], cold["flush"]), (4, 4, 1), "{cold:?}");
+    assert_eq!((cold["open"], cold["release"]), (4, 4), "{cold:?}");
+    assert!(cold["flush"] <= FLUSHES, "{cold:?}");
     assert!(cold["read"] >= 4, "{cold:?}");
     for n in 0..4 {
         mount.wait_complete(&format!("f{n}"));

@@ -136,7 +136,9 @@ fn status_equals_what_the_store_the_disk_and_the_kernel_say() {
     let sum = |reads: &Value| {
         reads["hit_bytes"].as_u64().unwrap() + reads["miss_bytes"].as_u64().unwrap()
     };
-    assert_eq!(sum(&reads(&status)), tree.bytes(), "the kernel read every byte once");
+    // The kernel may give up a page or two on a busy machine, and ask again.
+    let (read, all) = (sum(&reads(&status)), tree.bytes());
+    assert!((all..=all + all / 100).contains(&read), "the kernel read {read} of {all}");
     assert!(reads(&status)["miss_bytes"].as_u64().unwrap() > 0);
 
     // O_DIRECT passes the page cache by, so these bytes reach the daemon again.

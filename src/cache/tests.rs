@@ -74,6 +74,33 @@ async fn after_a_boot_chunks_are_checked_before_use() {
     cache.close();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_disk_failed_chunks_are_checked_in_the_next_life_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let remote = ScriptedRemote::new();
+    remote.put("a", vec![7; CHUNK_BYTES as usize * 3]);
+    let (cache, tree) = open(dir.path(), &remote, 1).await;
+    let first = object(&tree, "a").await;
+    first.read(0, first.size()).await.unwrap();
+    cache.store.settle();
+    cache.store.flush().unwrap();
+    assert!(first.complete_file().is_some());
+    cache.store.disk_failed(&std::io::Error::from_raw_os_error(libc::EIO));
+    assert!(first.complete_file().is_none(), "in this life");
+    drop((first, tree));
+    cache.close();
+
+    let (cache, tree) = open(dir.path(), &remote, 1).await;
+    remote.clear_requests();
+    let again = object(&tree, "a").await;
+    assert!(again.complete_file().is_none(), "in the next life of this boot");
+    again.read(0, again.size()).await.unwrap();
+    assert!(again.complete_file().is_some());
+    assert_eq!(remote.count(RequestKind::Get), 0, "it was not damaged");
+    drop((again, tree));
+    cache.close();
+}
+
 #[test]
 fn the_clock_never_goes_back() {
     let ahead = wall_ms() + 3_600_000;

@@ -1,6 +1,7 @@
 //! What the store does now and then: rows written, the disk followed and tried
 //! again, another index met, files that nobody knows looked for.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -16,7 +17,9 @@ impl Store {
         kill_point::reach("flush-begun");
         let trust = self.trust();
         let unwritten = self.take_unwritten();
-        let distrust = self.untold_distrust.swap(false, Ordering::Relaxed);
+        // An index in memory is the wrong one to tell: it does not outlive us.
+        let distrust =
+            !self.index.is_in_memory() && self.untold_distrust.swap(false, Ordering::Relaxed);
         let written = if dirty.is_empty() && unwritten.is_empty() && !distrust {
             self.index.sync_pending()
         } else {
@@ -169,7 +172,8 @@ impl Store {
         let number = self.sweeps.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(store) = self.me.upgrade() else { return };
         let sweep = std::thread::Builder::new().name("sweep".into()).spawn(move || {
-            let swept = store.sweep();
+            // Whatever breaks it, the cache must keep again after it.
+            let swept = catch_unwind(AssertUnwindSafe(|| store.sweep())).unwrap_or_default();
             // A later one has yet to find what this one was too early for.
             if store.sweeps.load(Ordering::Relaxed) == number {
                 store.surplus.store(swept.surplus_bytes, Ordering::Relaxed);

@@ -46,6 +46,36 @@ pub struct MountOptions {
     pub open_mode: OpenModeOption,
     /// Where to write down every read, for the simulator.
     pub record_trace: Option<PathBuf>,
+    /// What is fetched before anybody asks for it.
+    pub warm: WarmOption,
+    /// What may be asked of the remote.
+    pub traffic: TrafficOptions,
+}
+
+/// `--warm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum WarmOption {
+    /// Files of folders that are being gone through.
+    #[default]
+    Auto,
+    /// Nothing.
+    Off,
+    /// Everything below the mount, if it fits the cache.
+    All,
+}
+
+/// Caps on what a mount asks of its remote.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficOptions {
+    /// Bytes a second, on average; unlimited where it is not given.
+    pub max_bandwidth: Option<u64>,
+    /// Requests in flight at once; found out where it is not given.
+    pub max_requests: Option<u32>,
+    /// Bytes to download in all. Past this nothing is fetched ahead any more.
+    pub max_download: Option<u64>,
+    /// Past `max_download`, readers are refused too.
+    pub max_download_strict: bool,
 }
 
 /// `--open-mode`.
@@ -144,6 +174,9 @@ pub struct CacheOptions {
     pub dir: PathBuf,
     /// `--cache-size` in bytes; by default what the disk has free, less a reserve.
     pub size: Option<u64>,
+    /// `--memory-limit`: bytes in flight between the remote, the readers and
+    /// the disk; by default a part of the machine's memory.
+    pub memory: Option<u64>,
 }
 
 #[cfg(test)]

@@ -7,12 +7,13 @@
 //! main -> cli -> (daemon | control client)
 //! daemon -> fs -> cache -> remote
 //! daemon -> control server
-//! config, units, metrics: leaves
+//! admission, config, units, metrics: leaves
 //! ```
 //!
 //! `remote` knows objects and byte ranges, `cache` knows objects and chunks,
 //! `fs` knows inodes and file handles. See `ARCHITECTURE.md` for the map.
 
+pub mod admission;
 pub mod cache;
 pub mod cli;
 pub mod config;

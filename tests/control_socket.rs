@@ -22,7 +22,13 @@ struct Refuser;
 #[async_trait]
 impl Service for Refuser {
     fn ping(&self) -> Ping {
-        Ping { pid: 1, version: "x".to_owned(), cache_dir: "/c".into(), cache_size: None }
+        Ping {
+            pid: 1,
+            version: "x".to_owned(),
+            cache_dir: "/c".into(),
+            cache_size: None,
+            memory_limit: None,
+        }
     }
 
     async fn status(&self) -> StatusReply {

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use warmfs::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified};
 use warmfs::config::{
     CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
+    TrafficOptions, WarmOption,
 };
 use warmfs::control::cache_lock::{self, CacheLock};
 use warmfs::control::client::Client;
@@ -218,7 +219,8 @@ impl Fixture {
 }
 
 async fn start(tmp: &Path, engine: &Arc<FakeEngine>) -> Result<Running, StartError> {
-    let cache = CacheOptions { dir: tmp.canonicalize().unwrap().join("cache"), size: None };
+    let cache =
+        CacheOptions { dir: tmp.canonicalize().unwrap().join("cache"), size: None, memory: None };
     let engine: Arc<dyn Engine> = Arc::clone(engine) as _;
     daemon::start(cache, |_| async { Ok(engine) }).await
 }
@@ -234,6 +236,8 @@ fn request(uri: &str, dir: &Path) -> MountRequest {
         dir_mode: 0o555,
         open_mode: OpenModeOption::Auto,
         record_trace: None,
+        warm: WarmOption::Auto,
+        traffic: TrafficOptions::default(),
     };
     let env = CallerEnv::from_iter([("AWS_SECRET_ACCESS_KEY", "secret")]);
     MountRequest { uri: uri.to_owned(), dir: dir.to_owned(), options, env }

@@ -22,7 +22,9 @@ use common::{STEP_TIMEOUT, TEST_TIMEOUT, Warmfs, Watchdog, abort_mounts, eventua
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Uid, User, Whence, lseek};
 use warmfs::cache::Cache;
-use warmfs::config::{CacheOptions, MountOptions, OpenModeOption, RemoteOptions};
+use warmfs::config::{
+    CacheOptions, MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
+};
 use warmfs::daemon::kernel;
 use warmfs::fs::FileSystem;
 use warmfs::fs::session::MountSession;
@@ -72,7 +74,7 @@ impl Mount {
         fill(&base.join("source"));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let handle = runtime.handle().clone();
-        let options = CacheOptions { dir: base.join("cache"), size: Some(1 << 30) };
+        let options = CacheOptions { dir: base.join("cache"), size: Some(1 << 30), memory: None };
         let cache = Cache::open(&options, handle.clone()).unwrap();
         let remote = Arc::new(LocalRemote::open(&base.join("source")).unwrap());
         let remote = Arc::new(RemoteClient::new(remote, Arc::new(RemoteMetrics::default())));
@@ -176,6 +178,8 @@ fn mount_options(open_mode: OpenModeOption, metadata_ttl: Duration) -> MountOpti
         dir_mode: 0o555,
         open_mode,
         record_trace: None,
+        warm: WarmOption::Auto,
+        traffic: TrafficOptions::default(),
     }
 }
 

@@ -8,89 +8,60 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
+use crate::admission::{Class, Permit, PrioritySemaphore};
+use crate::remote::client::RemoteClient;
 use crate::remote::{ErrorKind, RemoteError};
 
-/// GETs in flight at once. HTTP/1.1 over many connections fills a line that
-/// few cannot; more than this costs memory and gains nothing on two cores.
-const REQUESTS_MAX: usize = 64;
+/// Of the memory, the parts that readahead and prefetch may fill: a reader
+/// always finds some soon.
+const AHEAD_PART: f64 = 0.75;
+const PREFETCH_PART: f64 = 0.5;
 
-/// Of these, how many readahead may hold: demand always finds a free one soon.
-const AHEAD_REQUESTS_MAX: usize = 48;
-
-/// Bytes in flight at once, in memory from the first byte until they are on disk.
-const MEMORY_MAX_BYTES: usize = 128 << 20;
-
-/// Of these, how many readahead may hold.
-const AHEAD_MEMORY_MAX_BYTES: usize = 96 << 20;
-
-/// Memory is counted in units, since a semaphore hands out `u32`s.
-const MEMORY_UNIT_BYTES: u64 = 4096;
-
-/// The bounds on what is in flight, one for the whole daemon.
+/// The bound on the bytes in flight, in memory from before the first byte comes
+/// until they are on disk. One for the whole daemon; how many requests may be in
+/// flight is the endpoint's.
 #[derive(Debug)]
 pub(super) struct Fetcher {
-    requests: Arc<Semaphore>,
-    memory: Arc<Semaphore>,
-    ahead_requests: Arc<Semaphore>,
-    ahead_memory: Arc<Semaphore>,
+    memory: Arc<PrioritySemaphore>,
 }
 
 /// The right to have one request in flight, and its bytes in memory after it.
 #[derive(Debug)]
 pub(super) struct Admission {
-    request: Vec<OwnedSemaphorePermit>,
-    _memory: Vec<OwnedSemaphorePermit>,
+    request: Option<Permit>,
+    _memory: Permit,
 }
 
 impl Admission {
     /// The request was answered: another may go out while the bytes wait for the disk.
     pub(super) fn request_done(&mut self) {
-        self.request.clear();
+        self.request = None;
     }
-}
-
-fn units(bytes: u64) -> u32 {
-    let units = bytes.div_ceil(MEMORY_UNIT_BYTES);
-    u32::try_from(units)
-        .unwrap_or(u32::MAX)
-        .min((MEMORY_MAX_BYTES as u64 / MEMORY_UNIT_BYTES) as u32)
 }
 
 impl Fetcher {
-    pub(super) fn new() -> Self {
-        let memory = |bytes: usize| Arc::new(Semaphore::new(bytes / MEMORY_UNIT_BYTES as usize));
-        Fetcher {
-            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-            memory: memory(MEMORY_MAX_BYTES),
-            ahead_requests: Arc::new(Semaphore::new(AHEAD_REQUESTS_MAX)),
-            ahead_memory: memory(AHEAD_MEMORY_MAX_BYTES),
-        }
+    pub(super) fn new(memory_bytes: u64) -> Self {
+        let part = |part: f64| (memory_bytes as f64 * part) as u64;
+        let limits = [memory_bytes, part(AHEAD_PART), part(PREFETCH_PART)];
+        Fetcher { memory: PrioritySemaphore::new(limits) }
     }
 
-    /// Waits until a reader's request of `bytes` may go out.
-    pub(super) async fn admit(&self, bytes: u64) -> Option<Admission> {
+    /// Waits until a request of `bytes` may go out.
+    pub(super) async fn admit(&self, class: Class, bytes: u64, remote: &RemoteClient) -> Admission {
         // Memory first: who holds a request never waits for more.
-        let memory = self.memory.clone().acquire_many_owned(units(bytes)).await.ok()?;
-        let request = self.requests.clone().acquire_owned().await.ok()?;
-        Some(Admission { request: vec![request], _memory: vec![memory] })
+        let memory = self.memory.acquire(class, bytes).await;
+        let request = Some(remote.requests().acquire(class, 1).await);
+        Admission { request, _memory: memory }
     }
 
     /// Lets a request ahead of the reader go out at once, or not at all:
     /// readahead never queues, so that a reader never waits behind it.
-    pub(super) fn try_admit_ahead(&self, bytes: u64) -> Option<Admission> {
-        let units = units(bytes);
-        Some(Admission {
-            _memory: vec![
-                self.ahead_memory.clone().try_acquire_many_owned(units).ok()?,
-                self.memory.clone().try_acquire_many_owned(units).ok()?,
-            ],
-            request: vec![
-                self.ahead_requests.clone().try_acquire_owned().ok()?,
-                self.requests.clone().try_acquire_owned().ok()?,
-            ],
-        })
+    pub(super) fn try_admit_ahead(&self, bytes: u64, remote: &RemoteClient) -> Option<Admission> {
+        let memory = self.memory.try_acquire(Class::Ahead, bytes)?;
+        let request = Some(remote.requests().try_acquire(Class::Ahead, 1)?);
+        Some(Admission { request, _memory: memory })
     }
 }
 
@@ -229,28 +200,33 @@ mod tests {
         assert_eq!(flight.chunk(0).await.unwrap_err().kind, ErrorKind::Transient);
     }
 
+    fn remote() -> RemoteClient {
+        let remote = Arc::new(crate::remote::scripted::ScriptedRemote::new());
+        RemoteClient::new(remote, Arc::default())
+    }
+
     #[tokio::test]
     async fn readahead_leaves_room_for_demand() {
-        let fetcher = Fetcher::new();
+        let (fetcher, remote) = (Fetcher::new(64 << 20), remote());
         let mut ahead = Vec::new();
-        while let Some(admission) = fetcher.try_admit_ahead(4 << 20) {
+        while let Some(admission) = fetcher.try_admit_ahead(4 << 20, &remote) {
             ahead.push(admission);
         }
-        assert_eq!(ahead.len(), AHEAD_MEMORY_MAX_BYTES / (4 << 20));
-        assert!(fetcher.admit(4 << 20).await.is_some());
+        assert_eq!(ahead.len(), 12, "three quarters of 64 MiB");
+        drop(fetcher.admit(Class::Demand, 4 << 20, &remote).await);
         ahead.pop();
-        assert!(fetcher.try_admit_ahead(4 << 20).is_some());
+        assert!(fetcher.try_admit_ahead(4 << 20, &remote).is_some());
     }
 
     #[tokio::test]
     async fn bytes_on_their_way_to_the_disk_hold_no_request() {
-        let fetcher = Fetcher::new();
+        let (fetcher, remote) = (Fetcher::new(64 << 20), remote());
         let mut writing = Vec::new();
-        for _ in 0..2 * REQUESTS_MAX {
-            let mut admission = fetcher.admit(1).await.unwrap();
+        for _ in 0..1_000 {
+            let mut admission = fetcher.admit(Class::Demand, 1, &remote).await;
             admission.request_done();
             writing.push(admission);
         }
-        assert!(fetcher.try_admit_ahead(1).is_some());
+        assert!(fetcher.try_admit_ahead(1, &remote).is_some());
     }
 }

@@ -17,6 +17,7 @@ mod fetch;
 mod index;
 pub mod kill_point;
 mod listing;
+mod memory;
 mod metadata;
 mod names;
 mod object;
@@ -190,6 +191,7 @@ impl Cache {
             clock: clock.clone(),
             boot,
             limit: options.size,
+            memory: options.memory,
         })?;
         match std::fs::read_dir(&data).is_ok_and(|mut entries| entries.next().is_some()) {
             // Nothing of all that is there is known: who tells how much it is?

@@ -479,7 +479,9 @@ impl CachedObject {
                 chunk_range(run - 1, self.meta.size).end - chunk_range(chunk, self.meta.size).start;
             if chunks.start < demand.end && demand.start < chunks.end {
                 self.start(state, chunks, bytes, None);
-            } else if let Some(admission) = self.store.fetcher().try_admit_ahead(bytes) {
+            } else if let Some(admission) =
+                self.store.fetcher().try_admit_ahead(bytes, &self.remote)
+            {
                 self.start(state, chunks, bytes, Some(admission));
             } else {
                 state.readahead.refused(u64::from(chunk) * CHUNK_BYTES);

@@ -11,9 +11,6 @@ use lru::LruCache;
 
 use super::record::NodeId;
 
-/// Bound on the bytes held: a few windows of [`PASS_BY_WINDOW_BYTES`] for 16 readers.
-const HELD_MAX_BYTES: usize = 64 << 20;
-
 /// Readahead of a stream that is not kept. Small: what is pushed out of memory
 /// before it is read must be fetched again.
 pub(super) const PASS_BY_WINDOW_BYTES: u64 = 4 << 20;
@@ -25,25 +22,28 @@ pub(super) struct PassBy(Mutex<Held>);
 #[derive(Debug)]
 struct Held {
     chunks: LruCache<(NodeId, u32), Bytes>,
-    bytes: usize,
+    bytes: u64,
+    /// Bound on the bytes held.
+    bytes_max: u64,
 }
 
 impl PassBy {
-    pub(super) fn new() -> Self {
-        PassBy(Mutex::new(Held { chunks: LruCache::unbounded(), bytes: 0 }))
+    /// Holds `bytes_max` at most.
+    pub(super) fn new(bytes_max: u64) -> Self {
+        PassBy(Mutex::new(Held { chunks: LruCache::unbounded(), bytes: 0, bytes_max }))
     }
 
     /// Holds a chunk; the oldest ones make room.
     pub(super) fn insert(&self, node: NodeId, chunk: u32, bytes: Bytes) {
         let mut held = super::lock(&self.0);
-        held.bytes += bytes.len();
+        held.bytes += bytes.len() as u64;
         if let Some(before) = held.chunks.put((node, chunk), bytes) {
-            held.bytes -= before.len();
+            held.bytes -= before.len() as u64;
         }
-        while held.bytes > HELD_MAX_BYTES
+        while held.bytes > held.bytes_max
             && let Some((_, oldest)) = held.chunks.pop_lru()
         {
-            held.bytes -= oldest.len();
+            held.bytes -= oldest.len() as u64;
         }
     }
 
@@ -51,7 +51,7 @@ impl PassBy {
     pub(super) fn remove(&self, node: NodeId, chunk: u32) {
         let mut held = super::lock(&self.0);
         if let Some(bytes) = held.chunks.pop(&(node, chunk)) {
-            held.bytes -= bytes.len();
+            held.bytes -= bytes.len() as u64;
         }
     }
 
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn the_oldest_make_room() {
-        let held = PassBy::new();
+        let held = PassBy::new(64 << 20);
         let mib = Bytes::from(vec![0; 1 << 20]);
         for chunk in 0..65 {
             held.insert(NodeId(1), chunk, mib.clone());

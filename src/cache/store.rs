@@ -32,6 +32,7 @@ use super::chunk_map::ChunkMap;
 use super::disk_health::DiskHealth;
 use super::fetch::Fetcher;
 use super::index::Index;
+use super::memory::{self, MEMORY_MIN_BYTES};
 use super::object::{CachedObject, Loaded};
 use super::pass_by::PassBy;
 use super::record::{Location, NodeId, NodeRow, ObjectRow};
@@ -68,6 +69,9 @@ const DIRTY_MAX: usize = 1024;
 
 /// How exact `used_ms` is: a row is not written again for less.
 pub(super) const USED_GRAIN_MS: u64 = 3_600_000;
+
+/// Of the memory for bytes in flight, 1 in so many holds what is passed by.
+const PASS_BY_PART: u64 = 4;
 
 /// Longest that closing waits for bytes that were fetched to be on disk.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
@@ -150,12 +154,15 @@ pub(super) struct Parts {
     pub boot: u128,
     /// `--cache-size`.
     pub limit: Option<u64>,
+    /// `--memory-limit`.
+    pub memory: Option<u64>,
 }
 
 impl Store {
     /// A store over what the index knows. Nothing is scanned.
     pub(super) fn new(parts: Parts) -> Result<Arc<Self>, CacheError> {
-        let Parts { runtime, data_dir, index, clock, boot, limit } = parts;
+        let Parts { runtime, data_dir, index, clock, boot, limit, memory } = parts;
+        let memory = memory.unwrap_or_else(memory::default_limit).max(MEMORY_MIN_BYTES);
         let totals = index.totals()?;
         // The disk failed in this boot: what it took before may be lost.
         let trust = if index.distrusted_boot()? == Some(boot) { fastrand::u128(..) } else { boot };
@@ -174,8 +181,8 @@ impl Store {
             room: Room::new(limit.unwrap_or(u64::MAX)),
             places,
             health: DiskHealth::default(),
-            fetcher: Fetcher::new(),
-            passing: PassBy::new(),
+            fetcher: Fetcher::new(memory - memory / PASS_BY_PART),
+            passing: PassBy::new(memory / PASS_BY_PART),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             disk_writes: Arc::new(Semaphore::new(DISK_WRITES_MAX)),
             metrics: CacheMetrics::default(),

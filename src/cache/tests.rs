@@ -13,7 +13,7 @@ use crate::remote::{Key, ListPage, ObjectMeta, Version};
 const FOREVER: Duration = Duration::from_secs(100_000);
 
 async fn open(dir: &Path, remote: &ScriptedRemote, boot: u128) -> (Arc<Cache>, Arc<Tree>) {
-    let options = CacheOptions { dir: dir.to_owned(), size: Some(1 << 30) };
+    let options = CacheOptions { dir: dir.to_owned(), size: Some(1 << 30), memory: None };
     let cache = Cache::open_in_boot(&options, Handle::current(), boot).unwrap();
     let client = RemoteClient::new(Arc::new(remote.clone()), Arc::<RemoteMetrics>::default());
     let tree = cache.attach(Arc::new(client), "", FOREVER).await.unwrap();

@@ -10,6 +10,7 @@ use nix::unistd::{Gid, Uid, User};
 
 use crate::config::{
     CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
+    TrafficOptions, WarmOption,
 };
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight;
@@ -30,6 +31,8 @@ pub(super) struct MountArgs {
     pub(super) remote: RemoteArgs,
     #[command(flatten)]
     pub(super) cache: CacheArgs,
+    #[command(flatten)]
+    pub(super) traffic: TrafficArgs,
     #[command(flatten)]
     pub(super) look: LookArgs,
     /// Log here instead of warmfs.log in the cache directory
@@ -76,6 +79,35 @@ pub(super) struct CacheArgs {
     /// Most bytes to keep, such as 20G [default: what is free, less a reserve]
     #[arg(long, value_name = "SIZE", env = "WARMFS_CACHE_SIZE", hide_env = true, value_parser = parse_bytes)]
     pub(super) cache_size: Option<u64>,
+    /// Most bytes in memory between remote, readers and disk [default: the smaller of 256M and 10 % of RAM]
+    #[arg(long, value_name = "SIZE", env = "WARMFS_MEMORY_LIMIT", hide_env = true, value_parser = parse_bytes)]
+    pub(super) memory_limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TrafficArgs {
+    /// Fetch files before they are read: auto (once a folder is being gone through), off or all
+    #[arg(
+        long,
+        value_name = "WHAT",
+        env = "WARMFS_WARM",
+        hide_env = true,
+        hide_possible_values = true,
+        default_value = "auto"
+    )]
+    pub(super) warm: WarmOption,
+    /// Most bytes a second from the remote, such as 20M
+    #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_BANDWIDTH", hide_env = true, value_parser = parse_bytes)]
+    pub(super) max_bandwidth: Option<u64>,
+    /// Most requests to the remote at once [default: found out]
+    #[arg(long, value_name = "N", env = "WARMFS_MAX_REQUESTS", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) max_requests: Option<u32>,
+    /// Fetch nothing ahead once so many bytes were downloaded
+    #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_DOWNLOAD", hide_env = true, value_parser = parse_bytes)]
+    pub(super) max_download: Option<u64>,
+    /// With --max-download: refuse what is not cached from then on
+    #[arg(long, env = "WARMFS_MAX_DOWNLOAD_STRICT", hide_env = true, requires = "max_download", value_parser = BoolishValueParser::new())]
+    pub(super) max_download_strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -139,6 +171,13 @@ impl MountArgs {
             dir_mode: self.look.dir_mode,
             open_mode: self.look.open_mode,
             record_trace: self.record_trace.map(|path| preflight::resolve(&path)).transpose()?,
+            warm: self.traffic.warm,
+            traffic: TrafficOptions {
+                max_bandwidth: self.traffic.max_bandwidth,
+                max_requests: self.traffic.max_requests,
+                max_download: self.traffic.max_download,
+                max_download_strict: self.traffic.max_download_strict,
+            },
         };
         let request = MountRequest {
             uri: self.uri,
@@ -149,6 +188,7 @@ impl MountArgs {
         let cache = CacheOptions {
             dir: resolve_cache_dir(self.cache.cache_dir.as_deref())?,
             size: self.cache.cache_size,
+            memory: self.cache.memory_limit,
         };
         // They travel as JSON.
         for path in [&request.dir, &cache.dir].into_iter().chain(&request.options.record_trace) {

@@ -23,6 +23,9 @@ pub(super) struct DaemonArgs {
     /// In bytes.
     #[arg(long)]
     cache_size: Option<u64>,
+    /// In bytes.
+    #[arg(long)]
+    memory_limit: Option<u64>,
 }
 
 /// The line on the pipe.
@@ -40,7 +43,8 @@ pub(super) enum Readiness {
 /// Serves until the last mount is gone.
 pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
     logging::init(None);
-    let cache = CacheOptions { dir: args.cache_dir, size: args.cache_size };
+    let cache =
+        CacheOptions { dir: args.cache_dir, size: args.cache_size, memory: args.memory_limit };
     run_daemon(async {
         let started =
             daemon::start(cache, |cache| async move { read_through::open(&cache).await }).await;

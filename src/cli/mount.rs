@@ -30,7 +30,7 @@ async fn background(plan: &MountPlan) -> Result<(), ErrorReply> {
             Some(client) => Launched::found(client),
             None => launch::launch(plan).await?,
         };
-        check_cache_size(plan, &daemon.client)?;
+        check_budgets(plan, &daemon.client)?;
         match daemon.client.mount(&plan.request).await {
             Ok(reply) => return announce(plan, &reply),
             Err(error) if error.code == ErrorCode::ShuttingDown && attempt < ATTEMPTS_MAX => {}
@@ -73,7 +73,7 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
         return Err(ErrorReply::new(ErrorCode::ShuttingDown, "the daemon ended in this moment")
             .with_hint("try again"));
     };
-    check_cache_size(plan, &client)?;
+    check_budgets(plan, &client)?;
     let reply = tokio::select! {
         reply = client.mount(&plan.request) => reply?,
         // The daemon undoes what its client no longer waits for.
@@ -95,18 +95,22 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
 }
 
 /// A budget is the cache directory's, not a mount's.
-fn check_cache_size(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
-    let running = client.daemon().cache_size;
-    match plan.cache.size {
-        Some(asked) if running != Some(asked) => {
+fn check_budgets(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
+    let daemon = client.daemon();
+    let budgets = [
+        ("--cache-size", "size", plan.cache.size, daemon.cache_size),
+        ("--memory-limit", "memory limit", plan.cache.memory, daemon.memory_limit),
+    ];
+    for (option, what, asked, running) in budgets {
+        if asked.is_some() && asked != running {
             let cache = output::short(&plan.cache.dir);
-            let size = running.map_or("the default size".to_owned(), format_bytes);
-            let message = format!("the cache {cache} is in use with {size}");
-            Err(ErrorReply::new(ErrorCode::Invalid, message)
-                .with_hint("leave out --cache-size, or unmount what uses it first"))
+            let running = running.map_or("the default".to_owned(), format_bytes);
+            let message = format!("the cache {cache} is in use with another {what}: {running}");
+            return Err(ErrorReply::new(ErrorCode::Invalid, message)
+                .with_hint(format!("leave out {option}, or unmount what uses it first")));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn announce(plan: &MountPlan, reply: &MountReply) -> Result<(), ErrorReply> {

@@ -163,7 +163,8 @@ async fn offline(
             .into());
     }
     preflight::check_cache_dir(cache)?;
-    let options = CacheOptions { dir: cache.to_owned(), size: Some(OFFLINE_CACHE_BYTES) };
+    let options =
+        CacheOptions { dir: cache.to_owned(), size: Some(OFFLINE_CACHE_BYTES), memory: None };
     logging::init(logging::open(&log_file(&options)).ok());
     let held = tokio::select! {
         held = Offline::open(options, open_engine) => held?,

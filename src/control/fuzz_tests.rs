@@ -11,7 +11,9 @@ use super::cache_lock::{LockRecord, parse_record};
 use super::client::understand;
 use super::wire::*;
 use super::{PROTOCOL, PROTOCOL_HEADER};
-use crate::config::{MountOptions, MountRequest, OpenModeOption, RemoteOptions};
+use crate::config::{
+    MountOptions, MountRequest, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
+};
 use crate::fuzz::{Effort, Target, fuzz_tests};
 
 fuzz_tests!(requests, replies, lock_records);
@@ -47,6 +49,8 @@ fn mount_request() -> MountRequest {
         dir_mode: 0o555,
         open_mode: OpenModeOption::KeepCache,
         record_trace: None,
+        warm: WarmOption::Auto,
+        traffic: TrafficOptions::default(),
     };
     let env = [("AWS_SECRET_ACCESS_KEY", "x")].into_iter().collect();
     MountRequest { uri: "s3://b/p".to_owned(), dir: "/mnt/é".into(), options, env }
@@ -97,7 +101,13 @@ fn status() -> StatusReply {
 }
 
 fn replies(effort: Effort) {
-    let ping = Ping { pid: 1, version: "1".to_owned(), cache_dir: "/c".into(), cache_size: None };
+    let ping = Ping {
+        pid: 1,
+        version: "1".to_owned(),
+        cache_dir: "/c".into(),
+        cache_size: None,
+        memory_limit: None,
+    };
     let target = Target {
         name: "replies of a daemon",
         corpus: vec![

@@ -89,6 +89,8 @@ pub struct Ping {
     pub cache_dir: PathBuf,
     /// `--cache-size` in bytes, if it was given.
     pub cache_size: Option<u64>,
+    /// Its `--memory-limit` in bytes, if one was given.
+    pub memory_limit: Option<u64>,
 }
 
 /// The answer to a mount request.

@@ -65,6 +65,7 @@ impl Service for Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cache_dir: self.cache.dir.clone(),
             cache_size: self.cache.size,
+            memory_limit: self.cache.memory,
         }
     }
 

@@ -148,7 +148,9 @@ fn user_name(uid: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{CallerEnv, MountOptions, OpenModeOption, RemoteOptions};
+    use crate::config::{
+        CallerEnv, MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
+    };
 
     fn request(uri: &str, dir: &Path) -> MountRequest {
         let options = MountOptions {
@@ -161,6 +163,8 @@ mod tests {
             dir_mode: 0o555,
             open_mode: OpenModeOption::Auto,
             record_trace: None,
+            warm: WarmOption::Auto,
+            traffic: TrafficOptions::default(),
         };
         MountRequest {
             uri: uri.to_owned(),

@@ -27,7 +27,13 @@ use super::retry::Backoff;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, Remote, RemoteError, RemoteId,
 };
+use crate::admission::PrioritySemaphore;
 use crate::metrics::{RemoteMetrics, RequestMetrics};
+
+/// GETs in flight at once, for demand, readahead and prefetch. HTTP/1.1 over
+/// many connections fills a line that few cannot; more than this costs memory
+/// and gains nothing on two cores.
+const REQUESTS_MAX: [u64; 3] = [96, 80, 64];
 
 /// Time until a response begins. Object stores answer in 30-200 ms, and in a
 /// few seconds at worst; after that a new connection has better odds.
@@ -89,6 +95,7 @@ pub struct RemoteClient {
     remote: Arc<dyn Remote>,
     metrics: Arc<RemoteMetrics>,
     limits: Limits,
+    requests: Arc<PrioritySemaphore>,
 }
 
 impl RemoteClient {
@@ -103,7 +110,18 @@ impl RemoteClient {
         metrics: Arc<RemoteMetrics>,
         limits: Limits,
     ) -> Self {
-        RemoteClient { remote, metrics, limits }
+        let requests = PrioritySemaphore::new(REQUESTS_MAX);
+        RemoteClient { remote, metrics, limits, requests }
+    }
+
+    /// GETs in flight to the endpoint, which its callers take permits of.
+    pub fn requests(&self) -> &Arc<PrioritySemaphore> {
+        &self.requests
+    }
+
+    /// Whether bytes that nobody waits for may be fetched.
+    pub fn may_speculate(&self) -> bool {
+        true
     }
 
     /// The remote's identity.

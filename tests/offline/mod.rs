@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
 use warmfs::cache::{Cache, CachedObject, Child, Node, Tree};
-use warmfs::config::{CacheOptions, MountOptions, OpenModeOption, RemoteOptions};
+use warmfs::config::{
+    CacheOptions, MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
+};
 use warmfs::fs::FileSystem;
 use warmfs::fs::inode::Ino;
 use warmfs::fs::ops::{DirEntry, Found};
@@ -58,6 +60,8 @@ pub(crate) fn mount_options(ttl: Duration) -> MountOptions {
         dir_mode: 0o555,
         open_mode: OpenModeOption::Auto,
         record_trace: None,
+        warm: WarmOption::Auto,
+        traffic: TrafficOptions::default(),
     }
 }
 
@@ -78,7 +82,8 @@ impl Rig {
         size: Option<u64>,
         ttl: Duration,
     ) -> Rig {
-        let options = CacheOptions { dir: dir.to_owned(), size: Some(size.unwrap_or(1 << 40)) };
+        let options =
+            CacheOptions { dir: dir.to_owned(), size: Some(size.unwrap_or(1 << 40)), memory: None };
         let cache = Cache::open(&options, Handle::current()).unwrap();
         let (client, remote_metrics) = client(remote);
         let tree = cache.attach(client, "", ttl).await.unwrap();

@@ -148,6 +148,15 @@ impl State {
     }
 }
 
+impl Permit {
+    /// Takes up to `units` out of it, to be given back apart.
+    pub fn split(&mut self, units: u64) -> Permit {
+        let units = units.min(self.units);
+        self.units -= units;
+        Permit { of: self.of.clone(), units }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.of.lock();
@@ -199,6 +208,12 @@ mod tests {
     #[tokio::test]
     async fn more_than_there_is_gets_all_of_it() {
         let semaphore = PrioritySemaphore::new([10, 8, 4]);
+        let mut all = semaphore.acquire(Class::Demand, u64::MAX).await;
+        drop(all.split(4));
+        assert_eq!(semaphore.used(), 6);
+        drop(all.split(7));
+        assert_eq!(semaphore.used(), 0);
+        drop(all);
         let all = semaphore.acquire(Class::Demand, u64::MAX).await;
         assert_eq!(semaphore.used(), 10);
         let waiter = acquire(&semaphore, Class::Demand, 11);

@@ -30,14 +30,14 @@ pub(super) struct Fetcher {
 /// The right to have one request in flight, and its bytes in memory after it.
 #[derive(Debug)]
 pub(super) struct Admission {
-    request: Option<Permit>,
-    _memory: Permit,
+    _request: Permit,
+    memory: Permit,
 }
 
 impl Admission {
-    /// The request was answered: another may go out while the bytes wait for the disk.
-    pub(super) fn request_done(&mut self) {
-        self.request = None;
+    /// The memory of `bytes` that came: they outlive the request on their way to the disk.
+    pub(super) fn memory_of(&mut self, bytes: usize) -> Permit {
+        self.memory.split(bytes as u64)
     }
 }
 
@@ -52,16 +52,16 @@ impl Fetcher {
     pub(super) async fn admit(&self, class: Class, bytes: u64, remote: &RemoteClient) -> Admission {
         // Memory first: who holds a request never waits for more.
         let memory = self.memory.acquire(class, bytes).await;
-        let request = Some(remote.requests().acquire(class, 1).await);
-        Admission { request, _memory: memory }
+        let request = remote.requests().acquire(class, 1).await;
+        Admission { _request: request, memory }
     }
 
     /// Lets a request ahead of the reader go out at once, or not at all:
     /// readahead never queues, so that a reader never waits behind it.
     pub(super) fn try_admit_ahead(&self, bytes: u64, remote: &RemoteClient) -> Option<Admission> {
         let memory = self.memory.try_acquire(Class::Ahead, bytes)?;
-        let request = Some(remote.requests().try_acquire(Class::Ahead, 1)?);
-        Some(Admission { request, _memory: memory })
+        let request = remote.requests().try_acquire(Class::Ahead, 1)?;
+        Some(Admission { _request: request, memory })
     }
 }
 
@@ -147,10 +147,6 @@ impl Flight {
 }
 
 impl Pilot {
-    pub(super) fn flight(&self) -> &Arc<Flight> {
-        &self.flight
-    }
-
     /// A whole chunk arrived: wakes those who wait for it.
     pub(super) fn deliver(&self, chunk: u32, bytes: Bytes) {
         let at = (chunk - self.flight.chunks.start) as usize;
@@ -224,8 +220,7 @@ mod tests {
         let mut writing = Vec::new();
         for _ in 0..1_000 {
             let mut admission = fetcher.admit(Class::Demand, 1, &remote).await;
-            admission.request_done();
-            writing.push(admission);
+            writing.push(admission.memory_of(1));
         }
         assert!(fetcher.try_admit_ahead(1, &remote).is_some());
     }

@@ -27,6 +27,7 @@ mod record;
 mod standing;
 mod store;
 mod upkeep;
+mod writer;
 
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;

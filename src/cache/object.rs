@@ -29,6 +29,7 @@ use super::pass_by::PASS_BY_WINDOW_BYTES;
 use super::readahead::{Plan, Readahead, WINDOW_MAX_BYTES};
 use super::record::{FileId, Fingerprint, GROUP_CHUNKS, NodeId, ObjectAttr};
 use super::store::Store;
+use super::writer::Lag;
 use crate::remote::client::RemoteClient;
 use crate::remote::{ErrorKind, ObjectMeta, RemoteError};
 
@@ -119,9 +120,41 @@ impl Loaded {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ReadOutcome {
     /// The bytes; shorter than asked for only at the end of the object.
-    pub data: Vec<u8>,
+    pub data: Bytes,
     /// Bytes of `data` that waited for the remote.
     pub miss_bytes: u64,
+}
+
+/// A read being put together. One that lies within a chunk is not copied.
+struct Assembly {
+    wanted: usize,
+    whole: Bytes,
+    data: Vec<u8>,
+    miss_bytes: u64,
+}
+
+impl Assembly {
+    fn new(wanted: usize) -> Self {
+        Assembly { wanted, whole: Bytes::new(), data: Vec::new(), miss_bytes: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.whole.len() + self.data.len()
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        if bytes.len() == self.wanted {
+            self.whole = bytes;
+            return;
+        }
+        self.data.reserve_exact(self.wanted - self.data.len());
+        self.data.extend_from_slice(&bytes);
+    }
+
+    fn finish(self) -> ReadOutcome {
+        let data = if self.whole.is_empty() { self.data.into() } else { self.whole };
+        ReadOutcome { data, miss_bytes: self.miss_bytes }
+    }
 }
 
 /// Where one stretch of a read comes from.
@@ -254,22 +287,21 @@ impl CachedObject {
             return Ok(ReadOutcome::default());
         }
         self.was_read(end - offset);
-        let mut outcome = ReadOutcome::default();
-        outcome.data.reserve_exact((end - offset) as usize);
+        let mut read = Assembly::new((end - offset) as usize);
         for _ in 0..ROUNDS_MAX {
-            let from = offset + outcome.data.len() as u64;
+            let from = offset + read.len() as u64;
             let pieces = {
                 let mut state = lock(&self.state);
                 self.plan(&mut state, from, end);
                 self.pieces(&state, from, end)
             };
             for piece in pieces {
-                if !self.append(piece, &mut outcome).await? {
+                if !self.append(piece, &mut read).await? {
                     break;
                 }
             }
-            if outcome.data.len() as u64 == end - offset {
-                return Ok(outcome);
+            if read.len() == read.wanted {
+                return Ok(read.finish());
             }
         }
         Err(RemoteError::new(
@@ -282,7 +314,7 @@ impl CachedObject {
     async fn append(
         self: &Arc<Self>,
         piece: Piece,
-        out: &mut ReadOutcome,
+        out: &mut Assembly,
     ) -> Result<bool, RemoteError> {
         let (chunk, bytes, range) = match piece {
             Piece::File(range) => return Ok(self.append_from_file(range, out).await),
@@ -308,12 +340,11 @@ impl CachedObject {
             },
         };
         let start = u64::from(chunk) * CHUNK_BYTES;
-        let slice = &bytes[(range.start - start) as usize..(range.end - start) as usize];
-        out.data.extend_from_slice(slice);
+        out.push(bytes.slice((range.start - start) as usize..(range.end - start) as usize));
         Ok(true)
     }
 
-    async fn append_from_file(self: &Arc<Self>, range: Range<u64>, out: &mut ReadOutcome) -> bool {
+    async fn append_from_file(self: &Arc<Self>, range: Range<u64>, out: &mut Assembly) -> bool {
         let object = self.clone();
         let mut data = std::mem::take(&mut out.data);
         let before = data.len();
@@ -459,7 +490,8 @@ impl CachedObject {
     /// Starts whatever fetches a read of `from..end` calls for.
     fn plan(self: &Arc<Self>, state: &mut State, from: u64, end: u64) {
         let keeping = !self.doomed.load(Ordering::Relaxed) && self.store.is_keeping();
-        let window_max = if keeping { WINDOW_MAX_BYTES } else { PASS_BY_WINDOW_BYTES };
+        let is_prompt = keeping && self.store.writer().lag() < Lag::Ahead;
+        let window_max = if is_prompt { WINDOW_MAX_BYTES } else { PASS_BY_WINDOW_BYTES };
         let Plan { range, part } = state.readahead.on_read(from, end - from, window_max);
         let demand = chunks_of(from, end);
         let part = ((part / CHUNK_BYTES) as u32).max(1);

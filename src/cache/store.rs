@@ -18,7 +18,7 @@ use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +37,7 @@ use super::object::{CachedObject, Loaded};
 use super::pass_by::PassBy;
 use super::record::{Location, NodeId, NodeRow, ObjectRow};
 use super::standing::Places;
+use super::writer::{Lag, Writer};
 use super::{CHUNK_BYTES, CacheError, Clock, Event, lock};
 use crate::metrics::CacheMetrics;
 use crate::remote::ObjectMeta;
@@ -56,9 +57,6 @@ const IDLE_OBJECTS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// to leave threads for the index.
 const DISK_READS_MAX: usize = 24;
 
-/// Blocking writes at once. More only queue in the kernel.
-const DISK_WRITES_MAX: usize = 8;
-
 /// Bytes that may be on disk before the index knows of them, on a cache of any
 /// size that matters; an eighth of a smaller one. After a SIGKILL so much is
 /// there that has to be fetched again.
@@ -66,6 +64,10 @@ const UNFLUSHED_MAX_BYTES: u64 = 64 << 20;
 
 /// Objects whose rows wait to be written. Each has its file open.
 const DIRTY_MAX: usize = 1024;
+
+/// Objects remembered of which some was not kept for a slow disk. Of others it is
+/// fetched when it is read again.
+const UNKEPT_MAX: usize = 1024;
 
 /// How exact `used_ms` is: a row is not written again for less.
 pub(super) const USED_GRAIN_MS: u64 = 3_600_000;
@@ -113,7 +115,9 @@ pub struct Store {
     fetcher: Fetcher,
     passing: PassBy,
     disk_reads: Arc<Semaphore>,
-    disk_writes: Arc<Semaphore>,
+    writer: Arc<Writer>,
+    /// Objects of which some was not kept, for a disk that was behind.
+    unkept: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
     metrics: CacheMetrics,
     /// Objects with at least one chunk on disk.
     held: AtomicU64,
@@ -123,9 +127,6 @@ pub struct Store {
     live: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
     idle: Mutex<LruCache<NodeId, Arc<CachedObject>>>,
     dirty: Mutex<HashMap<NodeId, Arc<CachedObject>>>,
-    /// Chunks that were fetched and are neither on disk nor passed by yet.
-    landed: Mutex<usize>,
-    settled: Condvar,
     /// Nothing is kept in memory any more: objects hold the store, and must
     /// not be held by it for ever.
     closed: AtomicBool,
@@ -163,6 +164,7 @@ impl Store {
     pub(super) fn new(parts: Parts) -> Result<Arc<Self>, CacheError> {
         let Parts { runtime, data_dir, index, clock, boot, limit, memory } = parts;
         let memory = memory.unwrap_or_else(memory::default_limit).max(MEMORY_MIN_BYTES);
+        let writer = Writer::new(runtime.clone(), memory);
         let totals = index.totals()?;
         // The disk failed in this boot: what it took before may be lost.
         let trust = if index.distrusted_boot()? == Some(boot) { fastrand::u128(..) } else { boot };
@@ -184,15 +186,14 @@ impl Store {
             fetcher: Fetcher::new(memory - memory / PASS_BY_PART),
             passing: PassBy::new(memory / PASS_BY_PART),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
-            disk_writes: Arc::new(Semaphore::new(DISK_WRITES_MAX)),
+            writer,
+            unkept: Mutex::default(),
             metrics: CacheMetrics::default(),
             held: AtomicU64::new(totals.objects),
             loading: std::array::from_fn(|_| Mutex::default()),
             live: Mutex::default(),
             idle: Mutex::new(LruCache::new(IDLE_OBJECTS_MAX)),
             dirty: Mutex::default(),
-            landed: Mutex::default(),
-            settled: Condvar::new(),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),
             flushing: Mutex::default(),
@@ -368,21 +369,9 @@ impl Store {
         })
     }
 
-    /// A chunk was fetched, and is on its way to the disk.
-    pub(super) fn chunk_landed(&self) {
-        *lock(&self.landed) += 1;
-    }
-
-    /// A chunk is on disk, or passed by.
-    pub(super) fn chunk_settled(&self) {
-        *lock(&self.landed) -= 1;
-        self.settled.notify_all();
-    }
-
     /// Waits until what was fetched is on disk. Blocks.
     pub(super) fn settle(&self) {
-        let wait = self.settled.wait_timeout_while(lock(&self.landed), SETTLE_LIMIT, |n| *n > 0);
-        drop(wait.unwrap_or_else(PoisonError::into_inner));
+        self.writer.settle(SETTLE_LIMIT);
     }
 
     /// Keeps nothing in memory from now on. Objects that are read live on.
@@ -440,10 +429,28 @@ impl Store {
         !self.health.is_pausing() && !self.full.load(Ordering::Relaxed)
     }
 
+    /// Whether bytes may be fetched that nobody waits for, as far as the disk goes.
+    pub(super) fn may_prefetch(&self) -> bool {
+        self.is_keeping() && self.writer.lag() < Lag::Prefetch
+    }
+
+    /// Some of the object was not kept, since the disk was behind: it is fetched
+    /// again once the disk has nothing to do.
+    pub(super) fn fill_when_idle(&self, object: &Arc<CachedObject>) {
+        let mut unkept = lock(&self.unkept);
+        if unkept.len() < UNKEPT_MAX {
+            unkept.insert(object.node(), Arc::downgrade(object));
+        }
+    }
+
     /// How the store is doing, in words.
     pub fn state(&self) -> String {
         if let Some(trouble) = self.health.trouble() {
             return trouble;
+        }
+        if !lock(&self.unkept).is_empty() {
+            return "the disk is slower than the remote, some of what is read is kept later"
+                .to_owned();
         }
         if self.budget.has_room(CHUNK_BYTES) || self.may_evict() {
             return "ok".to_owned();
@@ -552,31 +559,8 @@ impl Store {
         }
     }
 
-    /// As [`Store::write_blocking`], unless others write already.
-    pub(super) fn try_write_blocking(&self, write: impl FnOnce() + Send + 'static) {
-        let Ok(permit) = self.disk_writes.clone().try_acquire_owned() else { return };
-        self.runtime.spawn_blocking(move || {
-            write();
-            drop(permit);
-        });
-    }
-
-    /// Runs a write to the disk where it blocks nobody else.
-    pub(super) fn write_blocking(
-        &self,
-        write: impl FnOnce() + Send + 'static,
-    ) -> tokio::task::JoinHandle<()> {
-        let permits = self.disk_writes.clone();
-        let runtime = self.runtime.clone();
-        self.runtime.spawn(async move {
-            let permit = permits.acquire_owned().await;
-            let task = runtime.spawn_blocking(move || {
-                write();
-                drop(permit);
-            });
-            if let Err(error) = task.await {
-                std::panic::resume_unwind(error.into_panic());
-            }
-        })
+    /// Writes to the disk.
+    pub(super) fn writer(&self) -> &Arc<Writer> {
+        &self.writer
     }
 }

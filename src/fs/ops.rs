@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::errno::Errno;
 use super::inode::{Attr, Ino};
 use super::trace::Recorder;
@@ -244,7 +246,7 @@ impl FileSystem {
         object: Arc<CachedObject>,
         offset: u64,
         len: u64,
-    ) -> Result<Vec<u8>, Errno> {
+    ) -> Result<Bytes, Errno> {
         match object.read(offset, len).await {
             Ok(ReadOutcome { data, miss_bytes }) => {
                 self.metrics.hit_bytes.add((data.len() as u64).saturating_sub(miss_bytes));

@@ -75,11 +75,11 @@ impl CachedObject {
         }
         let (object, bytes) = (self.clone(), bytes.clone());
         // Whoever reads the chunk next tries again.
-        self.store.try_write_blocking(move || {
-            if object.is_kept(chunk) || object.keep(chunk, &bytes) {
+        self.store.writer().push_if_idle(Box::new(move || {
+            if object.is_kept(chunk) || object.keep(&[(chunk, bytes)]) {
                 object.store.kept_after_all(object.node, chunk);
             }
-        });
+        }));
     }
 
     /// Whether a chunk is on disk already: after damage, two flights may bring it.
@@ -87,13 +87,15 @@ impl CachedObject {
         lock(&self.state).map.presence(chunk) == Presence::Verified
     }
 
-    /// Writes a chunk and notes that it is there; `false` if it cannot be kept.
-    pub(super) fn keep(self: &Arc<Self>, chunk: u32, bytes: &Bytes) -> bool {
-        let disk = disk_bytes(bytes.len() as u64);
+    /// Writes chunks that follow one another and notes that they are there;
+    /// `false` if they cannot be kept.
+    pub(super) fn keep(self: &Arc<Self>, run: &[(u32, Bytes)]) -> bool {
+        let Some((first, _)) = run.first() else { return true };
+        let disk = run.iter().map(|(_, bytes)| disk_bytes(bytes.len() as u64)).sum();
         if self.is_doomed() || !self.store.reserve(disk) {
             return false;
         }
-        let offset = chunk_range(chunk, self.meta.size).start;
+        let offset = chunk_range(*first, self.meta.size).start;
         let file = match self.writable_file() {
             Ok(Some(file)) => file,
             refused => {
@@ -109,43 +111,61 @@ impl CachedObject {
             state.writes += 1;
             state.fingerprint = None;
         }
-        let written = file.write(bytes, offset);
+        let written = file.write(run.iter().map(|(_, bytes)| bytes), offset);
         kill_point::reach("chunk-written");
-        let crc = crc32c::crc32c(bytes);
-        let mut state = lock(&self.state);
-        state.writes -= 1;
         if let Err(error) = written {
-            // Perhaps a part of it: what it takes of the disk stays paid for.
-            let is_new = state.map.presence(chunk) == Presence::Absent && state.loose.insert(chunk);
-            drop(state);
-            if !is_new {
-                self.store.release(disk);
-            }
+            self.partly_written(run);
             self.store.disk_failed(&error);
             return false;
         }
-        let first = state.map.present_bytes() == 0;
-        let was_paid = state.loose.remove(&chunk);
-        let added = state.map.insert(chunk, crc, true);
-        state.dirty_groups.insert(chunk / GROUP_CHUNKS);
-        let complete = state.map.is_complete();
-        self.complete.store(complete, Ordering::Release);
-        drop(state);
-        if was_paid || !added {
-            self.store.release(disk);
-        }
-        if first {
-            self.store.count_held(true);
-            self.store.set_held(self.node, true);
-        }
+        self.written(run);
         kill_point::reach("chunk-noted");
         self.store.mark_dirty(self);
         self.store.health().works();
         self.store.chunk_written(disk);
-        if complete {
+        if self.complete.load(Ordering::Acquire) {
             self.store.emit(Event::Blocks(self.node));
         }
         true
+    }
+
+    /// Notes chunks whose bytes are in the file, their disk reserved.
+    fn written(&self, run: &[(u32, Bytes)]) {
+        let sums: Vec<u32> = run.iter().map(|(_, bytes)| crc32c::crc32c(bytes)).collect();
+        let mut unused = 0;
+        let mut state = lock(&self.state);
+        state.writes -= 1;
+        let is_first = state.map.present_bytes() == 0;
+        for ((chunk, bytes), crc) in run.iter().zip(sums) {
+            let was_paid = state.loose.remove(chunk);
+            let added = state.map.insert(*chunk, crc, true);
+            state.dirty_groups.insert(chunk / GROUP_CHUNKS);
+            if was_paid || !added {
+                unused += disk_bytes(bytes.len() as u64);
+            }
+        }
+        self.complete.store(state.map.is_complete(), Ordering::Release);
+        drop(state);
+        self.store.release(unused);
+        if is_first {
+            self.store.count_held(true);
+            self.store.set_held(self.node, true);
+        }
+    }
+
+    /// Perhaps some bytes of these chunks are in the file: what they take of
+    /// the disk stays paid for.
+    fn partly_written(&self, run: &[(u32, Bytes)]) {
+        let mut unused = 0;
+        let mut state = lock(&self.state);
+        state.writes -= 1;
+        for (chunk, bytes) in run {
+            let is_new =
+                state.map.presence(*chunk) == Presence::Absent && state.loose.insert(*chunk);
+            unused += if is_new { 0 } else { disk_bytes(bytes.len() as u64) };
+        }
+        drop(state);
+        self.store.release(unused);
     }
 
     /// The file, created if need be; `None` once the object is doomed, and

@@ -2,7 +2,7 @@
 //! to those who wait first, then to the disk.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 
@@ -10,8 +10,9 @@ use super::super::chunk_map::{CHUNK_BYTES, chunk_len, chunk_range};
 use super::super::fetch::{Admission, Flight, Pilot};
 use super::super::lock;
 use super::super::readahead::WHOLE_OBJECT_MAX_BYTES;
+use super::super::writer::Lag;
 use super::{CachedObject, State};
-use crate::admission::Class;
+use crate::admission::{Class, Permit};
 use crate::remote::RemoteError;
 
 /// One request of a fill: an object that is fetched whole, or as much of a larger one.
@@ -25,7 +26,7 @@ impl CachedObject {
     pub async fn fill(self: &Arc<Self>) -> Result<(), RemoteError> {
         let mut flights = Vec::new();
         let mut from = 0;
-        while !self.is_doomed() && self.store.is_keeping() && self.remote.may_speculate() {
+        while !self.is_doomed() && self.store.may_prefetch() && self.remote.may_speculate() {
             let Some(run) = self.missing_run(&lock(&self.state), from) else { break };
             let bytes = chunk_range(run.end - 1, self.meta.size).end
                 - chunk_range(run.start, self.meta.size).start;
@@ -55,6 +56,7 @@ impl CachedObject {
         Some(start..end)
     }
 
+    /// Sends a request for `chunks`, once it may go out.
     pub(super) fn start(
         self: &Arc<Self>,
         state: &mut State,
@@ -64,101 +66,155 @@ impl CachedObject {
     ) -> Arc<Flight> {
         let (flight, pilot) = Flight::new(chunks);
         state.flights.push(flight.clone());
-        let object = self.clone();
+        let landing = Landing::of(self.clone(), flight.clone());
         self.store.spawn(async move {
-            let flight = pilot.flight().clone();
+            let object = &landing.object;
             let mut admission = match ahead {
                 Some(admission) => admission,
                 None => object.store.fetcher().admit(Class::Demand, bytes, &object.remote).await,
             };
-            let result = object.fly(&pilot, &mut admission).await;
-            // First out of the list, then the verdict: who looks now starts anew.
-            lock(&object.state).flights.retain(|f| !Arc::ptr_eq(f, &flight));
-            if let Err(error) = result {
+            if let Err(error) = landing.fly(&pilot, &mut admission).await {
                 tracing::debug!(key = ?object.meta.key.0, %error, "a fetch failed");
+                // First out of the list, then the verdict: who looks now starts anew.
+                landing.unlist();
                 pilot.fail(error);
             }
-            drop(admission);
         });
         flight
     }
+}
 
-    /// Brings the bytes of one flight: to those who wait first, then to disk.
-    pub(super) async fn fly(
+/// The bytes of a flight on their way to the disk. The flight stays in its
+/// object's list, where its readers find it, until all of them are there.
+struct Landing {
+    object: Arc<CachedObject>,
+    flight: Arc<Flight>,
+    landed: Mutex<Landed>,
+}
+
+#[derive(Default)]
+struct Landed {
+    /// In order, and with the memory that each takes.
+    chunks: Vec<(u32, Bytes, Permit)>,
+    /// Somebody will write them.
+    is_queued: bool,
+}
+
+impl Landing {
+    fn of(object: Arc<CachedObject>, flight: Arc<Flight>) -> Arc<Self> {
+        Arc::new(Landing { object, flight, landed: Mutex::default() })
+    }
+
+    /// Brings the bytes: to those who wait first, then on their way to disk.
+    async fn fly(
         self: &Arc<Self>,
         pilot: &Pilot,
         admission: &mut Admission,
     ) -> Result<(), RemoteError> {
-        let chunks = pilot.flight().chunks().clone();
-        let range = chunk_range(chunks.start, self.meta.size).start
-            ..chunk_range(chunks.end - 1, self.meta.size).end;
-        let mut reader = self.remote.get_range(self.meta.clone(), range);
+        let size = self.object.meta.size;
+        let chunks = self.flight.chunks().clone();
+        let range = chunk_range(chunks.start, size).start..chunk_range(chunks.end - 1, size).end;
+        let mut reader = self.object.remote.get_range(self.object.meta.clone(), range);
         let mut chunk = chunks.start;
-        let mut wanted = chunk_len(chunk, self.meta.size);
-        let mut partial = BytesMut::with_capacity(wanted);
-        let mut landed: Vec<(u32, Bytes)> = Vec::new();
-        let mut keeping: Option<tokio::task::JoinHandle<()>> = None;
-        let result = loop {
-            let mut bytes = match reader.next().await {
-                Ok(Some(bytes)) => bytes,
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            };
+        let mut wanted = chunk_len(chunk, size);
+        let mut partial = BytesMut::new();
+        while let Some(mut bytes) = reader.next().await? {
             while !bytes.is_empty() && chunk < chunks.end {
                 let take = bytes.len().min(wanted - partial.len());
-                partial.extend_from_slice(&bytes.split_to(take));
-                if partial.len() < wanted {
-                    continue;
-                }
-                let whole = std::mem::take(&mut partial).freeze();
-                self.store.chunk_landed();
+                let whole = if take == wanted {
+                    bytes.split_to(take)
+                } else {
+                    partial.reserve(wanted - partial.len());
+                    partial.extend_from_slice(&bytes.split_to(take));
+                    if partial.len() < wanted {
+                        continue;
+                    }
+                    std::mem::take(&mut partial).freeze()
+                };
                 pilot.deliver(chunk, whole.clone());
-                landed.push((chunk, whole));
+                self.landed(chunk, whole, admission.memory_of(wanted));
                 chunk += 1;
                 if chunk < chunks.end {
-                    wanted = chunk_len(chunk, self.meta.size);
-                    partial.reserve(wanted);
+                    wanted = chunk_len(chunk, size);
                 }
             }
-            // One write at a time, behind the network: the next batch gathers meanwhile.
-            if !landed.is_empty() && keeping.as_ref().is_none_or(|task| task.is_finished()) {
-                keeping = Some(self.keep_in_background(pilot, std::mem::take(&mut landed)));
+        }
+        Ok(())
+    }
+
+    /// A chunk came: it is kept, unless the disk is too far behind.
+    fn landed(self: &Arc<Self>, chunk: u32, bytes: Bytes, memory: Permit) {
+        let store = &self.object.store;
+        if store.writer().lag() == Lag::Keep {
+            store.pass_by(self.object.node, chunk, bytes);
+            store.fill_when_idle(&self.object);
+            return;
+        }
+        store.writer().landed(bytes.len());
+        let mut landed = lock(&self.landed);
+        landed.chunks.push((chunk, bytes, memory));
+        if !std::mem::replace(&mut landed.is_queued, true) {
+            drop(landed);
+            let landing = self.clone();
+            store.writer().push(Box::new(move || landing.write()));
+        }
+    }
+
+    /// Writes what has come, and what comes meanwhile. Blocks.
+    fn write(&self) {
+        loop {
+            let chunks = {
+                let mut landed = lock(&self.landed);
+                landed.is_queued = !landed.chunks.is_empty();
+                std::mem::take(&mut landed.chunks)
+            };
+            if chunks.is_empty() {
+                return;
             }
-        };
-        drop(reader);
-        admission.request_done();
-        if let Some(task) = keeping {
-            self.joined(task).await;
-        }
-        if !landed.is_empty() {
-            let task = self.keep_in_background(pilot, landed);
-            self.joined(task).await;
-        }
-        result
-    }
-
-    pub(super) async fn joined(&self, task: tokio::task::JoinHandle<()>) {
-        if let Err(error) = task.await {
-            tracing::error!(%error, "writing to the cache ended abnormally");
-        }
-    }
-
-    pub(super) fn keep_in_background(
-        self: &Arc<Self>,
-        pilot: &Pilot,
-        landed: Vec<(u32, Bytes)>,
-    ) -> tokio::task::JoinHandle<()> {
-        let object = self.clone();
-        let flight = pilot.flight().clone();
-        self.store.write_blocking(move || {
-            for (chunk, bytes) in landed {
-                if object.is_kept(chunk) || object.keep(chunk, &bytes) {
-                    flight.on_disk(chunk);
+            let (mut run, mut memory) = (Vec::new(), Vec::new());
+            for (chunk, bytes, permit) in chunks {
+                memory.push(permit);
+                let follows = run.last().is_none_or(|(before, _)| before + 1 == chunk);
+                if !follows {
+                    self.keep(std::mem::take(&mut run));
+                }
+                // After damage, or a failed flight, two flights may bring it.
+                if self.object.is_kept(chunk) {
+                    self.settle(chunk, &bytes);
                 } else {
-                    object.store.pass_by(object.node, chunk, bytes);
+                    run.push((chunk, bytes));
                 }
-                object.store.chunk_settled();
             }
-        })
+            self.keep(run);
+        }
+    }
+
+    /// Writes chunks that follow one another, or else passes them by.
+    fn keep(&self, run: Vec<(u32, Bytes)>) {
+        let is_kept = self.object.keep(&run);
+        for (chunk, bytes) in run {
+            if !is_kept {
+                self.object.store.pass_by(self.object.node, chunk, bytes.clone());
+            }
+            self.settle(chunk, &bytes);
+        }
+    }
+
+    /// A chunk is on disk, or passed by.
+    fn settle(&self, chunk: u32, bytes: &Bytes) {
+        if self.object.is_kept(chunk) {
+            self.flight.on_disk(chunk);
+        }
+        self.object.store.writer().settled(bytes.len());
+    }
+
+    fn unlist(&self) {
+        lock(&self.object.state).flights.retain(|flight| !Arc::ptr_eq(flight, &self.flight));
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.unlist();
     }
 }

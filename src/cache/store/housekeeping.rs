@@ -109,7 +109,28 @@ impl Store {
         if self.health.trouble().is_some() && !self.health.is_pausing() {
             self.probe_disk();
         }
+        self.fill_unkept();
         self.flush()
+    }
+
+    /// Fetches what was not kept for a disk that was behind, now that it has
+    /// nothing else to do.
+    fn fill_unkept(&self) {
+        if !self.writer.is_idle() || !self.may_prefetch() {
+            return;
+        }
+        let unkept = std::mem::take(&mut *lock(&self.unkept));
+        let objects: Vec<_> = unkept.into_values().filter_map(|object| object.upgrade()).collect();
+        if objects.is_empty() {
+            return;
+        }
+        self.spawn(async move {
+            for object in objects {
+                if let Err(error) = object.fill().await {
+                    tracing::debug!(%error, "what was not kept cannot be fetched now");
+                }
+            }
+        });
     }
 
     /// Finds out whether the disk works again, although nobody writes to it.

@@ -64,6 +64,7 @@ impl Engine for ReadThrough {
             .attach(client, uri.prefix(), options.metadata_ttl)
             .await
             .map_err(|error| explain_attach(&uri, error))?;
+        tree.start_warming(options.warm);
         let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
         if let Some(path) = options.record_trace.clone() {
             let recorder = super::blocking(move || record_to(&path)).await??;

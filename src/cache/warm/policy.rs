@@ -343,7 +343,7 @@ impl Watch {
         }
         let (object, size, at_ms) = (read.object, read.size, read.at_ms);
         self.recent.push_back(Recent { object, member, points, size, at_ms });
-        self.follow(member, if are_folders { 1 } else { points }, read.listed);
+        self.follow(member, points, are_folders, read.listed);
         let sum: u32 = self.recent.iter().map(|recent| recent.points).sum();
         match are_folders {
             false if self.run >= POINTS_IN_ORDER => Some(Order::AfterReader),
@@ -359,13 +359,14 @@ impl Watch {
     }
 
     /// Whether `member` goes on where the others stopped.
-    fn follow(&mut self, member: NodeId, worth: u32, listed: bool) {
-        if self.front == Some(member) {
-            return; // Another object of the same folder.
-        }
+    fn follow(&mut self, member: NodeId, points: u32, are_folders: bool, listed: bool) {
+        let worth = if are_folders { 1 } else { points };
         match self.front.filter(|_| listed) {
             Some(front) if front.0.abs_diff(member.0) <= NEAR => {
-                self.run += worth;
+                // A folder may be read from again and again, in turn with others.
+                if !are_folders || member > front {
+                    self.run += worth;
+                }
                 self.front = Some(front.max(member));
             }
             _ => {
@@ -388,3 +389,7 @@ impl Watch {
         Amount { bytes, objects: self.recent.len() as u64 }
     }
 }
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -243,8 +243,10 @@ impl Run {
     }
 
     fn idle(&self) -> Doing {
+        let is_surveying = lock(&self.state).all == All::Listing;
         match (self.fills.is_empty() && self.listings.is_empty(), self.policy.is_done()) {
             (false, _) => Doing::Fetching,
+            (true, None) if is_surveying => Doing::Listing,
             (true, None) => Doing::Waiting,
             (true, Some(true)) => Doing::Done,
             (true, Some(false)) => Doing::Ahead,

@@ -103,4 +103,8 @@ pub struct CacheMetrics {
     pub evicted_bytes: Counter,
     /// Bytes served but not kept: full cache, full or failing disk.
     pub passed_by_bytes: Counter,
+    /// Objects fetched before they were read.
+    pub prefetched_objects: Counter,
+    /// Bytes fetched before they were read.
+    pub prefetched_bytes: Counter,
 }

@@ -134,6 +134,10 @@ impl FakeMount {
 
 #[async_trait]
 impl ActiveMount for FakeMount {
+    fn warming(&self) -> warmfs::cache::Warming {
+        warmfs::cache::Warming::default()
+    }
+
     fn mode(&self) -> String {
         "fake".to_owned()
     }

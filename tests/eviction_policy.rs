@@ -129,6 +129,22 @@ fn nothing_is_dead_before_anything_is_read_again() {
 }
 
 /// As [`read_in_order`], of objects that are large beside one read.
+#[test]
+fn what_came_before_its_reader_teaches_nothing_and_is_not_dead() {
+    let mut recency = Recency::new(100 << 20);
+    let objects = || (0..200).map(NodeId);
+    objects().for_each(|node| recency.set_held(node, true));
+    // Far apart in bytes read, and each for the first time.
+    objects().for_each(|node| recency.touch(node, 10 << 20));
+    assert_eq!(recency.dead_age(), None);
+    assert_eq!(recency.victim(false, |_| false), None);
+    assert!(!recency.untouched_is_dead());
+    // The second time is one.
+    objects().for_each(|node| recency.touch(node, 10 << 20));
+    assert!(recency.dead_age().is_some());
+    assert_eq!(recency.victim(false, |_| false), None);
+}
+
 fn large_epoch(recency: &mut Recency, first: u64) {
     for node in first..first + 40 {
         recency.touch(NodeId(node), 100);

@@ -2,7 +2,7 @@
 //! does it stand in the index.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::index::{Root, Write};
@@ -83,6 +83,7 @@ impl Cache {
             listings: Mutex::new(HashMap::new()),
             point_lookups: Tree::counted_folders(),
             listing_failed: Mutex::default(),
+            warmer: OnceLock::new(),
         });
         super::lock(&self.trees).push(Arc::downgrade(&tree));
         if page.next.is_none() {

@@ -73,17 +73,27 @@ pub struct Recency {
     thinned: u32,
 }
 
-/// When an object was last read, and in the lowest bit whether it is held.
+/// When an object was last read, in the lowest bit whether it is held, and in the
+/// next whether it was never read: it came before its reader.
 #[derive(Clone, Copy, Debug)]
 struct Seen(u64);
 
 impl Seen {
     fn new(last: u64, held: bool) -> Self {
-        Seen(last << 1 | u64::from(held))
+        Seen(last << 2 | u64::from(held))
+    }
+
+    /// Held, and not read yet.
+    fn unread(now: u64) -> Self {
+        Seen(now << 2 | 0b11)
+    }
+
+    fn is_unread(self) -> bool {
+        self.0 & 0b10 != 0
     }
 
     fn last(self) -> u64 {
-        self.0 >> 1
+        self.0 >> 2
     }
 
     fn is_held(self) -> bool {
@@ -121,18 +131,23 @@ impl Recency {
     /// `bytes` of an object were read (0: it was opened only), held or not.
     pub fn touch(&mut self, node: NodeId, bytes: u64) {
         let before = self.seen.get(&node).copied();
-        if let Some(before) = before {
-            self.note_reread(before.last(), bytes);
-        } else if self.is_remembered(node) {
-            self.newest_first = self.clock;
+        match before {
+            // Its first read, and no second one: that it was fetched some time
+            // ago says nothing of how far apart reads are.
+            Some(before) if before.is_unread() => self.newest_first = self.clock,
+            Some(before) => self.note_reread(before.last(), bytes),
+            None if self.is_remembered(node) => self.newest_first = self.clock,
+            None => {}
         }
         self.clock += bytes;
         let held = before.is_some_and(Seen::is_held);
         if held {
-            if before.is_some_and(|before| before.last() == self.clock) {
+            let is_new = before.is_none_or(|before| before.last() != self.clock);
+            if is_new {
+                self.enqueue(self.clock, node);
+            } else if !before.is_some_and(Seen::is_unread) {
                 return;
             }
-            self.enqueue(self.clock, node);
         }
         if before.is_some() || self.is_remembered(node) {
             self.seen.insert(node, Seen::new(self.clock, held));
@@ -141,14 +156,19 @@ impl Recency {
     }
 
     /// The cache holds something of the object, or nothing any more. One that
-    /// was never touched counts as read now.
+    /// was never touched is as old as if it were read now; its first read is
+    /// still to come.
     pub fn set_held(&mut self, node: NodeId, held: bool) {
         let before = self.seen.get(&node).copied();
         if before.is_some_and(Seen::is_held) == held {
             return;
         }
         let last = before.map_or(self.clock, Seen::last);
-        self.seen.insert(node, Seen::new(last, held));
+        let seen = match before {
+            None if held => Seen::unread(last),
+            _ => Seen::new(last, held),
+        };
+        self.seen.insert(node, seen);
         if held {
             self.held += 1;
             self.enqueue(last, node);

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use futures::FutureExt;
@@ -21,6 +21,7 @@ use super::names;
 use super::object::CachedObject;
 use super::record::{EntryRow, FolderRow, NodeId, NodeRow, ObjectAttr, Rollup};
 use super::store::Store;
+use super::warm::Warmer;
 use super::{CacheError, Clock, Event, lock};
 use crate::remote::client::RemoteClient;
 use crate::remote::pages::Pages;
@@ -62,6 +63,8 @@ pub struct Tree {
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
     /// When the remote last could not list; `None` once it could again.
     pub(super) listing_failed: Mutex<Option<Instant>>,
+    /// Fetches ahead, unless that is off.
+    pub(super) warmer: OnceLock<Warmer>,
 }
 
 /// A folder or an object version.
@@ -273,7 +276,7 @@ impl Tree {
     }
 
     /// Whether the folder was ever listed, however long ago.
-    fn was_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
+    pub(super) fn was_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
         Ok(self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some()))
     }
 
@@ -315,12 +318,22 @@ impl Tree {
 
     /// The bytes of an object node. `None` if the node is no object.
     pub fn open(&self, node: &Node) -> Result<Option<Arc<CachedObject>>, CacheError> {
-        let NodeKind::Object(attr) = &node.kind else { return Ok(None) };
-        if let Some(object) = self.store.unharmed(node.id) {
+        if let (NodeKind::Object(_), Some(object)) = (&node.kind, self.store.unharmed(node.id)) {
             return Ok(Some(object));
         }
+        self.open_in(node, &self.prefix(node.parent)?)
+    }
+
+    /// As [`Tree::open`], for who knows the prefix of the folder it is in.
+    pub(super) fn open_in(
+        &self,
+        node: &Node,
+        prefix: &str,
+    ) -> Result<Option<Arc<CachedObject>>, CacheError> {
+        let NodeKind::Object(attr) = &node.kind else { return Ok(None) };
+        let name = attr.key_name.as_ref().unwrap_or(&node.name);
         let meta = ObjectMeta {
-            key: Key(self.key(node)?),
+            key: Key(format!("{prefix}{name}")),
             size: attr.size,
             version: attr.version.clone(),
             mtime: UNIX_EPOCH + Duration::from_nanos(attr.mtime_ns),
@@ -351,13 +364,13 @@ impl Tree {
         .await
     }
 
-    /// The full key of a node: where it stands, from the bucket on.
-    fn key(&self, node: &Node) -> Result<String, CacheError> {
-        let last = match &node.kind {
-            NodeKind::Object(ObjectAttr { key_name: Some(name), .. }) => name,
-            _ => &node.name,
-        };
-        Ok(format!("{}{last}", self.prefix(node.parent)?))
+    /// The folder that a node is in; `None` for the root of a bucket, and for
+    /// what was replaced.
+    pub(super) fn parent(&self, id: NodeId) -> Result<Option<NodeId>, CacheError> {
+        Ok(match self.index.node(id)? {
+            Some(NodeRow::Current { parent, .. }) => Some(parent),
+            Some(NodeRow::Superseded { .. }) | None => None,
+        })
     }
 
     /// The prefix of the keys in a folder: empty, or ending in `/`.

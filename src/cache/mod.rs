@@ -27,6 +27,7 @@ mod record;
 mod standing;
 mod store;
 mod upkeep;
+mod warm;
 mod writer;
 
 use std::collections::HashMap;
@@ -45,6 +46,7 @@ pub use object::{CachedObject, ReadOutcome};
 pub use record::{NodeId, ObjectAttr, Rollup};
 pub use store::{Store, Subscription};
 pub use upkeep::{Evicted, Pinned, Progress, Scope, Verified};
+pub use warm::{Doing, Warming};
 
 use crate::config::CacheOptions;
 use crate::remote::RemoteError;

@@ -41,6 +41,10 @@ const ROUNDS_MAX: usize = 64;
 /// tell what is read, too rarely to cost anything.
 const TOUCH_BYTES: u64 = 1 << 20;
 
+/// All but one part in so many is as good as all: formats have trailers and
+/// paddings that their readers do not look at.
+const READ_THROUGH_PART: u64 = 16;
+
 /// An object that somebody reads, or read lately.
 #[derive(Debug)]
 pub struct CachedObject {
@@ -64,6 +68,9 @@ pub struct CachedObject {
     used_ms: AtomicU64,
     /// Bytes read of which the policy has not heard.
     untold_bytes: AtomicU64,
+    /// Bytes read since it is in memory, and whether any were waited for.
+    read_bytes: AtomicU64,
+    missed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -205,6 +212,8 @@ impl CachedObject {
             lost: AtomicBool::new(false),
             used_ms: AtomicU64::new(loaded.used_ms),
             untold_bytes: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            missed: AtomicBool::new(false),
         }
     }
 
@@ -227,6 +236,22 @@ impl CachedObject {
             self.untold_bytes.store(0, Ordering::Relaxed);
             self.store.touch(self.node, untold);
         }
+    }
+
+    /// `bytes` of it were read, `missed` if they were waited for. Whether with
+    /// these it was read to its end, or nearly: once, for as long as it is in memory.
+    pub(super) fn is_read_through(&self, bytes: u64, missed: bool) -> bool {
+        if missed {
+            self.missed.store(true, Ordering::Relaxed);
+        }
+        let enough = self.meta.size - self.meta.size / READ_THROUGH_PART;
+        let before = self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        before < enough && before.saturating_add(bytes) >= enough
+    }
+
+    /// Whether a reader waited for some of it.
+    pub(super) fn was_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// Size in bytes.

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{args, client_runtime, output};
 use crate::control::client::Client;
-use crate::control::wire::{ErrorCode, ErrorReply, MountStatus, StatusReply};
+use crate::control::wire::{ErrorCode, ErrorReply, MountStatus, StatusReply, WarmingStatus};
 use crate::daemon::preflight;
 use crate::units::{format_bytes, format_duration};
 
@@ -140,6 +140,7 @@ fn text(status: &StatusReply) -> String {
         line("  mode", mode(mount));
         line("  since", format_duration(Duration::from_secs_f64(mount.uptime_s.max(0.0))));
         line("  reads", reads(mount));
+        line("  warm", warming(&mount.warming));
     }
     if !status.mounts.is_empty() {
         text.push_str("\n(what reaches the daemon; page-cache reads are not counted)\n");
@@ -211,6 +212,38 @@ fn reads(mount: &MountStatus) -> String {
     )
 }
 
+/// What is fetched ahead, and why no more is.
+fn warming(warming: &WarmingStatus) -> String {
+    let mut text = match warming.of_objects {
+        0 if warming.objects == 0 => String::new(),
+        // What a folder gained, or what was read again, since.
+        of => {
+            let of = of.max(warming.objects);
+            format!("{} of {of} files fetched ahead", warming.objects)
+        }
+    };
+    let why = match warming.state.as_str() {
+        "off" => "off",
+        "waiting" => "waits for a folder to be gone through",
+        "listing" => "lists what is to be fetched",
+        "ahead" => "waits for its readers",
+        "done" => "done",
+        "full" => "stopped, the cache is full",
+        "not-keeping" => "stopped, the cache's disk fails",
+        "download-cap" => "stopped, the download cap is reached",
+        "remote-fails" => "paused, the remote fails",
+        _ => "",
+    };
+    if !text.is_empty() && !why.is_empty() {
+        text.push_str("; ");
+    }
+    text.push_str(why);
+    if warming.all_is_too_large {
+        text.push_str("; not all of it fits the cache");
+    }
+    text
+}
+
 fn count(n: u64, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
@@ -253,6 +286,13 @@ mod tests {
                 detached: false,
                 reads: ReadStatus { hit_bytes: u64::MAX, miss_bytes: u64::MAX },
                 fuse: FuseStatus { requests: u64::MAX, ops: Default::default() },
+                warming: WarmingStatus {
+                    state: "download-cap".to_owned(),
+                    objects: u64::MAX,
+                    bytes: u64::MAX,
+                    of_objects: u64::MAX,
+                    all_is_too_large: true,
+                },
             }],
             cache: CacheStatus {
                 dir: "/var/cache/warmfs".into(),
@@ -270,6 +310,7 @@ mod tests {
                 ..Default::default()
             },
             repairs: 1,
+            prefetched: PrefetchStatus::default(),
             evictions: EvictionStatus { objects: 2, bytes: 1 << 30 },
             memory: MemoryStatus { rss_bytes: 100 << 20 },
         }

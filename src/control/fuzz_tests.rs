@@ -86,6 +86,7 @@ fn status() -> StatusReply {
         detached: false,
         reads: ReadStatus::default(),
         fuse: FuseStatus { requests: 7, ops },
+        warming: WarmingStatus { state: "ahead".to_owned(), ..WarmingStatus::default() },
     };
     StatusReply {
         schema: STATUS_SCHEMA,
@@ -96,6 +97,7 @@ fn status() -> StatusReply {
         remote: RemoteStatus::default(),
         repairs: u64::MAX,
         evictions: EvictionStatus::default(),
+        prefetched: PrefetchStatus::default(),
         memory: MemoryStatus { rss_bytes: 1 << 20 },
     }
 }

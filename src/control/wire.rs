@@ -275,6 +275,9 @@ pub struct StatusReply {
     pub repairs: u64,
     /// What was given up to make room.
     pub evictions: EvictionStatus,
+    /// What was fetched before it was read.
+    #[serde(default)]
+    pub prefetched: PrefetchStatus,
     /// The daemon's memory.
     pub memory: MemoryStatus,
 }
@@ -299,6 +302,27 @@ pub struct MountStatus {
     pub reads: ReadStatus,
     /// Requests from the kernel.
     pub fuse: FuseStatus,
+    /// What is fetched before it is read.
+    #[serde(default)]
+    pub warming: WarmingStatus,
+}
+
+/// What a mount fetches before it is read; see `--warm`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmingStatus {
+    /// What it does, or why nothing: `off`, `waiting` (nothing is being gone
+    /// through), `listing` (of `all`), `fetching`, `ahead` (of its readers, as far
+    /// as they have proved), `done`, `full`, `not-keeping` (the cache's disk
+    /// fails), `download-cap`, `remote-fails`.
+    pub state: String,
+    /// Objects that were fetched ahead.
+    pub objects: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+    /// Objects in the folders that are being gone through.
+    pub of_objects: u64,
+    /// `--warm all` was asked for and does not fit the cache.
+    pub all_is_too_large: bool,
 }
 
 /// Bytes read.
@@ -381,6 +405,15 @@ pub struct RequestStatus {
 /// What was evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvictionStatus {
+    /// Objects.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What was fetched before it was read, by all mounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefetchStatus {
     /// Objects.
     pub objects: u64,
     /// Bytes.

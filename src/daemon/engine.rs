@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified};
+use crate::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified, Warming};
 use crate::config::MountRequest;
 use crate::control::wire::{CacheStatus, ErrorReply};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
@@ -81,6 +81,9 @@ pub trait ActiveMount: Send + Sync + 'static {
 
     /// What it was asked for.
     fn metrics(&self) -> &MountMetrics;
+
+    /// What is fetched before it is read.
+    fn warming(&self) -> Warming;
 
     /// What is at `path`, relative to the mount point; empty for all of it.
     /// `None` if there is nothing.

@@ -12,6 +12,7 @@ use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
     AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified,
+    Warming,
 };
 use crate::config::{CacheOptions, MountRequest};
 use crate::control::wire::{CacheStatus, ErrorCode, ErrorReply};
@@ -64,6 +65,7 @@ impl Engine for ReadThrough {
             .attach(client, uri.prefix(), options.metadata_ttl)
             .await
             .map_err(|error| explain_attach(&uri, error))?;
+        tree.start_warming(options.warm);
         let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
         if let Some(path) = options.record_trace.clone() {
             let recorder = super::blocking(move || record_to(&path)).await??;
@@ -157,6 +159,10 @@ impl ActiveMount for Mounted {
 
     fn metrics(&self) -> &MountMetrics {
         self.session.file_system().metrics()
+    }
+
+    fn warming(&self) -> Warming {
+        self.session.file_system().tree().warming()
     }
 
     async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply> {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::table::Entry;
+use crate::cache::{Doing, Warming};
 use crate::control::wire::{
-    EvictionStatus, FuseStatus, MemoryStatus, MountStatus, ReadStatus, RemoteStatus, RequestStatus,
-    STATUS_SCHEMA, StatusReply, TransferStatus,
+    EvictionStatus, FuseStatus, MemoryStatus, MountStatus, PrefetchStatus, ReadStatus,
+    RemoteStatus, RequestStatus, STATUS_SCHEMA, StatusReply, TransferStatus, WarmingStatus,
 };
 use crate::metrics::{RemoteMetrics, RequestMetrics};
 
@@ -23,6 +24,10 @@ pub(super) fn collect(engine: &dyn Engine, entries: &[Arc<Entry>]) -> StatusRepl
         evictions: EvictionStatus {
             objects: cache.evicted_objects.get(),
             bytes: cache.evicted_bytes.get(),
+        },
+        prefetched: PrefetchStatus {
+            objects: cache.prefetched_objects.get(),
+            bytes: cache.prefetched_bytes.get(),
         },
         memory: MemoryStatus { rss_bytes: rss_bytes() },
     }
@@ -46,6 +51,29 @@ fn mount(entry: &Entry) -> MountStatus {
             requests: metrics.fuse_requests.get(),
             ops: ops.map(|(name, count)| (name.to_owned(), count)).collect(),
         },
+        warming: warming(entry.mount.warming()),
+    }
+}
+
+fn warming(warming: Warming) -> WarmingStatus {
+    let state = match warming.doing {
+        Doing::Off => "off",
+        Doing::Waiting => "waiting",
+        Doing::Listing => "listing",
+        Doing::Fetching => "fetching",
+        Doing::Ahead => "ahead",
+        Doing::Done => "done",
+        Doing::Full => "full",
+        Doing::NotKeeping => "not-keeping",
+        Doing::Capped => "download-cap",
+        Doing::RemoteFails => "remote-fails",
+    };
+    WarmingStatus {
+        state: state.to_owned(),
+        objects: warming.objects,
+        bytes: warming.bytes,
+        of_objects: warming.of_objects,
+        all_is_too_large: warming.all_is_too_large,
     }
 }
 

@@ -236,6 +236,7 @@ impl FileSystem {
             return None;
         }
         self.metrics.hit_bytes.add(len as u64);
+        self.tree.was_read(object, len as u64, false);
         Some(len)
     }
 
@@ -251,6 +252,7 @@ impl FileSystem {
             Ok(ReadOutcome { data, miss_bytes }) => {
                 self.metrics.hit_bytes.add((data.len() as u64).saturating_sub(miss_bytes));
                 self.metrics.miss_bytes.add(miss_bytes);
+                self.tree.was_read(&object, data.len() as u64, miss_bytes > 0);
                 Ok(data)
             }
             Err(error) => {

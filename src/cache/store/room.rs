@@ -52,6 +52,9 @@ const SCAN_ROWS: usize = 1024;
 /// Batches evicted in a row where the disk runs out, before others get a turn.
 const FORCED_BATCHES_MAX: usize = 64;
 
+/// Of the budget, 1 in so many is not filled by what nobody asked for.
+const SPARED_PART: u64 = 64;
+
 /// The state of eviction.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -279,6 +282,16 @@ impl Store {
     pub(super) fn may_evict(&self) -> bool {
         let search = lock(&self.room.search);
         search.loosened != self.places.loosened() || search.fruitless_at.is_none()
+    }
+
+    /// What may be filled with bytes that nobody asked for yet: nothing gives way
+    /// to them, and what readers fetch meanwhile finds some room, too.
+    pub(in crate::cache) fn room_bytes(&self) -> u64 {
+        if !self.budget.has_files() {
+            return 0;
+        }
+        let all = self.budget.for_objects();
+        all.saturating_sub(self.budget.used()).saturating_sub(all / SPARED_PART)
     }
 
     /// Whether there is room for what a user wants kept whatever it costs.

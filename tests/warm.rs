@@ -1,0 +1,228 @@
+//! Files fetched before they are read, by the real binary over the embedded
+//! store: what is asked of the store is counted in its own log.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::store::{BUCKET, Store};
+use common::tree::noise;
+use common::{Warmfs, eventually};
+use serde_json::Value;
+use warmfs::embedded_store::{EmbeddedStore, StoreOptions};
+
+/// Enough requests in flight for several at once, few enough for a test.
+const TTFB: Duration = Duration::from_millis(10);
+
+const FILES: usize = 400;
+const FILE_BYTES: usize = 40 << 10;
+
+fn store() -> Store {
+    Store::with(StoreOptions { ttfb: TTFB, ..StoreOptions::default() })
+}
+
+fn put_files(store: &EmbeddedStore, folder: &str, count: usize, size: usize) -> Vec<String> {
+    let keys: Vec<String> = (0..count).map(|i| format!("{folder}{i:05}")).collect();
+    for (i, key) in keys.iter().enumerate() {
+        store.put(BUCKET, key.as_str(), Bytes::from(noise(i as u64, size)));
+    }
+    keys
+}
+
+fn shuffled(keys: &[String]) -> Vec<String> {
+    let mut keys = keys.to_vec();
+    fastrand::Rng::with_seed(7).shuffle(&mut keys);
+    keys
+}
+
+/// Reads every file once, `readers` at a time, in the order given.
+fn read_all(mount: &Path, keys: &[String], readers: usize) {
+    let queue = Mutex::new(keys.iter());
+    std::thread::scope(|scope| {
+        for _ in 0..readers {
+            scope.spawn(|| {
+                loop {
+                    let Some(key) = queue.lock().unwrap().next() else { return };
+                    fs::read(mount.join(key)).unwrap();
+                }
+            });
+        }
+    });
+}
+
+fn warming(warmfs: &Warmfs) -> Value {
+    warmfs.status()["mounts"][0]["warming"].clone()
+}
+
+/// Until nothing more is fetched by itself.
+fn wait_until_idle(warmfs: &Warmfs) {
+    eventually("nothing is fetched ahead", || warming(warmfs)["state"] != "fetching");
+}
+
+fn prefetched(warmfs: &Warmfs) -> u64 {
+    warmfs.status()["prefetched"]["objects"].as_u64().unwrap()
+}
+
+#[test]
+fn a_shuffled_epoch_asks_once_for_each_file() {
+    let store = store();
+    let keys = put_files(&store, "train/", FILES, FILE_BYTES);
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_uri("s3://bucket", "mount");
+    assert_eq!(fs::read_dir(mount.join("train")).unwrap().count(), FILES);
+    read_all(&mount, &shuffled(&keys), 8);
+    wait_until_idle(&warmfs);
+    let counts = store.counts();
+    assert_eq!(counts.get.requests, FILES as u64);
+    assert_eq!(counts.get.bytes, (FILES * FILE_BYTES) as u64);
+    assert_eq!(counts.head.requests, 0);
+    assert!(prefetched(&warmfs) > FILES as u64 / 2, "{}", prefetched(&warmfs));
+    assert_eq!(warming(&warmfs)["of_objects"], FILES as u64);
+}
+
+#[test]
+fn who_reads_in_order_finds_what_comes_next() {
+    let store = store();
+    let keys = put_files(&store, "a/", FILES, FILE_BYTES);
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_uri("s3://bucket", "mount");
+    assert_eq!(fs::read_dir(mount.join("a")).unwrap().count(), FILES);
+    // The reader begins in the middle, and stops.
+    read_all(&mount, &keys[200..210], 1);
+    eventually("files after the reader are there", || prefetched(&warmfs) >= 20);
+    wait_until_idle(&warmfs);
+    let gets = store.counts().get.requests;
+    assert!(gets < 200, "{gets} for ten files that were read");
+    read_all(&mount, &keys[210..220], 1);
+    assert!(store.counts().get.requests < 200);
+    let before: Vec<_> = keys[..180].iter().map(|key| blocks(&mount.join(key))).collect();
+    assert!(before.iter().all(|blocks| *blocks <= 1), "nothing before the reader");
+}
+
+fn blocks(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap())
+}
+
+#[test]
+fn grep_through_many_small_folders_is_ahead_of_itself() {
+    let store = store();
+    let mut keys = Vec::new();
+    for folder in 0..60 {
+        keys.extend(put_files(&store, &format!("src/{folder:03}/"), 6, 4 << 10));
+    }
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_uri("s3://bucket", "mount");
+    let output = std::process::Command::new("grep")
+        .args(["-r", "-c", "nothing that is there"])
+        .arg(&mount)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    wait_until_idle(&warmfs);
+    let counts = store.counts();
+    assert_eq!(counts.get.requests, keys.len() as u64);
+    assert_eq!(counts.head.requests, 0);
+    assert!(prefetched(&warmfs) > 100, "{}", prefetched(&warmfs));
+}
+
+#[test]
+fn a_class_folder_each_is_one_dataset() {
+    let store = store();
+    let mut keys = Vec::new();
+    for class in 0..100 {
+        keys.extend(put_files(&store, &format!("train/n{class:04}/"), 6, FILE_BYTES));
+    }
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_uri("s3://bucket", "mount");
+    read_all(&mount, &shuffled(&keys), 8);
+    wait_until_idle(&warmfs);
+    let counts = store.counts();
+    assert_eq!(counts.get.requests, keys.len() as u64);
+    assert!(prefetched(&warmfs) > keys.len() as u64 / 4, "{}", prefetched(&warmfs));
+}
+
+#[test]
+fn three_files_opened_by_hand_are_three_objects() {
+    let store = store();
+    let keys = put_files(&store, "a/", FILES, FILE_BYTES);
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_uri("s3://bucket", "mount");
+    assert_eq!(fs::read_dir(mount.join("a")).unwrap().count(), FILES);
+    read_all(&mount, &keys[..3], 1);
+    assert_eq!(warming(&warmfs)["state"], "waiting");
+    assert_eq!(store.counts().get.requests, 3);
+    assert_eq!(prefetched(&warmfs), 0);
+}
+
+#[test]
+fn headers_of_large_files_are_headers() {
+    const SIZE: usize = 2 << 20;
+    let store = store();
+    let keys = put_files(&store, "a/", 50, SIZE);
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_uri("s3://bucket", "mount");
+    for key in &keys {
+        let mut header = vec![0; 64 << 10];
+        File::open(mount.join(key)).unwrap().read_exact(&mut header).unwrap();
+    }
+    assert_eq!(warming(&warmfs)["state"], "waiting");
+    assert_eq!(prefetched(&warmfs), 0);
+}
+
+#[test]
+fn off_fetches_what_is_read() {
+    let store = store();
+    let keys = put_files(&store, "a/", 100, FILE_BYTES);
+    let warmfs = store.warmfs();
+    let mount = mount_warm(&warmfs, "off", &[]);
+    assert_eq!(fs::read_dir(mount.join("a")).unwrap().count(), 100);
+    read_all(&mount, &keys[..50], 4);
+    assert_eq!(store.counts().get.requests, 50);
+    assert_eq!(warming(&warmfs)["state"], "off");
+}
+
+#[test]
+fn all_fetches_everything_by_itself() {
+    let store = store();
+    let mut bytes = 0;
+    for folder in ["", "a/", "a/b/", "c/"] {
+        bytes += put_files(&store, folder, 30, FILE_BYTES).len() * FILE_BYTES;
+    }
+    let warmfs = store.warmfs();
+    mount_warm(&warmfs, "all", &[]);
+    eventually("all of it is there", || {
+        warming(&warmfs)["state"] == "done"
+            && warmfs.status()["cache"]["dataset_cached_bytes"] == bytes
+    });
+    let counts = store.counts();
+    assert_eq!((counts.get.requests, counts.get.bytes), (120, bytes as u64));
+    assert_eq!(counts.head.requests, 0);
+    assert_eq!(warming(&warmfs)["objects"], 120);
+    assert_eq!(warming(&warmfs)["of_objects"], 120);
+}
+
+#[test]
+fn all_that_does_not_fit_is_said_and_left() {
+    let store = store();
+    let keys = put_files(&store, "a/", 64, 1 << 20);
+    let warmfs = store.warmfs();
+    let mount = mount_warm(&warmfs, "all", &["--cache-size", "24M"]);
+    eventually("it is said", || warming(&warmfs)["all_is_too_large"] == true);
+    assert_eq!(store.counts().get.requests, 0);
+    // As auto from now on, and never so much that something has to go.
+    read_all(&mount, &keys[..12], 1);
+    eventually("there is no room", || warming(&warmfs)["state"] == "full");
+    let status = warmfs.status();
+    assert_eq!(status["evictions"]["objects"], 0);
+    assert!(prefetched(&warmfs) > 0);
+    assert!(status["cache"]["used_bytes"].as_u64() <= status["cache"]["limit_bytes"].as_u64());
+}
+
+fn mount_warm(warmfs: &Warmfs, what: &str, options: &[&str]) -> PathBuf {
+    warmfs.mount_with("s3://bucket", "mount", &[&["--warm", what], options].concat())
+}

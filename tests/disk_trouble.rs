@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Once;
+use std::sync::{Mutex, Once};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -395,5 +395,32 @@ fn a_quota_below_the_limit_is_a_full_disk() {
         rig.epoch(&mount);
         state.to_lowercase().contains("quota")
     });
+    rig.unmount();
+}
+
+#[test]
+fn a_disk_that_takes_nothing_holds_up_no_reader() {
+    let Some(image) = Image::ext4(DISK, &[], "defaults") else { return };
+    let rig = Rig::new(image, 60, 1 << 20..3 << 20);
+    // The log lies on the disk: whoever writes a line would wait.
+    let log = rig.warmfs.path("log");
+    let log = log.to_str().unwrap();
+    let mount =
+        rig.mount(&["--cache-size=200M", "--memory-limit=32M", "--warm=off", "--log-file", log]);
+    assert_eq!(count_files(&mount), 60);
+    let frozen = Mutex::new(None);
+    rig.epoch_amid(&mount, || *frozen.lock().unwrap() = Some(rig.image.freeze()));
+    let status = rig.warmfs.status();
+    assert!(rig.state().contains("slower than the remote"), "{status}");
+    assert!(status["passed_by_bytes"].as_u64().unwrap() > 0, "{status}");
+    // Once it takes writes again, what was not kept is fetched without being asked for.
+    drop(frozen);
+    eventually("all of it is kept", || {
+        let cache = &rig.warmfs.status()["cache"];
+        cache["dataset_cached_bytes"] == cache["dataset_bytes"] && cache["state"] == "ok"
+    });
+    let before = rig.store.counts().get.requests;
+    rig.epoch(&mount);
+    assert_eq!(rig.store.counts().get.requests, before);
     rig.unmount();
 }

@@ -356,11 +356,10 @@ impl CachedObject {
                     out.miss_bytes += range.end - range.start;
                     (chunk, bytes, range)
                 }
+                // Or was a moment ago: whether it can be trusted is for the map to say.
                 Landed::OnDisk => {
-                    let bytes = range.end - range.start;
-                    let read = self.append_from_file(range, out).await;
-                    out.miss_bytes += if read { bytes } else { 0 };
-                    return Ok(read);
+                    out.miss_bytes += range.end - range.start;
+                    return Ok(false);
                 }
             },
         };
@@ -520,7 +519,9 @@ impl CachedObject {
         let Plan { range, part } = state.readahead.on_read(from, end - from, window_max);
         let demand = chunks_of(from, end);
         let part = ((part / CHUNK_BYTES) as u32).max(1);
-        let mut chunk = chunks_of(range.start, range.end).start;
+        // What is not kept is of no use behind its reader.
+        let start = if is_prompt { range.start } else { from };
+        let mut chunk = chunks_of(start, range.end).start;
         let until = chunks_of(range.start, range.end).end;
         while chunk < until {
             if !self.is_missing(state, chunk) {
@@ -540,6 +541,9 @@ impl CachedObject {
                 self.store.fetcher().try_admit_ahead(bytes, &self.remote)
             {
                 self.start(state, chunks, bytes, Some(admission));
+            } else if chunk < demand.start {
+                chunk = demand.start;
+                continue;
             } else {
                 state.readahead.refused(u64::from(chunk) * CHUNK_BYTES);
                 break;

@@ -177,6 +177,9 @@ fn cache(status: &StatusReply) -> String {
         let bytes = format_bytes(status.evictions.bytes);
         let _ = write!(text, "; {} ({bytes}) evicted", count(status.evictions.objects, "object"));
     }
+    if status.passed_by_bytes > 0 {
+        let _ = write!(text, "; {} not kept", format_bytes(status.passed_by_bytes));
+    }
     if status.repairs > 0 {
         let _ = write!(text, "; {} repaired", count(status.repairs, "chunk"));
     }
@@ -310,6 +313,7 @@ mod tests {
                 ..Default::default()
             },
             repairs: 1,
+            passed_by_bytes: 0,
             prefetched: PrefetchStatus::default(),
             evictions: EvictionStatus { objects: 2, bytes: 1 << 30 },
             memory: MemoryStatus { rss_bytes: 100 << 20 },
@@ -355,6 +359,7 @@ mod tests {
             "/remote/list/requests",
             "/remote/head/requests",
             "/repairs",
+            "/passed_by_bytes",
             "/evictions/objects",
             "/evictions/bytes",
             "/memory/rss_bytes",

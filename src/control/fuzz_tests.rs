@@ -96,6 +96,7 @@ fn status() -> StatusReply {
         cache: CacheStatus { state: "ok".to_owned(), ..CacheStatus::default() },
         remote: RemoteStatus::default(),
         repairs: u64::MAX,
+        passed_by_bytes: u64::MAX,
         evictions: EvictionStatus::default(),
         prefetched: PrefetchStatus::default(),
         memory: MemoryStatus { rss_bytes: 1 << 20 },

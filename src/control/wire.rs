@@ -273,6 +273,9 @@ pub struct StatusReply {
     pub remote: RemoteStatus,
     /// Damaged chunks that were dropped and fetched again.
     pub repairs: u64,
+    /// Bytes served but not kept since the daemon started: a full cache, a full,
+    /// failing or slow disk.
+    pub passed_by_bytes: u64,
     /// What was given up to make room.
     pub evictions: EvictionStatus,
     /// What was fetched before it was read.

@@ -21,6 +21,7 @@ pub(super) fn collect(engine: &dyn Engine, entries: &[Arc<Entry>]) -> StatusRepl
         cache: engine.cache_status(),
         remote: remote(engine.remote_metrics()),
         repairs: cache.repairs.get(),
+        passed_by_bytes: cache.passed_by_bytes.get(),
         evictions: EvictionStatus {
             objects: cache.evicted_objects.get(),
             bytes: cache.evicted_bytes.get(),

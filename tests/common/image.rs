@@ -7,6 +7,17 @@ use std::process::Command;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::{Statvfs, statvfs};
 
+/// A disk on which nothing can be written.
+pub struct Frozen {
+    dir: PathBuf,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        must(Command::new("fsfreeze").arg("--unfreeze").arg(&self.dir));
+    }
+}
+
 /// A file system in a file of its own. Unmounted, and its file removed, when
 /// dropped, whatever still uses it. Declare it after the `Warmfs` whose cache
 /// it holds, so that it goes last.
@@ -89,6 +100,13 @@ impl Image {
     pub fn refuse_writes(&self, refuse: bool) -> bool {
         let flag = if refuse { "+i" } else { "-i" };
         Command::new("chattr").arg(flag).arg(self.file()).status().is_ok_and(|s| s.success())
+    }
+
+    /// Makes every write wait, until what is returned is dropped. Declare that
+    /// after the daemon: who waits cannot be killed.
+    pub fn freeze(&self) -> Frozen {
+        must(Command::new("fsfreeze").arg("--freeze").arg(self.dir()));
+        Frozen { dir: self.dir() }
     }
 
     /// Makes an ext4 find an error in itself; what follows is for its `errors=`.

@@ -75,11 +75,22 @@ impl CachedObject {
         }
         let (object, bytes) = (self.clone(), bytes.clone());
         // Whoever reads the chunk next tries again.
-        self.store.writer().push_if_idle(Box::new(move || {
-            if object.is_kept(chunk) || object.keep(&[(chunk, bytes)]) {
-                object.store.kept_after_all(object.node, chunk);
-            }
-        }));
+        self.store.writer().push_if_idle(Box::new(move || object.keep_after_all(chunk, bytes)));
+    }
+
+    /// As [`CachedObject::keep_passed`], with all chunks that are in memory still.
+    pub(in crate::cache) fn keep_all_passed(self: &Arc<Self>) {
+        for chunk in self.chunks() {
+            let Some(bytes) = self.store.passing_by(self.node, chunk) else { continue };
+            let object = self.clone();
+            self.store.writer().push(Box::new(move || object.keep_after_all(chunk, bytes)));
+        }
+    }
+
+    fn keep_after_all(self: &Arc<Self>, chunk: u32, bytes: Bytes) {
+        if self.is_kept(chunk) || self.keep(&[(chunk, bytes)]) {
+            self.store.kept_after_all(self.node, chunk);
+        }
     }
 
     /// Whether a chunk is on disk already: after damage, two flights may bring it.
@@ -106,11 +117,12 @@ impl CachedObject {
                 return false;
             }
         };
-        {
+        let doubts = {
             let mut state = lock(&self.state);
             state.writes += 1;
             state.fingerprint = None;
-        }
+            state.doubts
+        };
         let written = file.write(run.iter().map(|(_, bytes)| bytes), offset);
         kill_point::reach("chunk-written");
         if let Err(error) = written {
@@ -118,7 +130,7 @@ impl CachedObject {
             self.store.disk_failed(&error);
             return false;
         }
-        self.written(run);
+        self.written(run, doubts);
         kill_point::reach("chunk-noted");
         self.store.mark_dirty(self);
         self.store.health().works();
@@ -129,16 +141,18 @@ impl CachedObject {
         true
     }
 
-    /// Notes chunks whose bytes are in the file, their disk reserved.
-    fn written(&self, run: &[(u32, Bytes)]) {
+    /// Notes chunks whose bytes are in the file, their disk reserved. If `doubts`
+    /// came up since, the disk may have lost them again.
+    fn written(&self, run: &[(u32, Bytes)], doubts: u64) {
         let sums: Vec<u32> = run.iter().map(|(_, bytes)| crc32c::crc32c(bytes)).collect();
         let mut unused = 0;
         let mut state = lock(&self.state);
         state.writes -= 1;
         let is_first = state.map.present_bytes() == 0;
+        let is_sure = state.doubts == doubts;
         for ((chunk, bytes), crc) in run.iter().zip(sums) {
             let was_paid = state.loose.remove(chunk);
-            let added = state.map.insert(*chunk, crc, true);
+            let added = state.map.insert(*chunk, crc, is_sure);
             state.dirty_groups.insert(chunk / GROUP_CHUNKS);
             if was_paid || !added {
                 unused += disk_bytes(bytes.len() as u64);

@@ -126,6 +126,7 @@ impl Store {
         }
         self.spawn(async move {
             for object in objects {
+                object.keep_all_passed();
                 if let Err(error) = object.fill().await {
                     tracing::debug!(%error, "what was not kept cannot be fetched now");
                 }

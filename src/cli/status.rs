@@ -347,7 +347,7 @@ mod tests {
             "my data/train",
             "1 chunk repaired",
             "LIST",
-            "5.0 GiB of 4.0 GiB downloaded",
+            "5.00 GiB of 4.00 GiB downloaded",
             "throttled 7 times",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

@@ -146,7 +146,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_cap_is_kept_and_used_with_any_number_of_connections() {
         for rate in [1 << 20, 20 << 20, 200 << 20_u64] {
-            for (connections, piece) in [(1, 4 << 20), (8, 16 << 10), (96, 256 << 10)] {
+            for (connections, piece) in [(1, 512 << 10), (8, 16 << 10), (96, 256 << 10)] {
                 // What these connections could carry: a piece each 5 ms or so.
                 if connections * piece / 2 * 200 < rate * 2 {
                     continue;

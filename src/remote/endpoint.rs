@@ -128,10 +128,6 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn is_throttled(&self) -> bool {
-        self.lock().pace.is_throttled(Instant::now().into_std())
-    }
-
     /// A GET's answer began, or was given up, after this time.
     pub(super) fn first_byte(&self, took: Duration) {
         self.lock().latency.first_byte(took);
@@ -246,7 +242,10 @@ mod tests {
         for _ in 0..10 {
             endpoint.answered(sent, Some(&slow_down));
         }
-        assert!(endpoint.is_throttled());
+        for _ in 0..1_000 {
+            endpoint.count_get();
+        }
+        assert!(!endpoint.take_hedge(), "a hedge is one more request");
         let held: Vec<_> =
             std::iter::from_fn(|| endpoint.requests().try_acquire(Class::Demand, 1)).collect();
         assert_eq!(held.len() as u64, REQUESTS_MIN);
@@ -254,6 +253,6 @@ mod tests {
         tokio::time::advance(Duration::from_secs(61)).await;
         endpoint.leave().await;
         assert!(endpoint.requests().try_acquire(Class::Demand, REQUESTS_MAX).is_some());
-        assert!(!endpoint.is_throttled());
+        assert!(endpoint.take_hedge());
     }
 }

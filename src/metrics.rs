@@ -42,6 +42,29 @@ pub struct RemoteMetrics {
     pub list: RequestMetrics,
     /// HEADs of objects.
     pub head: RequestMetrics,
+    /// Answers that asked for fewer requests: 503 and 429.
+    pub throttled: Counter,
+    /// Requests that were made again.
+    pub retries: RetryMetrics,
+    /// GETs sent once more because the first one was slow; also in `get`.
+    pub hedges_sent: Counter,
+    /// Those of them that brought bytes before the first one did.
+    pub hedges_won: Counter,
+}
+
+/// Requests that were made again, by what became of the attempt before.
+#[derive(Debug, Default)]
+pub struct RetryMetrics {
+    /// The store asked for fewer requests.
+    pub throttled: Counter,
+    /// No answer began in time.
+    pub no_answer: Counter,
+    /// A body brought nothing any more.
+    pub stalled: Counter,
+    /// A 5xx, a reset, a short body.
+    pub broken: Counter,
+    /// No connection could be made.
+    pub unreachable: Counter,
 }
 
 /// What one mount was asked for.

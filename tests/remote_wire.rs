@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::stub::{Reply, Request, Stub};
-use warmfs::config::{CallerEnv, RemoteOptions};
+use warmfs::config::{CallerEnv, RemoteOptions, TrafficOptions};
 use warmfs::metrics::RemoteMetrics;
 use warmfs::remote::client::{Limits, RemoteClient};
+use warmfs::remote::endpoint::Endpoints;
 use warmfs::remote::s3::S3Remote;
 use warmfs::remote::{ErrorKind, Key, ListRequest, ObjectMeta, Remote, RemoteError, Version};
 
@@ -87,15 +88,44 @@ async fn read(
     let metrics = Arc::<RemoteMetrics>::default();
     let limits = Limits { stall: Duration::from_millis(200), ..Limits::default() };
     let client = RemoteClient::with_limits(Arc::new(remote.clone()), Arc::clone(&metrics), limits);
-    let mut reader = Arc::new(client).get_range(object(), range);
+    (read_with(&Arc::new(client), range).await, metrics)
+}
+
+async fn read_with(client: &Arc<RemoteClient>, range: Range<u64>) -> Result<Vec<u8>, RemoteError> {
+    let mut reader = client.get_range(object(), range);
     let mut all = Vec::new();
-    loop {
-        match reader.next().await {
-            Ok(Some(piece)) => all.extend_from_slice(&piece),
-            Ok(None) => return (Ok(all), metrics),
-            Err(error) => return (Err(error), metrics),
-        }
+    while let Some(piece) = reader.next().await? {
+        all.extend_from_slice(&piece);
     }
+    Ok(all)
+}
+
+/// Reads with a client as mounts have it, hedges and all, often enough to know
+/// the store: `bad` answers each tenth GET after that. Compares every byte, and
+/// the count of requests with the store's own.
+async fn read_hedged(
+    bad: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+) -> Arc<RemoteMetrics> {
+    let count = AtomicUsize::new(0);
+    let (store, remote) = connected(move |request| {
+        let count = count.fetch_add(1, Ordering::SeqCst);
+        if count >= 40 && count.is_multiple_of(10) { bad(request) } else { good(request) }
+    })
+    .await;
+    let metrics = Arc::<RemoteMetrics>::default();
+    let endpoint = Endpoints::default().of(remote.id());
+    let traffic = TrafficOptions::default();
+    let client =
+        Arc::new(RemoteClient::for_mount(Arc::new(remote), metrics.clone(), endpoint, &traffic));
+    for n in 0..80 {
+        let range = n * 100..n * 100 + 100_000;
+        let bytes = read_with(&client, range.clone()).await.unwrap();
+        assert!(bytes == content()[range.start as usize..range.end as usize], "{n}");
+    }
+    let gets = store.requests().iter().filter(|request| !request.is_list()).count();
+    assert_eq!(metrics.get.requests.get(), gets as u64);
+    assert_eq!(metrics.get.bytes.get(), 80 * 100_000);
+    metrics
 }
 
 // Region.
@@ -379,6 +409,38 @@ async fn a_reset_a_short_body_and_a_stall_are_survived() {
     let last = store.requests().last().unwrap().clone();
     // A reset may take bytes with it that had arrived; nothing is asked for twice otherwise.
     assert!((40_000..=60_000).contains(&asked(&last).start), "{last:?}");
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_survived_with_hedges_too() {
+    let answer = |request: &Request, half: fn(&[(&str, &str)], &[u8], usize) -> Reply| {
+        let range = asked(request);
+        half(&as_refs(&headers(&range)), &content()[range.start..range.start + 30_000], range.len())
+    };
+    let metrics = read_hedged(move |r| answer(r, Reply::stalling)).await;
+    assert!(metrics.hedges_won.get() >= 1, "{metrics:?}");
+    let metrics = read_hedged(|_| Reply::silence()).await;
+    assert!(metrics.hedges_won.get() >= 1, "{metrics:?}");
+    let metrics = read_hedged(move |r| answer(r, Reply::reset)).await;
+    assert!(metrics.retries.broken.get() >= 3, "{metrics:?}");
+    let metrics = read_hedged(move |r| answer(r, Reply::short)).await;
+    assert!(metrics.retries.broken.get() >= 3, "{metrics:?}");
+    let metrics = read_hedged(|_| Reply::s3_error(429, "TooManyRequests", &[])).await;
+    assert!(metrics.retries.throttled.get() >= 3, "{metrics:?}");
+}
+
+#[tokio::test]
+async fn a_burst_of_503s_longer_than_our_attempts_is_survived() {
+    let count = AtomicUsize::new(0);
+    let (store, remote) = connected(move |request| match count.fetch_add(1, Ordering::SeqCst) {
+        0..9 => Reply::s3_error(503, "SlowDown", &[]),
+        _ => good(request),
+    })
+    .await;
+    let (bytes, metrics) = read(&remote, 0..200_000).await;
+    assert!(bytes.unwrap() == content());
+    assert_eq!((metrics.throttled.get(), metrics.retries.throttled.get()), (9, 9));
+    assert_eq!(store.requests().len(), 11);
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@ use clap::Args;
 
 use super::{args, client_runtime, output};
 use crate::control::client::Client;
-use crate::control::wire::{ErrorCode, ErrorReply, MountStatus, StatusReply, WarmingStatus};
+use crate::control::wire::{
+    DownloadStatus, ErrorCode, ErrorReply, MountStatus, StatusReply, WarmingStatus,
+};
 use crate::daemon::preflight;
 use crate::units::{format_bytes, format_duration};
 
@@ -141,6 +143,9 @@ fn text(status: &StatusReply) -> String {
         line("  since", format_duration(Duration::from_secs_f64(mount.uptime_s.max(0.0))));
         line("  reads", reads(mount));
         line("  warm", warming(&mount.warming));
+        if let Some(text) = download(mount) {
+            line("  cap", text);
+        }
     }
     if !status.mounts.is_empty() {
         text.push_str("\n(what reaches the daemon; page-cache reads are not counted)\n");
@@ -190,8 +195,12 @@ fn remote(status: &StatusReply) -> String {
     let remote = &status.remote;
     let failed = remote.get.errors + remote.list.errors + remote.head.errors;
     let failed = if failed > 0 { format!("; {failed} failed") } else { String::new() };
+    let throttled = match remote.throttled {
+        0 => String::new(),
+        times => format!("; throttled {}", count(times, "time")),
+    };
     format!(
-        "{} GET ({}), {} LIST, {} HEAD{failed}",
+        "{} GET ({}), {} LIST, {} HEAD{failed}{throttled}",
         remote.get.requests,
         format_bytes(remote.get.bytes),
         remote.list.requests,
@@ -247,6 +256,13 @@ fn warming(warming: &WarmingStatus) -> String {
     text
 }
 
+/// What is left of `--max-download`.
+fn download(mount: &MountStatus) -> Option<String> {
+    let DownloadStatus { bytes, cap, reached } = mount.download;
+    let then = if reached { "; reached, nothing is fetched ahead any more" } else { "" };
+    Some(format!("{} of {} downloaded{then}", format_bytes(bytes), format_bytes(cap?)))
+}
+
 fn count(n: u64, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
@@ -288,6 +304,7 @@ mod tests {
                 uptime_s: 90_000.5,
                 detached: false,
                 reads: ReadStatus { hit_bytes: u64::MAX, miss_bytes: u64::MAX },
+                download: DownloadStatus { bytes: 5 << 30, cap: Some(4 << 30), reached: true },
                 fuse: FuseStatus { requests: u64::MAX, ops: Default::default() },
                 warming: WarmingStatus {
                     state: "download-cap".to_owned(),
@@ -310,6 +327,7 @@ mod tests {
             },
             remote: RemoteStatus {
                 get: TransferStatus { requests: u64::MAX, bytes: u64::MAX, errors: 3 },
+                throttled: 7,
                 ..Default::default()
             },
             repairs: 1,
@@ -326,8 +344,16 @@ mod tests {
         for line in text.lines() {
             assert!(line.chars().count() <= COLUMNS && !line.ends_with(' '), "{line:?}");
         }
-        for part in ["4194303", "keep-cache", "1d 1h", "my data/train", "1 chunk repaired", "LIST"]
-        {
+        for part in [
+            "4194303",
+            "keep-cache",
+            "1d 1h",
+            "my data/train",
+            "1 chunk repaired",
+            "LIST",
+            "5.00 GiB of 4.00 GiB downloaded",
+            "throttled 7 times",
+        ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
     }
@@ -346,6 +372,9 @@ mod tests {
             "/mounts/0/reads/hit_bytes",
             "/mounts/0/reads/miss_bytes",
             "/mounts/0/fuse/requests",
+            "/mounts/0/download/bytes",
+            "/mounts/0/download/cap",
+            "/mounts/0/download/reached",
             "/cache/used_bytes",
             "/cache/limit_bytes",
             "/cache/objects",
@@ -358,6 +387,14 @@ mod tests {
             "/remote/get/errors",
             "/remote/list/requests",
             "/remote/head/requests",
+            "/remote/throttled",
+            "/remote/retries/throttled",
+            "/remote/retries/no_answer",
+            "/remote/retries/stalled",
+            "/remote/retries/broken",
+            "/remote/retries/unreachable",
+            "/remote/hedges/sent",
+            "/remote/hedges/won",
             "/repairs",
             "/passed_by_bytes",
             "/evictions/objects",

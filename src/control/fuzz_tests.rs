@@ -85,6 +85,7 @@ fn status() -> StatusReply {
         uptime_s: 0.5,
         detached: false,
         reads: ReadStatus::default(),
+        download: DownloadStatus::default(),
         fuse: FuseStatus { requests: 7, ops },
         warming: WarmingStatus { state: "ahead".to_owned(), ..WarmingStatus::default() },
     };

@@ -303,6 +303,9 @@ pub struct MountStatus {
     pub detached: bool,
     /// READ by where its bytes came from.
     pub reads: ReadStatus,
+    /// What it downloaded, and the cap on that.
+    #[serde(default)]
+    pub download: DownloadStatus,
     /// Requests from the kernel.
     pub fuse: FuseStatus,
     /// What is fetched before it is read.
@@ -335,6 +338,18 @@ pub struct ReadStatus {
     pub hit_bytes: u64,
     /// Answered after waiting for the remote, in bytes.
     pub miss_bytes: u64,
+}
+
+/// Bytes downloaded for one mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownloadStatus {
+    /// Body bytes received.
+    pub bytes: u64,
+    /// `--max-download`; left out where it was not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cap: Option<u64>,
+    /// Nothing is fetched ahead any more.
+    pub reached: bool,
 }
 
 /// Requests from the kernel.
@@ -383,6 +398,39 @@ pub struct RemoteStatus {
     pub list: RequestStatus,
     /// HEADs.
     pub head: RequestStatus,
+    /// Answers of any kind that asked for fewer requests: 503 and 429.
+    #[serde(default)]
+    pub throttled: u64,
+    /// Requests that were made again, by what became of the attempt before.
+    #[serde(default)]
+    pub retries: RetryStatus,
+    /// GETs that were sent once more because the first one was slow.
+    #[serde(default)]
+    pub hedges: HedgeStatus,
+}
+
+/// Requests that were made again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryStatus {
+    /// The store asked for fewer requests.
+    pub throttled: u64,
+    /// No answer began in time.
+    pub no_answer: u64,
+    /// A body brought nothing any more.
+    pub stalled: u64,
+    /// A 5xx, a reset, a short body.
+    pub broken: u64,
+    /// No connection could be made.
+    pub unreachable: u64,
+}
+
+/// GETs sent once more. They count among the GETs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HedgeStatus {
+    /// Sent.
+    pub sent: u64,
+    /// Those that brought bytes before the first one did.
+    pub won: u64,
 }
 
 /// Requests with a body.

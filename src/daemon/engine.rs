@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 use crate::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified, Warming};
 use crate::config::MountRequest;
-use crate::control::wire::{CacheStatus, ErrorReply};
+use crate::control::wire::{CacheStatus, DownloadStatus, ErrorReply};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 
 /// One cache directory, and the mounts that read through it.
@@ -84,6 +84,11 @@ pub trait ActiveMount: Send + Sync + 'static {
 
     /// What is fetched before it is read.
     fn warming(&self) -> Warming;
+
+    /// What it downloaded, and the cap on that.
+    fn download(&self) -> DownloadStatus {
+        DownloadStatus::default()
+    }
 
     /// What is at `path`, relative to the mount point; empty for all of it.
     /// `None` if there is nothing.

@@ -15,12 +15,13 @@ use crate::cache::{
     Warming,
 };
 use crate::config::{CacheOptions, MountRequest};
-use crate::control::wire::{CacheStatus, ErrorCode, ErrorReply};
+use crate::control::wire::{CacheStatus, DownloadStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
 use crate::fs::trace::Recorder;
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
-use crate::remote::client::RemoteClient;
+use crate::remote::client::{Download, RemoteClient};
+use crate::remote::endpoint::Endpoints;
 use crate::remote::{self, ErrorKind, RemoteError, RemoteUri};
 
 /// Opens the engine of a cache directory whose lock the caller holds.
@@ -38,12 +39,15 @@ pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply>
             ErrorReply::new(ErrorCode::Environment, format!("the cache cannot be used: {error}"))
                 .with_hint("choose another one with --cache-dir")
         })?;
-    Ok(Arc::new(ReadThrough { cache, remote_metrics: Arc::default() }))
+    let (remote_metrics, endpoints) = (Arc::default(), Endpoints::default());
+    Ok(Arc::new(ReadThrough { cache, remote_metrics, endpoints }))
 }
 
 struct ReadThrough {
     cache: Arc<Cache>,
     remote_metrics: Arc<RemoteMetrics>,
+    /// What mounts of one remote share.
+    endpoints: Endpoints,
 }
 
 #[async_trait]
@@ -59,10 +63,13 @@ impl Engine for ReadThrough {
         let remote = remote::connect(&uri, &options.remote, &request.env, &self.remote_metrics)
             .await
             .map_err(|error| explain_remote(&uri, &error))?;
-        let client = Arc::new(RemoteClient::new(remote, self.remote_metrics.clone()));
+        let endpoint = self.endpoints.of(remote.id());
+        let metrics = self.remote_metrics.clone();
+        let client = RemoteClient::for_mount(remote, metrics, endpoint, &options.traffic);
+        let client = Arc::new(client);
         let tree = self
             .cache
-            .attach(client, uri.prefix(), options.metadata_ttl)
+            .attach(client.clone(), uri.prefix(), options.metadata_ttl)
             .await
             .map_err(|error| explain_attach(&uri, error))?;
         tree.start_warming(options.warm);
@@ -79,7 +86,7 @@ impl Engine for ReadThrough {
             .await
             .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?
             .map_err(|error| explain_mount(&error))?;
-        Ok(Arc::new(Mounted { session }))
+        Ok(Arc::new(Mounted { session, client }))
     }
 
     fn cache_status(&self) -> CacheStatus {
@@ -145,6 +152,7 @@ impl Engine for ReadThrough {
 
 struct Mounted {
     session: MountSession,
+    client: Arc<RemoteClient>,
 }
 
 #[async_trait]
@@ -163,6 +171,11 @@ impl ActiveMount for Mounted {
 
     fn warming(&self) -> Warming {
         self.session.file_system().tree().warming()
+    }
+
+    fn download(&self) -> DownloadStatus {
+        let Download { bytes, cap, is_reached } = self.client.download();
+        DownloadStatus { bytes, cap, reached: is_reached }
     }
 
     async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply> {
@@ -206,7 +219,7 @@ fn record_to(path: &Path) -> Result<Recorder, ErrorReply> {
 fn code_of(error: &RemoteError) -> ErrorCode {
     match error.kind {
         ErrorKind::NotFound | ErrorKind::NoSuchBucket => ErrorCode::NotFound,
-        ErrorKind::Denied | ErrorKind::Credentials => ErrorCode::Denied,
+        ErrorKind::Denied | ErrorKind::Credentials | ErrorKind::Capped => ErrorCode::Denied,
         ErrorKind::Invalid => ErrorCode::Invalid,
         ErrorKind::Changed
         | ErrorKind::Throttled { .. }

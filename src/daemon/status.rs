@@ -6,8 +6,9 @@ use super::engine::Engine;
 use super::table::Entry;
 use crate::cache::{Doing, Warming};
 use crate::control::wire::{
-    EvictionStatus, FuseStatus, MemoryStatus, MountStatus, PrefetchStatus, ReadStatus,
-    RemoteStatus, RequestStatus, STATUS_SCHEMA, StatusReply, TransferStatus, WarmingStatus,
+    EvictionStatus, FuseStatus, HedgeStatus, MemoryStatus, MountStatus, PrefetchStatus, ReadStatus,
+    RemoteStatus, RequestStatus, RetryStatus, STATUS_SCHEMA, StatusReply, TransferStatus,
+    WarmingStatus,
 };
 use crate::metrics::{RemoteMetrics, RequestMetrics};
 
@@ -48,6 +49,7 @@ fn mount(entry: &Entry) -> MountStatus {
             hit_bytes: metrics.hit_bytes.get(),
             miss_bytes: metrics.miss_bytes.get(),
         },
+        download: entry.mount.download(),
         fuse: FuseStatus {
             requests: metrics.fuse_requests.get(),
             ops: ops.map(|(name, count)| (name.to_owned(), count)).collect(),
@@ -91,6 +93,15 @@ fn remote(metrics: &RemoteMetrics) -> RemoteStatus {
         },
         list: plain(&metrics.list),
         head: plain(&metrics.head),
+        throttled: metrics.throttled.get(),
+        retries: RetryStatus {
+            throttled: metrics.retries.throttled.get(),
+            no_answer: metrics.retries.no_answer.get(),
+            stalled: metrics.retries.stalled.get(),
+            broken: metrics.retries.broken.get(),
+            unreachable: metrics.retries.unreachable.get(),
+        },
+        hedges: HedgeStatus { sent: metrics.hedges_sent.get(), won: metrics.hedges_won.get() },
     }
 }
 

@@ -20,6 +20,8 @@ impl Errno {
     pub const EISDIR: Errno = Errno(libc::EISDIR);
     /// A file where a folder is needed.
     pub const ENOTDIR: Errno = Errno(libc::ENOTDIR);
+    /// `--max-download` is used up, and strict.
+    pub const EDQUOT: Errno = Errno(libc::EDQUOT);
     /// The mount is read-only.
     pub const EROFS: Errno = Errno(libc::EROFS);
 
@@ -51,6 +53,7 @@ impl Errno {
         match error.kind {
             ErrorKind::Denied | ErrorKind::Credentials => Errno::EACCES,
             ErrorKind::Changed => Errno::ESTALE,
+            ErrorKind::Capped => Errno::EDQUOT,
             ErrorKind::NotFound
             | ErrorKind::NoSuchBucket
             | ErrorKind::Throttled { .. }

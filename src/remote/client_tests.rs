@@ -234,3 +234,205 @@ async fn a_dropped_call_loses_no_bytes() {
     assert_eq!(all, s.bytes[..5_000]);
     assert_eq!(s.gets().len(), 1);
 }
+
+// Hedges, pace and caps, on a clock that only moves when all wait.
+
+/// A client as a mount has it, of a store that answers in 30 ms.
+fn mounted(traffic: &TrafficOptions) -> Setup {
+    let s = setup();
+    s.remote.set_latency(30 * MS);
+    let (remote, metrics) = (Arc::new(s.remote.clone()), Arc::clone(&s.metrics));
+    let client = RemoteClient::for_mount(remote, metrics, Endpoint::new(true), traffic);
+    Setup { client: Arc::new(client), ..s }
+}
+
+/// The same, with its latencies known and hedges earned.
+async fn mounted_for_a_while() -> Setup {
+    let s = mounted(&TrafficOptions::default());
+    for _ in 0..60 {
+        assert_eq!(s.read(0..1_000).await.unwrap(), s.bytes[..1_000]);
+    }
+    s.remote.clear_requests();
+    s
+}
+
+impl Setup {
+    fn hedges(&self) -> (u64, u64) {
+        (self.metrics.hedges_sent.get(), self.metrics.hedges_won.get())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_stall_in_a_hundred_is_not_felt() {
+    let s = mounted(&TrafficOptions::default());
+    let mut asked = 0;
+    s.remote.script(move |_| {
+        asked += 1;
+        (asked % 100 == 50).then_some(Fault::Delay(Duration::from_secs(5)))
+    });
+    let mut times = Vec::new();
+    for n in 0..3_000 {
+        let start = Instant::now();
+        assert_eq!(s.read(n..n + 9_000).await.unwrap(), s.bytes[n as usize..][..9_000]);
+        times.push(start.elapsed());
+    }
+    times.sort();
+    let (p50, p99) = (times[1_500], times[2_970]);
+    println!("p50 {p50:?}, p99 {p99:?}, GETs {}, hedges {:?}", s.gets().len(), s.hedges());
+    assert!(p99 <= 3 * p50, "{p50:?} {p99:?}");
+    assert!(s.gets().len() <= 3_150, "{}", s.gets().len());
+    assert_eq!(s.metrics.get.requests.get(), s.gets().len() as u64);
+    assert_eq!(s.metrics.get.bytes.get(), 3_000 * 9_000);
+    assert!(s.hedges().1 >= 20, "{:?}", s.hedges());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_read_on_from_a_second_get() {
+    let s = mounted_for_a_while().await;
+    s.remote.fail_next(RequestKind::Get, Fault::StallAfter(2_500));
+    let start = Instant::now();
+    assert_eq!(s.read(100..50_000).await.unwrap(), s.bytes[100..50_000]);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(s.gets(), [100..50_000, 2_600..50_000]);
+    assert_eq!((s.hedges(), s.metrics.get.errors.get()), ((1, 1), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_that_fails_leaves_the_first_get_alone() {
+    let kinds = [
+        Fault::OtherVersion,
+        Fault::OtherSize,
+        Fault::Error(ErrorKind::Transient),
+        Fault::Error(ErrorKind::Throttled { retry_after: None }),
+        Fault::ShortBody(0),
+    ];
+    for fault in kinds {
+        let s = mounted_for_a_while().await;
+        s.remote.fail_next(RequestKind::Get, Fault::Delay(Duration::from_secs(1)));
+        s.remote.fail_next(RequestKind::Get, fault.clone());
+        assert_eq!(s.read(0..9_000).await.unwrap(), s.bytes[..9_000], "{fault:?}");
+        assert_eq!(s.gets().len(), 2);
+        assert_eq!((s.hedges(), s.metrics.get.errors.get()), ((1, 0), 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_gets_that_hang_are_given_up_early_and_made_again() {
+    let s = mounted_for_a_while().await;
+    for _ in 0..2 {
+        s.remote.fail_next(RequestKind::Get, Fault::Hang);
+    }
+    let start = Instant::now();
+    assert_eq!(s.read(0..9_000).await.unwrap(), s.bytes[..9_000]);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert_eq!(s.gets().len(), 3);
+    assert_eq!(s.metrics.retries.no_answer.get(), 1);
+    assert_eq!(s.metrics.get.errors.get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_for_good_is_an_error_within_the_limit() {
+    let s = mounted_for_a_while().await;
+    s.remote.script(|_| Some(Fault::Hang));
+    let start = Instant::now();
+    assert_eq!(s.read(0..9_000).await.unwrap_err().kind, ErrorKind::Transient);
+    let took = start.elapsed();
+    assert!((30 * 1_000 * MS..=NO_PROGRESS_LIMIT).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_hedge_is_sent_to_a_store_that_throttles() {
+    let s = mounted_for_a_while().await;
+    let slow_down = Fault::Error(ErrorKind::Throttled { retry_after: None });
+    s.remote.fail_next(RequestKind::Get, slow_down);
+    s.remote.fail_next(RequestKind::Get, Fault::Delay(Duration::from_secs(1)));
+    assert_eq!(s.read(0..9_000).await.unwrap(), s.bytes[..9_000]);
+    assert_eq!((s.gets().len(), s.hedges()), (2, (0, 0)));
+    assert_eq!((s.metrics.throttled.get(), s.metrics.retries.throttled.get()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_refusals_is_ridden_out_and_a_lasting_one_is_an_error() {
+    let s = mounted(&TrafficOptions::default());
+    let throttled = ErrorKind::Throttled { retry_after: None };
+    for _ in 0..12 {
+        for kind in [RequestKind::Get, RequestKind::Head, RequestKind::List] {
+            s.remote.fail_next(kind, Fault::Error(throttled.clone()));
+        }
+    }
+    assert_eq!(s.read(0..9_000).await.unwrap(), s.bytes[..9_000]);
+    assert_eq!(s.client.head(&s.object.key).await.unwrap(), s.object);
+    assert_eq!(s.client.list(&ListRequest::default()).await.unwrap().prefixes, ["data/"]);
+    assert_eq!(s.metrics.throttled.get(), 36);
+    let kind = throttled.clone();
+    s.remote.script(move |_| Some(Fault::Error(kind.clone())));
+    let start = Instant::now();
+    assert_eq!(s.read(0..9_000).await.unwrap_err().kind, throttled);
+    assert!(start.elapsed() <= NO_PROGRESS_LIMIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_holds_back_the_other_requests_too() {
+    let s = mounted(&TrafficOptions::default());
+    let wish = ErrorKind::Throttled { retry_after: Some(Duration::from_secs(4)) };
+    s.remote.fail_next(RequestKind::Get, Fault::Error(wish));
+    let start = Instant::now();
+    let told = tokio::spawn({
+        let mut reader = s.client.get_range(s.object.clone(), 0..10);
+        async move { read_all(&mut reader).await }
+    });
+    tokio::time::sleep(100 * MS).await;
+    s.client.head(&s.object.key).await.unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(4), "{:?}", start.elapsed());
+    told.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strict_cap_on_downloads_refuses_and_asks_nothing() {
+    let max_download = Some(20_000);
+    for max_download_strict in [false, true] {
+        let traffic =
+            TrafficOptions { max_download, max_download_strict, ..TrafficOptions::default() };
+        let s = mounted(&traffic);
+        let mut begun = s.client.get_range(s.object.clone(), 0..30_000);
+        begun.next().await.unwrap();
+        assert!(!s.client.may_speculate(), "the rest is in flight");
+        assert!(!s.client.download().is_reached);
+        read_all(&mut begun).await.unwrap();
+        let told = Download { bytes: 30_000, cap: max_download, is_reached: true };
+        assert_eq!(s.client.download(), told);
+        let after = s.read(0..10).await;
+        if max_download_strict {
+            assert_eq!(after.unwrap_err().kind, ErrorKind::Capped);
+            assert_eq!(s.gets().len(), 1);
+        } else {
+            assert_eq!(after.unwrap(), s.bytes[..10]);
+        }
+        assert!(!s.client.may_speculate());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_our_own_cap_is_no_stall() {
+    let traffic = TrafficOptions { max_bandwidth: Some(100), ..TrafficOptions::default() };
+    let s = mounted(&traffic);
+    let start = Instant::now();
+    // Ten seconds for each piece: twice what a body may take.
+    assert_eq!(s.read(0..30_000).await.unwrap(), s.bytes[..30_000]);
+    assert!(start.elapsed() > Duration::from_secs(280), "{:?}", start.elapsed());
+    assert_eq!((s.gets().len(), s.metrics.get.errors.get()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cap_on_requests_holds_for_all_kinds() {
+    let s = mounted(&TrafficOptions { max_requests: Some(1), ..TrafficOptions::default() });
+    let held = s.client.requests().acquire(Class::Prefetch, 1).await;
+    let head = tokio::spawn({
+        let (client, key) = (s.client.clone(), s.object.key.clone());
+        async move { client.head(&key).await }
+    });
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(s.remote.requests().is_empty());
+    drop(held);
+    assert_eq!(head.await.unwrap().unwrap(), s.object);
+}

@@ -44,6 +44,8 @@ pub enum ErrorKind {
     Unreachable,
     /// The request itself is wrong, and would be so again.
     Invalid,
+    /// It was not made: the caller's own cap on downloads is used up.
+    Capped,
 }
 
 impl RemoteError {

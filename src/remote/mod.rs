@@ -4,13 +4,20 @@
 //! timeouts and the comparison of versions are the same for every store and
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
+mod bandwidth;
 pub mod client;
 pub mod credentials;
+mod download_cap;
+pub mod endpoint;
 pub mod error;
 pub mod gate;
+mod hedge;
 pub mod http;
+mod latency;
 pub mod local;
+mod pace;
 pub mod pages;
+mod range_reader;
 pub mod retry;
 pub mod s3;
 pub mod scripted;

@@ -14,14 +14,11 @@ use tokio::sync::mpsc;
 use super::super::metadata::Tree;
 use super::super::record::NodeId;
 use super::super::{CacheError, lock};
+use super::pace::Pace;
 use super::policy::{Order, Policy, Read, Verdict};
 use super::walk::{Next, Target, Walk};
 use super::{All, Doing, Heard, State, survey};
 use crate::remote::{ErrorKind, RemoteError};
-
-/// Objects that are fetched at once. Memory and requests are handed out by
-/// class besides; more than this only waits for them.
-const FILLS_MAX: usize = 64;
 
 /// Listings that are asked for at once.
 const LISTINGS_MAX: usize = 8;
@@ -63,6 +60,7 @@ enum Turn {
 /// A fetch that has ended.
 struct Filled {
     bytes: u64,
+    took: Duration,
     result: Result<(), RemoteError>,
 }
 
@@ -79,6 +77,7 @@ pub(super) struct Run {
     wants_all: bool,
     began: Instant,
     policy: Policy,
+    pace: Pace,
     walks: HashMap<NodeId, Walk>,
     paths: LruCache<NodeId, Arc<[NodeId]>>,
     fills: FuturesUnordered<BoxFuture<'static, Filled>>,
@@ -99,6 +98,7 @@ impl Run {
             wants_all,
             began: Instant::now(),
             policy: Policy::new(),
+            pace: Pace::new(Instant::now()),
             walks: HashMap::new(),
             paths: LruCache::new(PATHS_MAX),
             fills: FuturesUnordered::new(),
@@ -212,7 +212,7 @@ impl Run {
             let Some(scope) = self.policy.wanted(ready) else {
                 break (Turn::Wait, self.idle());
             };
-            if self.fills.len() >= FILLS_MAX {
+            if self.fills.len() >= self.pace.at_once() {
                 break (Turn::Wait, Doing::Fetching);
             }
             if let Some(why) = self.held_up(tree, 0) {
@@ -288,7 +288,11 @@ impl Run {
         };
         self.policy.fetching(scope, size);
         self.filling_bytes += size;
-        let fill = async move { Filled { bytes: size, result: object.fill().await } };
+        let fill = async move {
+            let began = Instant::now();
+            let result = object.fill().await;
+            Filled { bytes: size, took: began.elapsed(), result }
+        };
         self.fills.push(Box::pin(fill));
         None
     }
@@ -297,6 +301,7 @@ impl Run {
         self.filling_bytes -= filled.bytes;
         let Err(error) = filled.result else {
             self.pause = PAUSE_MIN;
+            self.pace.came(filled.bytes, filled.took, Instant::now());
             let mut state = lock(&self.state);
             state.objects += 1;
             state.bytes += filled.bytes;

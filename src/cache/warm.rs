@@ -86,6 +86,8 @@ pub enum Doing {
     Full,
     /// The cache keeps nothing just now.
     NotKeeping,
+    /// The cache's disk is behind the network.
+    DiskBehind,
     /// As much was downloaded as may be.
     Capped,
     /// The remote fails; it is tried again.

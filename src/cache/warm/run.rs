@@ -34,8 +34,9 @@ const HEARD_AT_ONCE: usize = 64;
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether there is room, or a right to fetch, again.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room, or a right to fetch, again: a
+/// disk that was behind is idle soon.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Folders above each other at most: a key has at most 1,024 bytes.
 const DEPTH_MAX: usize = 1024;
@@ -59,9 +60,11 @@ enum Turn {
 
 /// A fetch that has ended.
 struct Filled {
+    /// The object's.
     bytes: u64,
     took: Duration,
-    result: Result<(), RemoteError>,
+    /// Bytes that were asked for.
+    result: Result<u64, RemoteError>,
 }
 
 /// A folder that was listed, or could not be.
@@ -264,6 +267,8 @@ impl Run {
             Some(Doing::Full)
         } else if !store.is_keeping() {
             Some(Doing::NotKeeping)
+        } else if !store.may_prefetch() {
+            Some(Doing::DiskBehind)
         } else {
             None
         }
@@ -297,21 +302,18 @@ impl Run {
         None
     }
 
-    fn filled(&mut self, filled: Filled) {
-        self.filling_bytes -= filled.bytes;
-        let Err(error) = filled.result else {
-            self.pause = PAUSE_MIN;
-            self.pace.came(filled.bytes, filled.took, Instant::now());
-            let mut state = lock(&self.state);
-            state.objects += 1;
-            state.bytes += filled.bytes;
-            drop(state);
-            if let Some(tree) = self.tree.upgrade() {
-                let metrics = tree.store().metrics();
-                metrics.prefetched_objects.add(1);
-                metrics.prefetched_bytes.add(filled.bytes);
+    fn filled(&mut self, Filled { bytes, took, result }: Filled) {
+        self.filling_bytes -= bytes;
+        let error = match result {
+            Ok(0) => return, // Its reader was faster.
+            Ok(asked) => {
+                self.pause = PAUSE_MIN;
+                if asked == bytes {
+                    self.pace.came(bytes, took, Instant::now());
+                }
+                return self.count(asked);
             }
-            return;
+            Err(error) => error,
         };
         tracing::debug!(%error, "an object was not fetched ahead");
         // Not tried again: the way has led past it. Who reads it tells what is wrong.
@@ -320,6 +322,18 @@ impl Run {
         if !is_about_it && !is_pausing {
             self.paused_until = Some(Instant::now() + self.pause);
             self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn count(&self, bytes: u64) {
+        let mut state = lock(&self.state);
+        state.objects += 1;
+        state.bytes += bytes;
+        drop(state);
+        if let Some(tree) = self.tree.upgrade() {
+            let metrics = tree.store().metrics();
+            metrics.prefetched_objects.add(1);
+            metrics.prefetched_bytes.add(bytes);
         }
     }
 

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bytes::Bytes;
 use common::store::{BUCKET, Store};
 use common::tree::noise;
 use common::{Warmfs, eventually};
@@ -29,7 +28,7 @@ fn store() -> Store {
 fn put_files(store: &EmbeddedStore, folder: &str, count: usize, size: usize) -> Vec<String> {
     let keys: Vec<String> = (0..count).map(|i| format!("{folder}{i:05}")).collect();
     for (i, key) in keys.iter().enumerate() {
-        store.put(BUCKET, key.as_str(), Bytes::from(noise(i as u64, size)));
+        store.put(BUCKET, key.as_str(), noise(i as u64, size));
     }
     keys
 }

@@ -4,9 +4,10 @@
 //! A mount has one task that hears of each object that was read through, over a
 //! bounded channel into which no reader ever waits. What is to be fetched is the
 //! word of [`policy`], which is pure; where it lies in the listing, that of
-//! [`walk`]; and [`run`] fetches it, below all others in line for memory and
+//! [`walk`]; how much at once, that of [`pace`]; and [`run`] fetches it, below all others in line for memory and
 //! requests, and never into room that something else would have to give up.
 
+mod pace;
 mod policy;
 mod run;
 mod survey;
@@ -85,6 +86,8 @@ pub enum Doing {
     Full,
     /// The cache keeps nothing just now.
     NotKeeping,
+    /// The cache's disk is behind the network.
+    DiskBehind,
     /// As much was downloaded as may be.
     Capped,
     /// The remote fails; it is tried again.

@@ -242,6 +242,7 @@ fn warming(warming: &WarmingStatus) -> String {
         "done" => "done",
         "full" => "stopped, the cache is full",
         "not-keeping" => "stopped, the cache's disk fails",
+        "disk-behind" => "waits for the cache's disk",
         "download-cap" => "stopped, the download cap is reached",
         "remote-fails" => "paused, the remote fails",
         _ => "",

@@ -319,7 +319,7 @@ pub struct WarmingStatus {
     /// What it does, or why nothing: `off`, `waiting` (nothing is being gone
     /// through), `listing` (of `all`), `fetching`, `ahead` (of its readers, as far
     /// as they have proved), `done`, `full`, `not-keeping` (the cache's disk
-    /// fails), `download-cap`, `remote-fails`.
+    /// fails), `disk-behind` (the network), `download-cap`, `remote-fails`.
     pub state: String,
     /// Objects that were fetched ahead.
     pub objects: u64,

@@ -68,6 +68,7 @@ fn warming(warming: Warming) -> WarmingStatus {
         Doing::Done => "done",
         Doing::Full => "full",
         Doing::NotKeeping => "not-keeping",
+        Doing::DiskBehind => "disk-behind",
         Doing::Capped => "download-cap",
         Doing::RemoteFails => "remote-fails",
     };

@@ -174,7 +174,11 @@ impl Filesystem for Driver {
         let backing =
             self.open.open(node, &object, |object| self.register(&reply, object.complete_file()));
         match backing {
-            Some(backing) => reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing),
+            Some(backing) => {
+                // No READ will tell.
+                self.fs.tree().was_read(&object, object.size(), false);
+                reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &backing);
+            }
             None => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
         }
     }

@@ -22,9 +22,11 @@ impl CachedObject {
     /// Fetches what is missing, before anybody asks for it, and returns once it
     /// has come. A run is not in flight before it may be, so that a reader who
     /// comes first asks for itself. Ends early when nothing is kept any more, or
-    /// nothing more may be fetched that nobody waits for.
-    pub async fn fill(self: &Arc<Self>) -> Result<(), RemoteError> {
+    /// nothing more may be fetched that nobody waits for. Returns the bytes it
+    /// asked for: not those that a reader asked for himself.
+    pub async fn fill(self: &Arc<Self>) -> Result<u64, RemoteError> {
         let mut flights = Vec::new();
+        let mut asked = 0;
         let mut from = 0;
         while !self.is_doomed() && self.store.may_prefetch() && self.remote.may_speculate() {
             let Some(run) = self.missing_run(&lock(&self.state), from) else { break };
@@ -35,6 +37,7 @@ impl CachedObject {
             let mut state = lock(&self.state);
             if run.clone().all(|chunk| self.is_missing(&state, chunk)) {
                 flights.push(self.start(&mut state, run, bytes, Some(admission)));
+                asked += bytes;
             } else {
                 from = run.start; // A reader was faster with some of it.
             }
@@ -42,7 +45,7 @@ impl CachedObject {
         for flight in flights {
             flight.chunk(flight.chunks().end - 1).await?;
         }
-        Ok(())
+        Ok(asked)
     }
 
     /// The first chunks from `from` on that are to be had by nobody yet, as many

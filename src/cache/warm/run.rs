@@ -14,14 +14,11 @@ use tokio::sync::mpsc;
 use super::super::metadata::Tree;
 use super::super::record::NodeId;
 use super::super::{CacheError, lock};
+use super::pace::Pace;
 use super::policy::{Order, Policy, Read, Verdict};
 use super::walk::{Next, Target, Walk};
 use super::{All, Doing, Heard, State, survey};
 use crate::remote::{ErrorKind, RemoteError};
-
-/// Objects that are fetched at once. Memory and requests are handed out by
-/// class besides; more than this only waits for them.
-const FILLS_MAX: usize = 64;
 
 /// Listings that are asked for at once.
 const LISTINGS_MAX: usize = 8;
@@ -37,8 +34,9 @@ const HEARD_AT_ONCE: usize = 64;
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether there is room, or a right to fetch, again.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room, or a right to fetch, again: a
+/// disk that was behind is idle soon.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Folders above each other at most: a key has at most 1,024 bytes.
 const DEPTH_MAX: usize = 1024;
@@ -62,8 +60,11 @@ enum Turn {
 
 /// A fetch that has ended.
 struct Filled {
+    /// The object's.
     bytes: u64,
-    result: Result<(), RemoteError>,
+    took: Duration,
+    /// Bytes that were asked for.
+    result: Result<u64, RemoteError>,
 }
 
 /// A folder that was listed, or could not be.
@@ -79,6 +80,7 @@ pub(super) struct Run {
     wants_all: bool,
     began: Instant,
     policy: Policy,
+    pace: Pace,
     walks: HashMap<NodeId, Walk>,
     paths: LruCache<NodeId, Arc<[NodeId]>>,
     fills: FuturesUnordered<BoxFuture<'static, Filled>>,
@@ -99,6 +101,7 @@ impl Run {
             wants_all,
             began: Instant::now(),
             policy: Policy::new(),
+            pace: Pace::new(Instant::now()),
             walks: HashMap::new(),
             paths: LruCache::new(PATHS_MAX),
             fills: FuturesUnordered::new(),
@@ -212,7 +215,7 @@ impl Run {
             let Some(scope) = self.policy.wanted(ready) else {
                 break (Turn::Wait, self.idle());
             };
-            if self.fills.len() >= FILLS_MAX {
+            if self.fills.len() >= self.pace.at_once() {
                 break (Turn::Wait, Doing::Fetching);
             }
             if let Some(why) = self.held_up(tree, 0) {
@@ -264,6 +267,8 @@ impl Run {
             Some(Doing::Full)
         } else if !store.is_keeping() {
             Some(Doing::NotKeeping)
+        } else if !store.may_prefetch() {
+            Some(Doing::DiskBehind)
         } else {
             None
         }
@@ -288,25 +293,27 @@ impl Run {
         };
         self.policy.fetching(scope, size);
         self.filling_bytes += size;
-        let fill = async move { Filled { bytes: size, result: object.fill().await } };
+        let fill = async move {
+            let began = Instant::now();
+            let result = object.fill().await;
+            Filled { bytes: size, took: began.elapsed(), result }
+        };
         self.fills.push(Box::pin(fill));
         None
     }
 
-    fn filled(&mut self, filled: Filled) {
-        self.filling_bytes -= filled.bytes;
-        let Err(error) = filled.result else {
-            self.pause = PAUSE_MIN;
-            let mut state = lock(&self.state);
-            state.objects += 1;
-            state.bytes += filled.bytes;
-            drop(state);
-            if let Some(tree) = self.tree.upgrade() {
-                let metrics = tree.store().metrics();
-                metrics.prefetched_objects.add(1);
-                metrics.prefetched_bytes.add(filled.bytes);
+    fn filled(&mut self, Filled { bytes, took, result }: Filled) {
+        self.filling_bytes -= bytes;
+        let error = match result {
+            Ok(0) => return, // Its reader was faster.
+            Ok(asked) => {
+                self.pause = PAUSE_MIN;
+                if asked == bytes {
+                    self.pace.came(bytes, took, Instant::now());
+                }
+                return self.count(asked);
             }
-            return;
+            Err(error) => error,
         };
         tracing::debug!(%error, "an object was not fetched ahead");
         // Not tried again: the way has led past it. Who reads it tells what is wrong.
@@ -315,6 +322,18 @@ impl Run {
         if !is_about_it && !is_pausing {
             self.paused_until = Some(Instant::now() + self.pause);
             self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn count(&self, bytes: u64) {
+        let mut state = lock(&self.state);
+        state.objects += 1;
+        state.bytes += bytes;
+        drop(state);
+        if let Some(tree) = self.tree.upgrade() {
+            let metrics = tree.store().metrics();
+            metrics.prefetched_objects.add(1);
+            metrics.prefetched_bytes.add(bytes);
         }
     }
 

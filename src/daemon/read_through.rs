@@ -14,7 +14,7 @@ use crate::cache::{
     AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified,
     Warming,
 };
-use crate::config::{CacheOptions, MountRequest};
+use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest};
 use crate::control::wire::{CacheStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
@@ -56,10 +56,7 @@ impl Engine for ReadThrough {
         let checked = request.clone();
         let uri = super::blocking(move || super::preflight::check_uri(&checked)).await??;
         let options = &request.options;
-        let remote = remote::connect(&uri, &options.remote, &request.env, &self.remote_metrics)
-            .await
-            .map_err(|error| explain_remote(&uri, &error))?;
-        let client = Arc::new(RemoteClient::new(remote, self.remote_metrics.clone()));
+        let client = client(&uri, options, &request.env, &self.remote_metrics).await?;
         let tree = self
             .cache
             .attach(client, uri.prefix(), options.metadata_ttl)
@@ -203,7 +200,20 @@ fn record_to(path: &Path) -> Result<Recorder, ErrorReply> {
     })
 }
 
-fn code_of(error: &RemoteError) -> ErrorCode {
+/// The remote of a mount: whatever reads without one gets the same.
+pub(super) async fn client(
+    uri: &RemoteUri,
+    options: &MountOptions,
+    env: &CallerEnv,
+    metrics: &Arc<RemoteMetrics>,
+) -> Result<Arc<RemoteClient>, ErrorReply> {
+    let remote = remote::connect(uri, &options.remote, env, metrics)
+        .await
+        .map_err(|error| explain_remote(uri, &error))?;
+    Ok(Arc::new(RemoteClient::new(remote, metrics.clone())))
+}
+
+pub(super) fn code_of(error: &RemoteError) -> ErrorCode {
     match error.kind {
         ErrorKind::NotFound | ErrorKind::NoSuchBucket => ErrorCode::NotFound,
         ErrorKind::Denied | ErrorKind::Credentials => ErrorCode::Denied,

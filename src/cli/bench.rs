@@ -31,16 +31,20 @@ use tokio::runtime::{Builder, Handle};
 use super::{no_runtime, output};
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight::describe;
+use crate::units::format_bytes;
 pub(super) use args::BenchArgs;
 use generated::Generated;
 use measurement::Row;
-use plan::{PageCache, Plan, Series, Subject};
+use plan::{PageCache, Plan, Preset, Series, Subject};
 use report::Found;
 use source::Source;
 use stop::Stop;
 
 /// The kernel's switch that empties the page cache.
 const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
+
+/// The objects that the published figures are of.
+const PUBLISHED_OBJECT_BYTES: u64 = 10 << 20;
 
 /// Measures and prints. The exit code is 1 if anything could not be read, and
 /// that of shells after a signal.
@@ -75,7 +79,7 @@ fn bench(args: &BenchArgs, stop: &Arc<Stop>) -> Result<(), ErrorReply> {
     // A request of a store that was given up may still be under way.
     runtime.shutdown_background();
     if let Some(path) = &args.plot {
-        let svg = plot::svg(&found.what, &rows);
+        let svg = plot::svg(&found.what, &rows, &known(&plan));
         fs::write(path, svg).map_err(|error| no_plot(path, &describe(&error)))?;
     }
     if !args.json {
@@ -107,6 +111,7 @@ impl Bench<'_> {
             let found = found.get_or_insert_with(|| {
                 let mut found = source.found();
                 found.notes.extend(generated.as_ref().map(Generated::note));
+                found.notes.extend(unlike_published(self.plan, &found));
                 self.show_heading(&found);
                 found
             });
@@ -177,6 +182,25 @@ impl Bench<'_> {
             let _ = output::line(&format!("{heading}\n{}", report::header(self.plan)));
         }
     }
+}
+
+/// Rates of others to draw beside ours.
+fn known(plan: &Plan) -> Vec<(&'static str, f64)> {
+    let (cold, warm) = report::PUBLISHED_MIB_PER_S;
+    match plan.preset {
+        Some(Preset::Published) => vec![("published, cold", cold), ("published, warm", warm)],
+        None => Vec::new(),
+    }
+}
+
+/// What should be known of a comparison with the published figures.
+fn unlike_published(plan: &Plan, found: &Found) -> Option<String> {
+    let mean = found.bytes.checked_div(found.files)?;
+    let alike = PUBLISHED_OBJECT_BYTES / 2..=PUBLISHED_OBJECT_BYTES * 2;
+    (plan.preset == Some(Preset::Published) && !alike.contains(&mean)).then(|| {
+        let mean = format_bytes(mean);
+        format!("the objects are of {mean} on average; the published figures are of 10 MiB")
+    })
 }
 
 fn check_page_cache(wanted: PageCache) -> Result<(), ErrorReply> {

@@ -163,6 +163,7 @@ impl BenchArgs {
         let epochs = self.epochs.unwrap_or(epochs);
         let name = |epoch: u16| match (sweep, epochs) {
             (false, _) => format!("epoch {epoch}"),
+            (true, 1) if readers == 1 => "1 reader".to_owned(),
             (true, 1) => format!("{readers} readers"),
             (true, _) => format!("{readers} r., {epoch}"),
         };

@@ -75,7 +75,7 @@ impl Generated {
     /// For the heading.
     pub(super) fn note(&self) -> String {
         format!(
-            "The store is this process, with generated data on loopback: {} ms to the\nfirst byte, {} MB/s a connection. No network is used.",
+            "The store is this process, with generated data on loopback: {} ms to the first byte, {} MB/s a connection. No network is used.",
             TTFB.as_millis(),
             BYTES_PER_S_PER_CONNECTION / 1_000_000
         )

@@ -27,9 +27,12 @@ use crate::daemon::preflight;
 /// undone by the daemon when its client goes away.
 const MAKING_GRACE: Duration = Duration::from_secs(3);
 
-/// How long the daemon of a temporary cache may take to end after its last
-/// mount, and then after a signal.
+/// How long the daemon of a temporary cache may take to end by itself after its
+/// last mount: it saves an index that may be large, although nobody wants it.
 const END_MAX: Duration = Duration::from_secs(15);
+
+/// How long it may take after a signal. There is nothing in it to be lost.
+const SIGNAL_MAX: Duration = Duration::from_secs(3);
 
 /// A mount, until it is dropped.
 pub(super) struct OwnMount {
@@ -81,7 +84,8 @@ impl OwnMount {
             }),
             Err(error) => {
                 if is_temporary {
-                    end_daemon(&plan.cache.dir, &dir);
+                    // It may wait for a remote that does not answer.
+                    end_daemon(&plan.cache.dir, &dir, Duration::ZERO);
                 }
                 Err(error)
             }
@@ -119,7 +123,7 @@ impl Drop for OwnMount {
             result => result,
         };
         if self.has_own_daemon() {
-            end_daemon(&self.cache_dir, &self.dir);
+            end_daemon(&self.cache_dir, &self.dir, END_MAX);
         } else if let Err(error) = unmounted {
             output::error(&error);
         }
@@ -127,8 +131,13 @@ impl Drop for OwnMount {
 }
 
 /// Waits for the daemon of a cache to end, and makes it end if it does not.
-fn end_daemon(cache_dir: &Path, mount_dir: &Path) {
-    for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGKILL)] {
+fn end_daemon(cache_dir: &Path, mount_dir: &Path, patience: Duration) {
+    let steps = [
+        (None, patience),
+        (Some(Signal::SIGTERM), SIGNAL_MAX),
+        (Some(Signal::SIGKILL), SIGNAL_MAX),
+    ];
+    for (signal, limit) in steps {
         if let (Some(signal), Some(record)) = (signal, cache_lock::read_record(cache_dir))
             && let Ok(pid) = i32::try_from(record.pid)
         {
@@ -136,11 +145,11 @@ fn end_daemon(cache_dir: &Path, mount_dir: &Path) {
             let _ = kill(Pid::from_raw(pid), signal);
         }
         let since = Instant::now();
-        while since.elapsed() < END_MAX {
-            if !is_locked(cache_dir) {
-                return tear_off(mount_dir);
-            }
+        while is_locked(cache_dir) && since.elapsed() < limit {
             thread::sleep(POLL);
+        }
+        if !is_locked(cache_dir) {
+            break;
         }
     }
     tear_off(mount_dir);

@@ -22,9 +22,12 @@ const GRID_LINES: f64 = 4.0;
 /// Told apart by those who see colours differently too (Okabe and Ito).
 const COLOURS: [&str; 6] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
 
-/// The picture of all epochs.
-pub(super) fn svg(title: &str, rows: &[Row]) -> String {
-    let height = BARS_TOP + BAR_PITCH * (rows.len() as f64 + 1.0) + 20.0;
+/// The colour of what was not measured here.
+const GREY: &str = "#999999";
+
+/// The picture of all epochs, and of rates in MiB/s to compare them with.
+pub(super) fn svg(title: &str, rows: &[Row], known: &[(&str, f64)]) -> String {
+    let height = BARS_TOP + BAR_PITCH * (rows.len() + known.len() + 1) as f64 + 20.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -33,7 +36,7 @@ pub(super) fn svg(title: &str, rows: &[Row]) -> String {
     text(&mut svg, (LEFT, 24.0), "start", 15, &format!("warmfs bench: {title}"));
     text(&mut svg, (LEFT, 46.0), "start", 12, "MiB/s over time, one epoch after the other");
     over_time(&mut svg, rows);
-    bars(&mut svg, rows);
+    bars(&mut svg, rows, known);
     svg.push_str("</svg>\n");
     svg
 }
@@ -76,15 +79,18 @@ fn over_time(svg: &mut String, rows: &[Row]) {
     }
 }
 
-fn bars(svg: &mut String, rows: &[Row]) {
+fn bars(svg: &mut String, rows: &[Row], known: &[(&str, f64)]) {
     text(svg, (LEFT, BARS_TOP), "start", 12, "MiB/s of each epoch");
-    let most = rows.iter().map(|row| row.figures.mib_per_s()).fold(1e-9, f64::max);
-    for (number, row) in rows.iter().enumerate() {
+    let measured = rows.iter().enumerate().map(|(number, row)| {
+        (row.name.as_str(), row.figures.mib_per_s(), COLOURS[number % COLOURS.len()])
+    });
+    let bars: Vec<(&str, f64, &str)> =
+        measured.chain(known.iter().map(|(name, rate)| (*name, *rate, GREY))).collect();
+    let most = bars.iter().map(|(_, rate, _)| *rate).fold(1e-9, f64::max);
+    for (number, (name, rate, colour)) in bars.into_iter().enumerate() {
         let top = BARS_TOP + 12.0 + BAR_PITCH * number as f64;
-        let rate = row.figures.mib_per_s();
         let length = ((BAR_RIGHT - BAR_LEFT) * rate / most).max(1.0);
-        let colour = COLOURS[number % COLOURS.len()];
-        text(svg, (BAR_LEFT - 8.0, top + 14.0), "end", 12, &row.name);
+        text(svg, (BAR_LEFT - 8.0, top + 14.0), "end", 12, name);
         let _ = writeln!(
             svg,
             "<rect x=\"{BAR_LEFT}\" y=\"{top:.1}\" width=\"{length:.1}\" height=\"18\" fill=\"{colour}\"/>"
@@ -148,11 +154,11 @@ mod tests {
             row("warm", 100, Duration::from_millis(80)),
             row("nothing", 0, Duration::ZERO),
         ];
-        let svg = svg("<s3://a&b>\u{1b}", &rows);
+        let svg = svg("<s3://a&b>\u{1b}", &rows, &[("field", 70.0)]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
         assert!(svg.contains("&lt;s3://a&amp;b&gt;\u{fffd}"), "{svg}");
-        assert_eq!((svg.matches("<polygon").count(), svg.matches("<rect").count()), (3, 4));
-        for name in ["cold", "warm", "nothing"] {
+        assert_eq!((svg.matches("<polygon").count(), svg.matches("<rect").count()), (3, 5));
+        for name in ["cold", "warm", "nothing", "field"] {
             assert!(svg.contains(&format!(">{name}</text>")), "{name}");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");

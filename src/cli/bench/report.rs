@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::measurement::{Measurement, Row};
 use super::plan::{Means, PageCache, Plan, Preset, Subject};
+use crate::cli::status::{COLUMNS, wrap};
 use crate::units::format_bytes;
 
 /// What `--preset published` is compared with, in MiB/s, cold and warm.
@@ -56,7 +57,7 @@ pub(super) fn heading(plan: &Plan, found: &Found) -> String {
         readers.join(", "),
     );
     for note in &found.notes {
-        let _ = write!(text, "\n{note}");
+        let _ = write!(text, "\n{}", wrap(note, COLUMNS).join("\n"));
     }
     text.push('\n');
     text
@@ -91,27 +92,31 @@ pub(super) fn line(row: &Row) -> String {
 
 /// What stands below the table.
 pub(super) fn footing(plan: &Plan, rows: &[Row]) -> String {
-    let mut text = format!(
-        "\np50, p95, p99: from the open of a {} to its last byte; batch: until {} of them\n",
-        if plan.reading.random.is_some() { "read" } else { "file" },
-        plan.reading.batch,
-    );
-    let _ = writeln!(text, "CPU s: CPU seconds for each GiB read, of {}", cpu_of(plan, rows));
-    match remote_of(rows) {
-        "nobody" => text.push_str("GETs, fetched: not known, since this is no mount of ours\n"),
-        who => {
-            let _ = writeln!(text, "GETs, fetched: requests and bytes from the remote, by {who}");
-        }
-    }
+    let item = if plan.reading.random.is_some() { "read" } else { "file" };
+    let remote = match remote_of(rows) {
+        "nobody" => "GETs, fetched: not known, since this is no mount of ours".to_owned(),
+        who => format!("GETs, fetched: requests and bytes from the remote, as {who} counted"),
+    };
+    let mut paragraphs = vec![
+        format!(
+            "p50, p95, p99: from the open of a {item} to its last byte; batch: until {} were read",
+            plan.reading.batch
+        ),
+        remote,
+        format!("CPU s: CPU seconds for each GiB read, of {}", cpu_of(plan, rows)),
+    ];
     if plan.preset == Some(Preset::Published) {
         let (cold, warm) = PUBLISHED_MIB_PER_S;
-        let _ = writeln!(
-            text,
-            "\nFor comparison: {cold:.0} MiB/s cold and {warm:.0} MiB/s warm with 20 readers of 10 MiB\n\
-             objects, {PUBLISHED_SOURCE}"
-        );
+        paragraphs.push(format!(
+            "For comparison: {cold:.0} MiB/s cold and {warm:.0} MiB/s warm with 20 readers of \
+             10 MiB objects, {PUBLISHED_SOURCE}"
+        ));
     }
-    text.trim_end().to_owned()
+    let mut text = String::new();
+    for paragraph in paragraphs {
+        let _ = write!(text, "\n{}", wrap(&paragraph, COLUMNS - 2).join("\n  "));
+    }
+    text
 }
 
 /// Whose CPU time is counted.
@@ -175,6 +180,8 @@ mod tests {
         let mut remote = RemoteStatus::default();
         (remote.get.requests, remote.get.bytes) = (999_999, 999 << 30);
         rows[0].figures.cost.remote = Some(remote);
+        rows[1].figures.cost.remote = Some(RemoteStatus::default());
+        rows[1].means = Means::Direct;
         rows[0].figures.cost.daemon_cpu = Some(Duration::from_secs(10_000));
         let text = [
             heading(&plan, &found),
@@ -186,8 +193,10 @@ mod tests {
         for line in text.iter().flat_map(|text| text.lines()) {
             assert!(line.chars().count() <= 80, "{line:?}");
         }
-        assert!(text[4].contains("70 MiB/s cold and 250 MiB/s warm"), "{}", text[4]);
-        assert!(text[3].contains(" - "), "{:?}", text[3]);
+        let one_line = text[4].replace("\n  ", " ");
+        assert!(one_line.contains("70 MiB/s cold and 250 MiB/s warm"), "{one_line}");
+        rows[1].figures.cost.remote = None;
+        assert!(line(&rows[1]).contains(" - "), "{:?}", line(&rows[1]));
     }
 
     #[test]

@@ -96,14 +96,18 @@ impl Source {
         }
         let mount = OwnMount::make(args, uri, stop, runtime)?;
         let root = mount.dir().to_owned();
+        let cache_dir = mount.cache_dir().to_owned();
+        let in_memory = mount_of(&cache_dir).is_some_and(|mount| mount.fs_type == "tmpfs");
+        let remark =
+            if in_memory { ", which is memory: --cache-dir names another place" } else { "" };
         let mut source = Source {
             files: Files::Paths(Arc::default()),
             sizes: Vec::new(),
             meter: Meter::Daemon(mount.client().clone()),
             what: uri.to_owned(),
             fs_type: String::new(),
-            notes: vec![format!("mounted for this run; cache in {}", mount.cache_dir().display())],
-            writes_to: mount.cache_dir().to_owned(),
+            notes: vec![format!("mounted for this run; cache in {}{remark}", cache_dir.display())],
+            writes_to: cache_dir,
             runtime: runtime.clone(),
             _mount: Some(mount),
         };

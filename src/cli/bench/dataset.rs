@@ -243,7 +243,7 @@ mod tests {
             let item = work.at(turn).unwrap();
             let range = item.range.unwrap();
             assert!(range.start < range.end && range.end <= sizes[item.file]);
-            assert!(range.end - range.start <= 10 && range.start % 10 == 0);
+            assert!(range.end - range.start <= 10 && range.start.is_multiple_of(10));
             by_file[item.file] += 1;
         }
         assert!(by_file[0] == 0 && by_file[2] > 80, "{by_file:?}");

@@ -138,7 +138,8 @@ fn end_daemon(cache_dir: &Path, mount_dir: &Path, patience: Duration) {
         (Some(Signal::SIGKILL), SIGNAL_MAX),
     ];
     for (signal, limit) in steps {
-        if let (Some(signal), Some(record)) = (signal, cache_lock::read_record(cache_dir))
+        let record = cache_lock::read_record(cache_dir);
+        if let (Some(signal), Some(record)) = (signal, &record)
             && let Ok(pid) = i32::try_from(record.pid)
         {
             // Whoever holds the lock of a folder that we made is our daemon.
@@ -149,6 +150,9 @@ fn end_daemon(cache_dir: &Path, mount_dir: &Path, patience: Duration) {
             thread::sleep(POLL);
         }
         if !is_locked(cache_dir) {
+            if let (Some(Signal::SIGKILL), Some(record)) = (signal, record) {
+                let _ = fs::remove_file(record.socket);
+            }
             break;
         }
     }

@@ -162,7 +162,7 @@ mod tests {
             assert!(svg.contains(&format!(">{name}</text>")), "{name}");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        for x in svg.split("x=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+        for x in svg.split(" x=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
             assert!((0.0..=WIDTH).contains(&x.parse::<f64>().unwrap()), "{x}");
         }
     }

@@ -218,14 +218,15 @@ async fn fly(
     remote: &Arc<RemoteClient>,
     object: &ObjectMeta,
     range: Range<u64>,
-    admission: Admission,
+    mut admission: Admission,
     mut arrived: impl FnMut(u64) + Send,
 ) -> Result<(), RemoteError> {
     let mut reader = remote.get_range(object.clone(), range);
     while let Some(bytes) = reader.next().await? {
         arrived(bytes.len() as u64);
+        // The memory of what is dropped is free.
+        drop(admission.memory_of(bytes.len()));
     }
-    drop(admission);
     Ok(())
 }
 

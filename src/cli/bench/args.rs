@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum};
 
 use super::plan::{Epoch, Limit, Means, PageCache, Plan, Preset, Reading, Series, Subject};
 use crate::cli::args::{CacheArgs, LookArgs, MountArgs, RemoteArgs, TrafficArgs};
+use crate::config::OpenModeOption;
 use crate::control::wire::{ErrorCode, ErrorReply};
-use crate::units::parse_bytes;
+use crate::units::{FOREVER, parse_bytes};
 
 /// Readers where nothing is said: what a loader on a small machine uses.
 const READERS_DEFAULT: u16 = 8;
@@ -26,23 +27,21 @@ const PUBLISHED_READERS: u16 = 20;
 
 /// Read as training does, and say what it cost
 #[derive(Clone, Debug, Args)]
-#[command(
-    after_help = "With a URI, the options of `warmfs mount` apply. docs/benchmarking.md says what each figure means."
-)]
+#[command(after_help = "docs/benchmarking.md says what each figure means.")]
 pub(in crate::cli) struct BenchArgs {
-    /// A folder (of a mount, or any other), or a URI to read from a mount of its own
+    /// A folder, of a mount or not, or a URI to mount for this run
     #[arg(value_name = "PATH|URI", required_unless_present = "preset")]
     pub(super) target: Option<String>,
     /// Read URI by the fetcher alone: no mount, no cache
     #[arg(long, requires = "target", conflicts_with_all = ["preset", "random"])]
     pub(super) direct: bool,
-    /// A known comparison: `published` reads direct, cold and warm with 20 readers
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["readers", "sweep", "epochs", "random"])]
+    /// published: direct, cold and warm, 20 readers
+    #[arg(long, value_name = "NAME", hide_possible_values = true, conflicts_with_all = ["readers", "sweep", "epochs", "random"])]
     pub(super) preset: Option<Preset>,
     /// Threads that read [default: 8]
     #[arg(long, value_name = "N", conflicts_with = "sweep", value_parser = clap::value_parser!(u16).range(1..=READERS_MAX))]
     pub(super) readers: Option<u16>,
-    /// 1, 2, 4 … 64 readers, one after the other
+    /// 1, 2, 4 … 64 readers in turn
     #[arg(long)]
     pub(super) sweep: bool,
     /// Passes over the dataset [default: 2, with --sweep 1]
@@ -60,22 +59,22 @@ pub(in crate::cli) struct BenchArgs {
     /// What the order is drawn from
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
-    /// keep, or drop before each epoch past the first (needs root)
+    /// keep, or drop (as root) before epochs past the first
     #[arg(long, value_name = "WHAT", hide_possible_values = true, default_value = "keep")]
     pub(super) page_cache: PageCache,
     /// Only the first N files
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) files: Option<u64>,
-    /// Only the first files up to so many bytes, such as 2G
+    /// Only the first so many bytes, by whole files
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(super) max_bytes: Option<u64>,
     /// Bytes asked for in one read
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_block)]
     pub(super) block: u64,
-    /// Reads of so many bytes at random places instead of whole files
+    /// Read so many bytes here and there, not whole files
     #[arg(long, value_name = "SIZE", value_parser = parse_block)]
     pub(super) random: Option<u64>,
-    /// Files (with --random: reads) in a batch, for the time to the first one
+    /// Files in a batch, for the time to the first
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) batch: u64,
     /// As JSON
@@ -90,8 +89,9 @@ pub(in crate::cli) struct BenchArgs {
     pub(super) cache: CacheArgs,
     #[command(flatten)]
     pub(super) traffic: TrafficArgs,
-    #[command(flatten)]
-    pub(super) look: LookArgs,
+    /// How files are opened: auto, keep-cache, no-open or passthrough
+    #[arg(long, value_name = "HOW", hide_possible_values = true, default_value = "auto")]
+    pub(super) open_mode: OpenModeOption,
 }
 
 /// `--order`.
@@ -174,13 +174,23 @@ impl BenchArgs {
     /// The mount of `uri` at `dir`, as `warmfs mount` has it.
     pub(super) fn into_mount(self, uri: String, dir: PathBuf, cache_dir: PathBuf) -> MountArgs {
         let cache = CacheArgs { cache_dir: Some(cache_dir), ..self.cache };
+        // For this process alone, and for as long as it runs.
+        let look = LookArgs {
+            metadata_ttl: FOREVER,
+            allow_other: false,
+            uid: None,
+            gid: None,
+            file_mode: 0o444,
+            dir_mode: 0o555,
+            open_mode: self.open_mode,
+        };
         MountArgs {
             uri,
             dir,
             remote: self.remote,
             cache,
             traffic: self.traffic,
-            look: self.look,
+            look,
             log_file: None,
             record_trace: None,
             foreground: false,

@@ -27,7 +27,6 @@ const PUBLISHED_READERS: u16 = 20;
 
 /// Read as training does, and say what it cost
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "docs/benchmarking.md says what each figure means.")]
 pub(in crate::cli) struct BenchArgs {
     /// A folder, of a mount or not, or a URI to mount for this run
     #[arg(value_name = "PATH|URI", required_unless_present = "preset")]
@@ -59,7 +58,7 @@ pub(in crate::cli) struct BenchArgs {
     /// What the order is drawn from
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
-    /// keep, or drop (as root) before epochs past the first
+    /// keep, or drop before later epochs
     #[arg(long, value_name = "WHAT", hide_possible_values = true, default_value = "keep")]
     pub(super) page_cache: PageCache,
     /// Only the first N files
@@ -74,7 +73,7 @@ pub(in crate::cli) struct BenchArgs {
     /// Read so many bytes here and there, not whole files
     #[arg(long, value_name = "SIZE", value_parser = parse_block)]
     pub(super) random: Option<u64>,
-    /// Files in a batch, for the time to the first
+    /// Files in a first batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) batch: u64,
     /// As JSON
@@ -85,8 +84,16 @@ pub(in crate::cli) struct BenchArgs {
     pub(super) plot: Option<PathBuf>,
     #[command(flatten, next_help_heading = "The mount of a URI")]
     pub(super) remote: RemoteArgs,
-    #[command(flatten)]
-    pub(super) cache: CacheArgs,
+    /// Use this cache, and keep it [default: a new one]
+    // Not from the environment: a cold run would be warm without a word.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
+    /// Most bytes to keep in the cache, such as 20G
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(super) cache_size: Option<u64>,
+    /// Most bytes in memory on their way, such as 256M
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(super) memory_limit: Option<u64>,
     #[command(flatten)]
     pub(super) traffic: TrafficArgs,
     /// How files are opened: auto, keep-cache, no-open or passthrough
@@ -173,7 +180,11 @@ impl BenchArgs {
 
     /// The mount of `uri` at `dir`, as `warmfs mount` has it.
     pub(super) fn into_mount(self, uri: String, dir: PathBuf, cache_dir: PathBuf) -> MountArgs {
-        let cache = CacheArgs { cache_dir: Some(cache_dir), ..self.cache };
+        let cache = CacheArgs {
+            cache_dir: Some(cache_dir),
+            cache_size: self.cache_size,
+            memory_limit: self.memory_limit,
+        };
         // For this process alone, and for as long as it runs.
         let look = LookArgs {
             metadata_ttl: FOREVER,

@@ -58,7 +58,7 @@ impl OwnMount {
     ) -> Result<OwnMount, ErrorReply> {
         let folder = TemporaryFolder::create(&std::env::temp_dir())?;
         let dir = folder.path.join("mount");
-        let named = args.cache.cache_dir.clone();
+        let named = args.cache_dir.clone();
         let is_temporary = named.is_none();
         let cache_dir = named.unwrap_or_else(|| folder.path.join("cache"));
         let plan = args.clone().into_mount(uri.to_owned(), dir.clone(), cache_dir).check()?;

@@ -11,6 +11,7 @@ mod attach;
 mod backing_file;
 mod budget;
 mod chunk_map;
+mod direct;
 mod disk_health;
 pub mod evict;
 mod fetch;
@@ -41,6 +42,7 @@ use tokio::runtime::Handle;
 
 pub use attach::AttachError;
 pub use chunk_map::CHUNK_BYTES;
+pub use direct::Direct;
 pub use metadata::{Child, Node, NodeKind, Tree};
 pub use object::{CachedObject, ReadOutcome};
 pub use record::{NodeId, ObjectAttr, Rollup};

@@ -49,7 +49,7 @@ pub(super) struct MountArgs {
     pub(super) options: Vec<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct RemoteArgs {
     /// S3-compatible endpoint to use instead of AWS
     #[arg(long, value_name = "URL", env = "WARMFS_ENDPOINT_URL", hide_env = true)]
@@ -71,7 +71,7 @@ pub(super) struct RemoteArgs {
     pub(super) virtual_host_style: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct CacheArgs {
     /// Where to keep what was read [default: ~/.cache/warmfs]
     #[arg(long, value_name = "DIR", env = "WARMFS_CACHE_DIR", hide_env = true)]
@@ -84,7 +84,7 @@ pub(super) struct CacheArgs {
     pub(super) memory_limit: Option<u64>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct TrafficArgs {
     /// Fetch files before they are read: auto (once a folder is being gone through), off or all
     #[arg(
@@ -110,7 +110,7 @@ pub(super) struct TrafficArgs {
     pub(super) max_download_strict: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct LookArgs {
     /// How long a listing is trusted, such as 90s, 1h, inf
     #[arg(long, value_name = "TIME", env = "WARMFS_METADATA_TTL", hide_env = true, default_value = "1h", value_parser = parse_duration)]

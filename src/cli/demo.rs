@@ -7,7 +7,7 @@
 
 mod copy;
 mod epoch;
-mod mounted;
+pub(super) mod mounted;
 mod page_cache;
 mod report;
 mod stop;

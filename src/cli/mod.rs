@@ -5,6 +5,7 @@
 //! is 1, or 2 where the command line itself is wrong.
 
 mod args;
+mod bench;
 mod daemon;
 pub mod demo;
 mod evict;
@@ -50,6 +51,7 @@ enum Verb {
     Unpin(pin::UnpinArgs),
     Evict(evict::EvictArgs),
     Verify(verify::VerifyArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -77,6 +79,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Unpin(args) => pin::unpin(args),
         Verb::Evict(args) => evict::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::Bench(args) => bench::run(*args),
         Verb::Demo(args) => demo::run(args),
         Verb::Daemon(args) => report(daemon::run(args)),
     }

@@ -25,14 +25,22 @@ pub(super) fn run(args: MountArgs) -> Result<(), ErrorReply> {
 }
 
 async fn background(plan: &MountPlan) -> Result<(), ErrorReply> {
-    for attempt in 1.. {
+    let (_, reply) = make(plan).await?;
+    announce(plan, &reply)
+}
+
+/// Makes a mount by the daemon of its cache directory, or by a new one.
+pub(super) async fn make(plan: &MountPlan) -> Result<(Client, MountReply), ErrorReply> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
         let daemon = match Client::of_cache(&plan.cache.dir).await? {
             Some(client) => Launched::found(client),
             None => launch::launch(plan).await?,
         };
         check_budgets(plan, &daemon.client)?;
         match daemon.client.mount(&plan.request).await {
-            Ok(reply) => return announce(plan, &reply),
+            Ok(reply) => return Ok((daemon.client, reply)),
             Err(error) if error.code == ErrorCode::ShuttingDown && attempt < ATTEMPTS_MAX => {}
             Err(error) => {
                 daemon.settle().await;
@@ -40,7 +48,6 @@ async fn background(plan: &MountPlan) -> Result<(), ErrorReply> {
             }
         }
     }
-    Ok(())
 }
 
 async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {

@@ -39,6 +39,11 @@ impl Display {
         Display { verb, how, drawn: 0, latest: ProgressReport::default(), since: Instant::now() }
     }
 
+    /// Shows a bar on a terminal, and nothing elsewhere.
+    pub(super) fn on_terminal(verb: &'static str, json: bool) -> Display {
+        Display::new(verb, json || !std::io::stderr().is_terminal())
+    }
+
     /// Shows a report, or leaves it at the last one.
     pub(super) fn show(&mut self, report: ProgressReport) {
         self.latest = report;

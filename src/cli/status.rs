@@ -15,7 +15,7 @@ use crate::daemon::preflight;
 use crate::units::{format_bytes, format_duration};
 
 /// Width of the text where values allow it.
-const COLUMNS: usize = 80;
+pub(super) const COLUMNS: usize = 80;
 
 /// Show mounts, cache and requests
 #[derive(Debug, Args)]
@@ -270,7 +270,7 @@ fn count(n: u64, noun: &str) -> String {
 
 /// Breaks at spaces. A word that is longer by itself stays whole, so that
 /// paths can be copied.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let Some(last) = lines.last_mut() else { continue };

@@ -6,6 +6,7 @@
 //! the mount points it created; see [`table`] for who may end what. Everything
 //! about files is the [`engine`]'s.
 
+pub mod direct;
 pub mod engine;
 mod holders;
 pub mod kernel;

@@ -14,7 +14,7 @@ use crate::cache::{
     AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified,
     Warming,
 };
-use crate::config::{CacheOptions, MountRequest};
+use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest};
 use crate::control::wire::{CacheStatus, DownloadStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
@@ -60,13 +60,8 @@ impl Engine for ReadThrough {
         let checked = request.clone();
         let uri = super::blocking(move || super::preflight::check_uri(&checked)).await??;
         let options = &request.options;
-        let remote = remote::connect(&uri, &options.remote, &request.env, &self.remote_metrics)
-            .await
-            .map_err(|error| explain_remote(&uri, &error))?;
-        let endpoint = self.endpoints.of(remote.id());
-        let metrics = self.remote_metrics.clone();
-        let client = RemoteClient::for_mount(remote, metrics, endpoint, &options.traffic);
-        let client = Arc::new(client);
+        let metrics = &self.remote_metrics;
+        let client = client(&uri, options, &request.env, metrics, &self.endpoints).await?;
         let tree = self
             .cache
             .attach(client.clone(), uri.prefix(), options.metadata_ttl)
@@ -216,7 +211,22 @@ fn record_to(path: &Path) -> Result<Recorder, ErrorReply> {
     })
 }
 
-fn code_of(error: &RemoteError) -> ErrorCode {
+/// The remote of a mount: whatever reads without one gets the same.
+pub(super) async fn client(
+    uri: &RemoteUri,
+    options: &MountOptions,
+    env: &CallerEnv,
+    metrics: &Arc<RemoteMetrics>,
+    endpoints: &Endpoints,
+) -> Result<Arc<RemoteClient>, ErrorReply> {
+    let remote = remote::connect(uri, &options.remote, env, metrics)
+        .await
+        .map_err(|error| explain_remote(uri, &error))?;
+    let endpoint = endpoints.of(remote.id());
+    Ok(Arc::new(RemoteClient::for_mount(remote, metrics.clone(), endpoint, &options.traffic)))
+}
+
+pub(super) fn code_of(error: &RemoteError) -> ErrorCode {
     match error.kind {
         ErrorKind::NotFound | ErrorKind::NoSuchBucket => ErrorCode::NotFound,
         ErrorKind::Denied | ErrorKind::Credentials | ErrorKind::Capped => ErrorCode::Denied,

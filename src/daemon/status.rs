@@ -81,7 +81,7 @@ fn warming(warming: Warming) -> WarmingStatus {
     }
 }
 
-fn remote(metrics: &RemoteMetrics) -> RemoteStatus {
+pub(super) fn remote(metrics: &RemoteMetrics) -> RemoteStatus {
     let plain = |of: &RequestMetrics| RequestStatus {
         requests: of.requests.get(),
         errors: of.errors.get(),

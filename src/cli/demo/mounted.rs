@@ -190,13 +190,13 @@ fn runs(pid: Pid, program: &Path) -> bool {
 
 /// Whether something is mounted at `dir`. Asks the kernel's table, not the
 /// directory: a mount that hangs would not answer.
-pub(super) fn is_mounted(dir: &Path) -> bool {
+pub(in crate::cli) fn is_mounted(dir: &Path) -> bool {
     topmost_at(dir).is_ok_and(|mount| mount.is_some())
 }
 
 /// Takes a mount down by force: aborts its connection, so that whoever waits
 /// for it gets an error, and detaches it.
-pub(super) fn tear_off(dir: &Path) {
+pub(in crate::cli) fn tear_off(dir: &Path) {
     // Each time round takes one of the mounts that lie over one another here.
     for _ in 0..4 {
         let Ok(Some(mount)) = topmost_at(dir) else { return };

@@ -124,11 +124,17 @@ impl Store {
         if objects.is_empty() {
             return;
         }
+        let Some(store) = self.me.upgrade() else { return };
         self.spawn(async move {
             for object in objects {
                 object.keep_all_passed();
-                if let Err(error) = object.fill().await {
-                    tracing::debug!(%error, "what was not kept cannot be fetched now");
+                match object.fill().await {
+                    // The disk fell behind again.
+                    Ok(()) if !store.may_prefetch() => store.fill_when_idle(&object),
+                    Ok(()) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "what was not kept cannot be fetched now");
+                    }
                 }
             }
         });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
+use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::control::client::Client;
@@ -67,17 +68,26 @@ impl Counters {
     }
 }
 
-/// Saturating: another daemon may serve the mount by now.
+/// Of every counter there is, now or in a later version: they are told apart by
+/// their names only. Saturating, since another daemon may serve the mount by now.
 fn difference(now: RemoteStatus, before: RemoteStatus) -> RemoteStatus {
-    let mut status = now;
-    status.get.requests = now.get.requests.saturating_sub(before.get.requests);
-    status.get.bytes = now.get.bytes.saturating_sub(before.get.bytes);
-    status.get.errors = now.get.errors.saturating_sub(before.get.errors);
-    for (status, before) in [(&mut status.list, before.list), (&mut status.head, before.head)] {
-        status.requests = status.requests.saturating_sub(before.requests);
-        status.errors = status.errors.saturating_sub(before.errors);
+    let subtracted = serde_json::to_value(now).and_then(|mut counters| {
+        subtract(&mut counters, &serde_json::to_value(before)?);
+        serde_json::from_value(counters)
+    });
+    subtracted.unwrap_or(now)
+}
+
+fn subtract(now: &mut Value, before: &Value) {
+    match now {
+        Value::Object(counters) => {
+            counters.iter_mut().for_each(|(name, counter)| subtract(counter, &before[name]));
+        }
+        counter => {
+            let (Some(now), Some(before)) = (counter.as_u64(), before.as_u64()) else { return };
+            *counter = now.saturating_sub(before).into();
+        }
     }
-    status
 }
 
 /// CPU time of this process, to the microsecond.
@@ -126,16 +136,19 @@ mod tests {
         let mut remote = RemoteStatus::default();
         remote.get.requests = 5;
         remote.head.requests = 1;
+        remote.hedges.sent = 3;
         let seconds = Duration::from_secs;
         let before =
             Counters { remote: Some(remote), own_cpu: seconds(1), daemon_cpu: Some(seconds(2)) };
         remote.get.requests = 12;
         remote.get.bytes = 100;
+        remote.hedges.sent = 4;
         let after =
             Counters { remote: Some(remote), own_cpu: seconds(4), daemon_cpu: Some(seconds(9)) };
         let added = after.since(&before);
         let got = added.remote.unwrap();
         assert_eq!((got.get.requests, got.get.bytes, got.head.requests), (7, 100, 0));
+        assert_eq!(got.hedges.sent, 1);
         assert_eq!(added.cpu(), seconds(10));
         assert_eq!(after.since(&Counters::default()).remote, None);
     }

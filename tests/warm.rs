@@ -67,6 +67,12 @@ fn prefetched(warmfs: &Warmfs) -> u64 {
     warmfs.status()["prefetched"]["objects"].as_u64().unwrap()
 }
 
+/// One that takes too long may be asked again: 1 %.
+fn assert_one_get_each(gets: u64, files: usize) {
+    let files = files as u64;
+    assert!((files..=files + files / 100).contains(&gets), "{gets} GETs for {files} files");
+}
+
 #[test]
 fn a_shuffled_epoch_asks_once_for_each_file() {
     let store = store();
@@ -77,8 +83,8 @@ fn a_shuffled_epoch_asks_once_for_each_file() {
     read_all(&mount, &shuffled(&keys), 8);
     wait_until_idle(&warmfs);
     let counts = store.counts();
-    assert_eq!(counts.get.requests, FILES as u64);
-    assert_eq!(counts.get.bytes, (FILES * FILE_BYTES) as u64);
+    assert_one_get_each(counts.get.requests, FILES);
+    assert!(counts.get.bytes <= (FILES * FILE_BYTES * 51 / 50) as u64, "{counts:?}");
     assert_eq!(counts.head.requests, 0);
     assert!(prefetched(&warmfs) > FILES as u64 / 2, "{}", prefetched(&warmfs));
     assert_eq!(warming(&warmfs)["of_objects"], FILES as u64);
@@ -124,7 +130,7 @@ fn grep_through_many_small_folders_is_ahead_of_itself() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     wait_until_idle(&warmfs);
     let counts = store.counts();
-    assert_eq!(counts.get.requests, keys.len() as u64);
+    assert_one_get_each(counts.get.requests, keys.len());
     assert_eq!(counts.head.requests, 0);
     assert!(prefetched(&warmfs) > 100, "{}", prefetched(&warmfs));
 }
@@ -141,7 +147,7 @@ fn a_class_folder_each_is_one_dataset() {
     read_all(&mount, &shuffled(&keys), 8);
     wait_until_idle(&warmfs);
     let counts = store.counts();
-    assert_eq!(counts.get.requests, keys.len() as u64);
+    assert_one_get_each(counts.get.requests, keys.len());
     assert!(prefetched(&warmfs) > keys.len() as u64 / 4, "{}", prefetched(&warmfs));
 }
 

@@ -15,6 +15,10 @@ const AT_ONCE_MIN: f64 = 40.0;
 /// waits for them.
 const AT_ONCE_MAX: f64 = 64.0;
 
+/// Bytes on their way at once: what a line of 1 GB/s carries in 30 ms. More takes
+/// from readers what they could have, and gains nothing.
+const BYTES_AT_ONCE: u64 = 32 << 20;
+
 /// Objects of more bytes take their time for that.
 const COMPARED_BYTES_MAX: u64 = 512 << 10;
 
@@ -48,9 +52,9 @@ impl Pace {
         Pace { at_once: AT_ONCE_MIN, mean_s: 0.0, shortest_s, window_began: now, since_step: 0.0 }
     }
 
-    /// How many may be fetched at once.
-    pub(super) fn at_once(&self) -> usize {
-        self.at_once as usize
+    /// Whether one more may be fetched beside so many.
+    pub(super) fn has_room(&self, objects: usize, bytes: u64) -> bool {
+        objects < self.at_once as usize && bytes < BYTES_AT_ONCE
     }
 
     /// An object of `bytes` came, after `took`.
@@ -88,12 +92,14 @@ mod tests {
     fn settle(round_trip_ms: f64, per_s: f64) -> usize {
         let now = Instant::now();
         let mut pace = Pace::new(now);
+        // The first ones meet no queue.
+        pace.came(100, Duration::from_secs_f64(round_trip_ms / 1000.0), now);
         for _ in 0..10_000 {
             let carried_ms = pace.at_once as f64 / per_s * 1000.0;
             let took = Duration::from_secs_f64(round_trip_ms.max(carried_ms) / 1000.0);
             pace.came(100, took, now);
         }
-        pace.at_once()
+        pace.at_once as usize
     }
 
     #[test]
@@ -105,6 +111,13 @@ mod tests {
     }
 
     #[test]
+    fn a_few_large_objects_are_enough() {
+        let pace = Pace::new(Instant::now());
+        assert!(pace.has_room(39, 0) && !pace.has_room(40, 0));
+        assert!(pace.has_room(3, 31 << 20) && !pace.has_room(4, 32 << 20));
+    }
+
+    #[test]
     fn large_objects_say_nothing() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
@@ -112,7 +125,7 @@ mod tests {
         for _ in 0..1_000 {
             pace.came(COMPARED_BYTES_MAX + 1, Duration::from_secs(1), now);
         }
-        assert_eq!((pace.at_once(), pace.since_step), (AT_ONCE_MIN as usize, 1.0));
+        assert_eq!((pace.at_once, pace.since_step), (AT_ONCE_MIN, 1.0));
     }
 
     #[test]

@@ -215,7 +215,7 @@ impl Run {
             let Some(scope) = self.policy.wanted(ready) else {
                 break (Turn::Wait, self.idle());
             };
-            if self.fills.len() >= self.pace.at_once() {
+            if !self.pace.has_room(self.fills.len(), self.filling_bytes) {
                 break (Turn::Wait, Doing::Fetching);
             }
             if let Some(why) = self.held_up(tree, 0) {

@@ -18,12 +18,12 @@ use std::process::ExitCode;
 
 use measure::{Network, Scenario, Workload};
 use report::Results;
+use rig::Failure;
 use rig::data::Data;
 use rig::install::Tools;
 use rig::peer::{Field, Peer};
 use rig::store::Store;
 use rig::work::Work;
-use rig::{Failure, work};
 
 const USAGE: &str = "cargo bench --bench peers -- [--rounds N] [--quick] [--only PEER,...] \
 [--workload large,small,one] [--network loopback,cloud,tls]
@@ -137,7 +137,6 @@ fn side_by_side(
             if peer.program(field.tools).is_none() {
                 continue;
             }
-            work::settle();
             let measured = measure::guarded(|| measure::round(field, data, *peer, scenario, round));
             results.add(scenario, *peer, measured);
         }

@@ -157,7 +157,7 @@ fn mounted(
     let (usage, store_cpu_s) = (mount.usage(), field.store.cpu_s() - store_cpu_s);
     let asked = field.store.counts_since(mark);
     let again = epoch(&folder, &objects, workload.readers())?;
-    work::drop_page_cache()?;
+    work::drop_page_cache(mount.home())?;
     let dropped = epoch(&folder, &objects, workload.readers())?;
     data.check(set, &folder)?;
     Ok(Round {
@@ -187,7 +187,7 @@ fn copied(
     let asked = field.store.counts_since(mark);
     let read = epoch(&copy.folder, &objects, workload.readers())?;
     let again = epoch(&copy.folder, &objects, workload.readers())?;
-    work::drop_page_cache()?;
+    work::drop_page_cache(&copy.folder)?;
     let dropped = epoch(&copy.folder, &objects, workload.readers())?;
     data.check(set, &copy.folder)?;
     Ok(Round {

@@ -6,6 +6,7 @@
 //! processes started for it are killed by pid, and the folder is removed.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +20,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use super::{Failure, failed};
-use crate::common::{abort_mounts, poll};
+use crate::common::{abort_mounts, is_mounted, poll};
 
 /// The magic number of a tmpfs, as statfs(2) tells it.
 const TMPFS: i64 = 0x0102_1994;
@@ -102,15 +103,29 @@ pub(crate) fn remove(folder: &Path) {
     let _ = fs::remove_dir_all(folder);
 }
 
-/// Writes out what earlier rounds wrote: their dirty pages are not this round's.
-pub(crate) fn settle() {
-    nix::unistd::sync();
+/// Writes out the files below `folder` and empties the page cache, which drops
+/// clean pages only. Not by sync(2): that waits for everything that anybody on the
+/// machine writes, for minutes on a busy one.
+pub(crate) fn drop_page_cache(folder: &Path) -> Result<(), Failure> {
+    write_out(folder).map_err(failed("writing a cache out"))?;
+    fs::write("/proc/sys/vm/drop_caches", "1").map_err(failed("drop_caches"))
 }
 
-/// Empties the page cache of clean pages, the kernel's and every file system's.
-pub(crate) fn drop_page_cache() -> Result<(), Failure> {
-    settle();
-    fs::write("/proc/sys/vm/drop_caches", "1").map_err(failed("drop_caches"))
+fn write_out(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let path = entry.path();
+        if kind.is_dir() && !is_mounted(&path) {
+            write_out(&path)?;
+        } else if kind.is_file() {
+            let Ok(file) = fs::File::open(&path) else { continue };
+            let all = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+            // SAFETY: a valid descriptor and no pointers.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, all) };
+        }
+    }
+    Ok(())
 }
 
 fn live() -> std::sync::MutexGuard<'static, Live> {

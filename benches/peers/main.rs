@@ -137,7 +137,7 @@ fn side_by_side(
             if peer.program(field.tools).is_none() {
                 continue;
             }
-            let measured = measure::guarded(|| measure::round(field, data, *peer, scenario, round));
+            let measured = rig::guarded(|| measure::round(field, data, *peer, scenario, round));
             results.add(scenario, *peer, measured);
         }
     }

@@ -1,10 +1,8 @@
 //! One round of one peer.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crate::rig::data::{Data, Set};
 use crate::rig::peer::{Field, Peer};
-use crate::rig::read::{Epoch, Order, epoch};
+use crate::rig::read::{Epoch, Order, epoch, walk_and_epoch};
 use crate::rig::store::{Counts, Line};
 use crate::rig::{Failure, work};
 
@@ -118,15 +116,6 @@ pub(crate) struct Round {
     pub(crate) asked: Counts,
 }
 
-/// A round that panics, such as one that the watchdog ended, is a failure.
-pub(crate) fn guarded<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(text.unwrap_or_else(|| "it panicked".to_owned()))
-    })
-}
-
 pub(crate) fn round(
     field: &Field<'_>,
     data: &Data,
@@ -153,7 +142,7 @@ fn mounted(
     let (mark, store_cpu_s) = (field.store.mark(), field.store.cpu_s());
     let mount = field.mount(peer, &[])?;
     let folder = mount.folder(set);
-    let cold = epoch(&folder, &objects, workload.readers())?;
+    let cold = walk_and_epoch(&folder, &objects, workload.readers())?;
     let (usage, store_cpu_s) = (mount.usage(), field.store.cpu_s() - store_cpu_s);
     let asked = field.store.counts_since(mark);
     let again = epoch(&folder, &objects, workload.readers())?;
@@ -185,7 +174,7 @@ fn copied(
     let copy = field.copy(set)?;
     let store_cpu_s = field.store.cpu_s() - store_cpu_s;
     let asked = field.store.counts_since(mark);
-    let read = epoch(&copy.folder, &objects, workload.readers())?;
+    let read = walk_and_epoch(&copy.folder, &objects, workload.readers())?;
     let again = epoch(&copy.folder, &objects, workload.readers())?;
     work::drop_page_cache(&copy.folder)?;
     let dropped = epoch(&copy.folder, &objects, workload.readers())?;

@@ -145,6 +145,16 @@ impl Drop for Copied {
 impl Field<'_> {
     /// Mounts the bucket; `more` are further options of the peer's.
     pub(crate) fn mount(&self, peer: Peer, more: &[&str]) -> Result<Mount, Failure> {
+        self.mount_in(None, peer, more)
+    }
+
+    /// The same with the peer in a cgroup from its first instruction on.
+    pub(crate) fn mount_in(
+        &self,
+        cgroup: Option<&Path>,
+        peer: Peer,
+        more: &[&str],
+    ) -> Result<Mount, Failure> {
         let home = self.work.folder("mount");
         let dir = home.join("mnt");
         let cache = home.join("cache");
@@ -154,6 +164,9 @@ impl Field<'_> {
         let mut command = self.command(peer, &home)?;
         self.mount_args(peer, &mut command, &dir, &cache);
         command.args(more);
+        if let Some(cgroup) = cgroup {
+            command = in_cgroup(cgroup, &command);
+        }
         let began = Instant::now();
         let mut running = Running::start(&mut command, &home.join("log"), &home, LIMIT)?;
         running.until("the mount", MOUNT_MAX, || is_mounted(&dir))?;
@@ -224,6 +237,17 @@ impl Field<'_> {
             Peer::S5cmd => unreachable!("it copies"),
         }
     }
+}
+
+/// The same command by way of a shell that joins `cgroup` first.
+fn in_cgroup(cgroup: &Path, command: &Command) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(cgroup);
+    shell.arg(command.get_program()).args(command.get_args()).env_clear();
+    for (name, value) in command.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    shell
 }
 
 impl Mount {

@@ -69,6 +69,32 @@ impl Order {
     }
 }
 
+/// The same as [`epoch`], after a walk of `folder` that counts too: a data loader
+/// knows its files from a listing.
+pub(crate) fn walk_and_epoch(
+    folder: &Path,
+    objects: &[Object],
+    readers: usize,
+) -> Result<Epoch, Failure> {
+    let began = Instant::now();
+    let found = walk(folder).map_err(|error| format!("listing: {error}"))?;
+    if found < objects.len() {
+        return Err(format!("a listing shows {found} files of {}", objects.len()));
+    }
+    let walked = began.elapsed();
+    Ok(epoch(folder, objects, readers)?.after(walked))
+}
+
+/// How many files lie below `folder`.
+pub(crate) fn walk(folder: &Path) -> std::io::Result<usize> {
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        files += if entry.file_type()?.is_dir() { walk(&entry.path())? } else { 1 };
+    }
+    Ok(files)
+}
+
 /// Reads `objects` below `folder`, `readers` at a time.
 pub(crate) fn epoch(folder: &Path, objects: &[Object], readers: usize) -> Result<Epoch, Failure> {
     let next = AtomicUsize::new(0);

@@ -216,9 +216,10 @@ fn configuration(root: &Path, log: &Path, address: &str, data: &Data, line: &Lin
     let share = if line.stalled.is_some() { "1%" } else { "0.01%" };
     let stalls = format!("split_clients $request_id $delay {{ {share} {stalled}; * {delay}; }}");
     let (zone, limit) = line.requests_per_s_max.map_or_else(Default::default, |rate| {
-        // A second's worth may come at once; what is above it is refused, not queued.
+        // A fifth of a second's worth may come at once; the rest is refused, not queued.
+        let burst = rate / 5;
         let zone = format!("limit_req_zone $server_name zone=all:1m rate={rate}r/s;");
-        (zone, format!("limit_req zone=all burst={rate} nodelay; limit_req_status 503;"))
+        (zone, format!("limit_req zone=all burst={burst} nodelay; limit_req_status 503;"))
     });
     let tls = if line.tls {
         format!("ssl_certificate {root}/server.pem; ssl_certificate_key {root}/server.key;")

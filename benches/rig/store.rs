@@ -241,7 +241,7 @@ user root; worker_processes 2; daemon off; pid {root}/nginx.pid;
 events {{ worker_connections 4096; }}
 http {{
   log_format counts "$request_method $status $body_bytes_sent $request_uri";
-  access_log {log} counts;
+  access_log {log} counts; error_log stderr crit;
   sendfile on; tcp_nopush on; tcp_nodelay on;
   keepalive_timeout 3600s; keepalive_requests 100000000;
   default_type application/octet-stream;

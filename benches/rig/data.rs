@@ -82,6 +82,8 @@ impl Data {
                     .map_err(failed("an object of the store"))?;
             }
         }
+        // The store's way to an object after a pause: a location of its own.
+        std::os::unix::fs::symlink(".", root.join(".raw")).map_err(failed("a link"))?;
         Listings::of(&data)?.write(&root.join(".lists")).map_err(failed("a listing"))?;
         Ok(data)
     }

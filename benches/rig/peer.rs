@@ -28,7 +28,7 @@ const RCLONE: &str = "--s3-provider Other --s3-list-version 2 --s3-force-path-st
     --vfs-read-ahead 16M --buffer-size 16M --dir-cache-time 1h --attr-timeout 1h --transfers 64";
 const S3FS: &str = "use_path_request_style,public_bucket=1,listobjectsv2,ro,kernel_cache,\
     parallel_count=20,multipart_size=10,multireq_max=64,max_stat_cache_size=200000,\
-    notsup_compat_dir,complement_stat,enable_noobj_cache,max_background=1000";
+    complement_stat,enable_noobj_cache,max_background=1000";
 const MOUNT_S3: &str = "--force-path-style --no-sign-request --region us-east-1 --read-only \
     --metadata-ttl 3600 --maximum-throughput-gbps 100";
 

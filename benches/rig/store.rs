@@ -233,7 +233,8 @@ fn configuration(root: &Path, log: &Path, address: &str, data: &Data, line: &Lin
             format!("{limit} echo_sleep $delay; echo_exec /.raw$uri;"),
         )
     } else {
-        ("rewrite ^ $listing last;".to_owned(), limit)
+        // A folder is no key: without try_files nginx would redirect to it.
+        ("rewrite ^ $listing last;".to_owned(), format!("{limit} try_files $uri @nokey;"))
     };
     format!(
         r#"{echo}
@@ -256,9 +257,9 @@ http {{
     listen {address} {ssl}; server_name bench; root {root}; {tls}
     location = /{BUCKET} {{ {bucket} }}
     location = /{BUCKET}/ {{ {bucket} }}
-    location /{BUCKET}/ {{ {objects} error_page 404 = @nokey; }}
+    location /{BUCKET}/ {{ {objects} }}
     location /.lists/ {{ internal; types {{}} default_type application/xml; etag off; add_header x-amz-bucket-region us-east-1; }}
-    location /.raw/ {{ internal; alias {root}/; error_page 404 = @nokey; }}
+    location /.raw/ {{ internal; try_files $uri @nokey; }}
     location @nokey {{ default_type application/xml; return 404 "<Error><Code>NoSuchKey</Code><Message>no such key</Message></Error>"; }}
   }}
 }}

@@ -87,7 +87,10 @@ impl Peer {
     pub(crate) fn flags(self) -> String {
         let text = match self {
             Peer::Warmfs => "(none)".to_owned(),
-            Peer::S5cmd => "--numworkers 64 cp (one object: --concurrency 16 --part-size 8)".into(),
+            Peer::S5cmd => {
+                "--retry-count 3 --numworkers 64 cp (one object: --concurrency 16 --part-size 8)"
+                    .into()
+            }
             Peer::Rclone => RCLONE.to_owned(),
             Peer::S3fs => format!("-o use_cache=DIR,{S3FS}"),
             Peer::MountS3 => MOUNT_S3.to_owned(),
@@ -178,7 +181,7 @@ impl Field<'_> {
         let home = self.work.folder("copy");
         let mut command = self.command(Peer::S5cmd, &home)?;
         command.args(["--endpoint-url", self.store.url(), "--no-sign-request"]);
-        command.args(["--log", "error", "--numworkers", "64", "cp"]);
+        command.args(["--log", "error", "--retry-count", "3", "--numworkers", "64", "cp"]);
         if matches!(set, Set::One | Set::Giant) {
             command.args(["--concurrency", "16", "--part-size", "8"]);
         }
@@ -198,9 +201,13 @@ impl Field<'_> {
         command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_REGION", "us-east-1");
         command.env("RCLONE_CONFIG", "/dev/null");
         if let Some(ca) = self.store.ca() {
-            for name in ["AWS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"] {
-                command.env(name, &ca);
-            }
+            // What the peer at hand looks at; rclone has an option.
+            let name = match peer {
+                Peer::Warmfs | Peer::S5cmd => "AWS_CA_BUNDLE",
+                Peer::S3fs => "CURL_CA_BUNDLE",
+                Peer::Rclone | Peer::MountS3 | Peer::MountS3Cache => "SSL_CERT_FILE",
+            };
+            command.env(name, ca);
         }
         Ok(command)
     }

@@ -1,13 +1,13 @@
 //! Children: each with a time limit, its CPU and memory, and an end by pid.
 
 use std::fs::{self, File};
+use std::mem::MaybeUninit;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
 
 use super::{Failure, failed, work};
@@ -106,24 +106,27 @@ pub(crate) struct Ran {
     pub(crate) peak_rss_mib: f64,
 }
 
-/// Runs `command` to its end, or to that of `limit`. Children run one after the
-/// other, so what children took in all grows by this one.
+/// Runs `command` to its end, or to that of `limit`.
 pub(crate) fn run(command: &mut Command, log: &Path, limit: Duration) -> Result<Ran, Failure> {
-    let before = children_cpu_s();
     let began = Instant::now();
-    let mut child = spawn(command, log)?;
+    let child = spawn(command, log)?;
     let watchdog = Watchdog::new(limit);
     watchdog.watch_pid(child.id());
     let pid = child.id();
-    let status = child.wait().map_err(failed("waiting for a child"))?;
+    let (mut status, mut usage) = (0, MaybeUninit::<libc::rusage>::zeroed());
+    // SAFETY: both outlive the call; all zeros is a valid rusage.
+    let (waited, usage) = unsafe {
+        (libc::wait4(pid as i32, &raw mut status, 0, usage.as_mut_ptr()), usage.assume_init())
+    };
     let took = began.elapsed();
     work::ended(pid);
-    let peak = getrusage(UsageWho::RUSAGE_CHILDREN).map_or(0, |usage| usage.max_rss());
-    if !status.success() {
+    let status = ExitStatus::from_raw(status);
+    if waited < 0 || !status.success() {
         return Err(format!("{status}: {}", said(log)));
     }
-    let cpu_s = children_cpu_s() - before;
-    Ok(Ran { took, cpu_s, peak_rss_mib: peak as f64 / 1024.0 })
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    let cpu_s = seconds(usage.ru_utime) + seconds(usage.ru_stime);
+    Ok(Ran { took, cpu_s, peak_rss_mib: usage.ru_maxrss as f64 / 1024.0 })
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Child, Failure> {
@@ -134,13 +137,6 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Child, Failure> {
     let child = command.spawn().map_err(failed(&program))?;
     work::started(child.id());
     Ok(child)
-}
-
-fn children_cpu_s() -> f64 {
-    getrusage(UsageWho::RUSAGE_CHILDREN).map_or(0.0, |usage| {
-        let both = usage.user_time() + usage.system_time();
-        both.num_microseconds() as f64 / 1e6
-    })
 }
 
 /// The end of a log, in one line.

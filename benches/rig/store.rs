@@ -96,6 +96,9 @@ impl Store {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("a port"))?;
         listen(&socket, Backlog::new(BACKLOG).expect("a small number"))
             .map_err(failed("listen"))?;
+        // nginx takes it as it is: of two workers at one connection, one would wait in
+        // accept(2), and all connections it has with it.
+        socket.set_nonblocking(true).map_err(failed("a port"))?;
         pace(&socket, line.rate).map_err(failed("SO_MAX_PACING_RATE"))?;
         let address = socket.local_addr().map_err(failed("a port"))?.to_string();
         let log = work.folder("nginx").join("access.log");

@@ -18,6 +18,10 @@ pub(super) const WHOLE_OBJECT_MAX_BYTES: u64 = 4 * MIB;
 /// First window of a stream. Reading only a header costs no more than this.
 const WINDOW_MIN_BYTES: u64 = 2 * MIB;
 
+/// First window of a stream that does not begin at the beginning: two random
+/// reads that happen to follow one another look like one.
+const WINDOW_INNER_BYTES: u64 = MIB / 2;
+
 /// Largest window: 32 requests of 2 MiB in flight give a store with 30 ms and
 /// 50 MB/s a connection 880 MiB/s.
 pub(super) const WINDOW_MAX_BYTES: u64 = 64 * MIB;
@@ -37,6 +41,9 @@ const PARTS_MIN: u64 = 4;
 /// How far from the expected offset a read still continues a stream: twice the
 /// largest request of the kernel.
 const REORDER_BYTES: u64 = 2 * MIB;
+
+/// The same for its second read: in a random pattern more would often be met by chance.
+const REORDER_FIRST_BYTES: u64 = 256 << 10;
 
 /// Streams followed in one object; the one least recently read gives way.
 const STREAMS_MAX: usize = 8;
@@ -90,7 +97,7 @@ impl Readahead {
                 stream.window *= WINDOW_GROWTH;
                 stream.grows_at = stream.next + stream.window / 2;
             }
-            stream.window = stream.window.min(window_max).max(WINDOW_MIN_BYTES);
+            stream.window = stream.window.min(window_max);
             // By whole requests: the window stays full, and they do not get small.
             let target = stream.next + stream.window;
             if target >= stream.planned_until + part_of(stream.window) || target >= size {
@@ -115,13 +122,16 @@ impl Readahead {
 
     /// The stream that a read continues, or a new one; moved to the front.
     fn stream_at(&mut self, offset: u64, end: u64) -> &mut Stream {
-        let known = self.streams.iter().position(|s| s.next.abs_diff(offset) <= REORDER_BYTES);
+        let known = self.streams.iter().position(|stream| {
+            let far = if stream.window > 0 { REORDER_BYTES } else { REORDER_FIRST_BYTES };
+            stream.next.abs_diff(offset) <= far
+        });
         let stream = match known {
             Some(at) => {
                 let mut stream = self.streams.remove(at);
                 if stream.window == 0 {
-                    stream.window = WINDOW_MIN_BYTES;
-                    stream.grows_at = stream.next + WINDOW_MIN_BYTES / 2;
+                    stream.window = WINDOW_INNER_BYTES;
+                    stream.grows_at = stream.next + WINDOW_INNER_BYTES / 2;
                 }
                 stream
             }
@@ -195,6 +205,23 @@ mod tests {
         }
         // Two chunks where a read straddles them, and a rare false stream.
         assert!(fetched < 500 * 4 * CHUNK_BYTES, "{fetched}");
+    }
+
+    #[test]
+    fn random_chunks_cost_little_more_than_themselves() {
+        let size = 1 << 30;
+        let mut readahead = Readahead::new(size);
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut had = vec![false; (size / CHUNK_BYTES) as usize];
+        for _ in 0..1_000 {
+            let chunk = rng.u64(..size / CHUNK_BYTES);
+            let plan = readahead.on_read(chunk * CHUNK_BYTES, CHUNK_BYTES, WINDOW_MAX_BYTES);
+            for chunk in plan.range.start / CHUNK_BYTES..plan.range.end / CHUNK_BYTES {
+                had[chunk as usize] = true;
+            }
+        }
+        let fetched = had.into_iter().filter(|had| *had).count();
+        assert!(fetched < 1_300, "{fetched}");
     }
 
     #[test]

@@ -130,8 +130,8 @@ impl Store {
                 object.keep_all_passed();
                 match object.fill().await {
                     // The disk fell behind again.
-                    Ok(()) if !store.may_prefetch() => store.fill_when_idle(&object),
-                    Ok(()) => {}
+                    Ok(_) if !store.may_prefetch() => store.fill_when_idle(&object),
+                    Ok(_) => {}
                     Err(error) => {
                         tracing::debug!(%error, "what was not kept cannot be fetched now");
                     }

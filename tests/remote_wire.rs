@@ -413,7 +413,8 @@ async fn a_reset_a_short_body_and_a_stall_are_survived() {
 
 #[tokio::test]
 async fn what_goes_wrong_is_survived_with_hedges_too() {
-    let answer = |request: &Request, half: fn(&[(&str, &str)], &[u8], usize) -> Reply| {
+    type Half = fn(&[(&str, &str)], &[u8], usize) -> Reply;
+    let answer = |request: &Request, half: Half| {
         let range = asked(request);
         half(&as_refs(&headers(&range)), &content()[range.start..range.start + 30_000], range.len())
     };

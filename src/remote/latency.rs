@@ -59,7 +59,7 @@ impl Latency {
     /// first byte too, so it is never sent sooner than that.
     pub(super) fn hedge_body_after(&self) -> Option<Duration> {
         let gap = self.gaps.known()?.p95.mul_f64(HEDGE_FACTOR);
-        Some(self.hedge_answer_after()?.max(gap))
+        Some(self.usual()?.max(gap).max(HEDGE_MIN))
     }
 
     /// How long to wait for the beginning of an answer, at most `longest`.

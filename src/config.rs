@@ -76,6 +76,8 @@ pub struct TrafficOptions {
     pub max_download: Option<u64>,
     /// Past `max_download`, readers are refused too.
     pub max_download_strict: bool,
+    /// A request that is late is not sent a second time.
+    pub no_hedge: bool,
 }
 
 /// `--open-mode`.

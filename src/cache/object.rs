@@ -521,7 +521,11 @@ impl CachedObject {
         let part = ((part / CHUNK_BYTES) as u32).max(1);
         // What is not kept is of no use behind its reader.
         let start = if is_prompt { range.start } else { from };
-        let mut chunk = chunks_of(start, range.end).start;
+        let range = match self.remote.may_speculate() {
+            true => start..range.end,
+            false => from..end,
+        };
+        let mut chunk = chunks_of(range.start, range.end).start;
         let until = chunks_of(range.start, range.end).end;
         while chunk < until {
             if !self.is_missing(state, chunk) {

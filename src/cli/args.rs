@@ -79,14 +79,14 @@ pub(super) struct CacheArgs {
     /// Most bytes to keep, such as 20G [default: what is free, less a reserve]
     #[arg(long, value_name = "SIZE", env = "WARMFS_CACHE_SIZE", hide_env = true, value_parser = parse_bytes)]
     pub(super) cache_size: Option<u64>,
-    /// Most bytes in memory between remote, readers and disk [default: the smaller of 256M and 10 % of RAM]
+    /// Most bytes in flight, in memory [default: 10 % of RAM, at most 256M]
     #[arg(long, value_name = "SIZE", env = "WARMFS_MEMORY_LIMIT", hide_env = true, value_parser = parse_bytes)]
     pub(super) memory_limit: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct TrafficArgs {
-    /// Fetch files before they are read: auto (once a folder is being gone through), off or all
+    /// Fetch ahead: auto (folders being gone through), off or all
     #[arg(
         long,
         value_name = "WHAT",
@@ -99,15 +99,18 @@ pub(super) struct TrafficArgs {
     /// Most bytes a second from the remote, such as 20M
     #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_BANDWIDTH", hide_env = true, value_parser = parse_bytes)]
     pub(super) max_bandwidth: Option<u64>,
-    /// Most requests to the remote at once [default: found out]
+    /// Most requests at once [default: found out]
     #[arg(long, value_name = "N", env = "WARMFS_MAX_REQUESTS", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) max_requests: Option<u32>,
-    /// Fetch nothing ahead once so many bytes were downloaded
+    /// Fetch nothing ahead past so many bytes
     #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_DOWNLOAD", hide_env = true, value_parser = parse_bytes)]
     pub(super) max_download: Option<u64>,
-    /// With --max-download: refuse what is not cached from then on
+    /// Refuse readers too past --max-download
     #[arg(long, env = "WARMFS_MAX_DOWNLOAD_STRICT", hide_env = true, requires = "max_download", value_parser = BoolishValueParser::new())]
     pub(super) max_download_strict: bool,
+    /// Never ask a second time for what is late
+    #[arg(long, env = "WARMFS_NO_HEDGE", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub(super) no_hedge: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -177,6 +180,7 @@ impl MountArgs {
                 max_requests: self.traffic.max_requests,
                 max_download: self.traffic.max_download,
                 max_download_strict: self.traffic.max_download_strict,
+                no_hedge: self.traffic.no_hedge,
             },
         };
         let request = MountRequest {

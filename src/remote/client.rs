@@ -94,6 +94,8 @@ pub struct RemoteClient {
     /// `--max-bandwidth`.
     pub(super) bandwidth: Option<Arc<Bandwidth>>,
     pub(super) download: Arc<DownloadCap>,
+    /// Whether what is late may be asked for a second time.
+    pub(super) is_hedging: bool,
 }
 
 /// An attempt that failed, and what it failed of.
@@ -157,6 +159,7 @@ impl RemoteClient {
             own_requests: traffic.max_requests.map(requests),
             bandwidth: traffic.max_bandwidth.map(bandwidth),
             download: DownloadCap::new(traffic),
+            is_hedging: !traffic.no_hedge,
         }
     }
 

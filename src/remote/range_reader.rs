@@ -308,7 +308,7 @@ async fn race(
 impl RemoteClient {
     /// The permit of a hedge, if one may be sent now.
     fn may_hedge(&self) -> Option<Permit> {
-        if self.download.is_full() {
+        if !self.is_hedging || self.download.is_full() {
             return None;
         }
         let permit = self.requests().try_acquire(Class::Demand, 1)?;

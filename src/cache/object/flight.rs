@@ -33,6 +33,9 @@ impl CachedObject {
             let bytes = chunk_range(run.end - 1, self.meta.size).end
                 - chunk_range(run.start, self.meta.size).start;
             let admission = self.store.fetcher().admit(Class::Prefetch, bytes, &self.remote).await;
+            if !self.remote.may_speculate() {
+                break; // Those that waited beside it used up what may be downloaded.
+            }
             from = run.end;
             let mut state = lock(&self.state);
             if run.clone().all(|chunk| self.is_missing(&state, chunk)) {

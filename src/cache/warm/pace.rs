@@ -95,7 +95,7 @@ mod tests {
         // The first ones meet no queue.
         pace.came(100, Duration::from_secs_f64(round_trip_ms / 1000.0), now);
         for _ in 0..10_000 {
-            let carried_ms = pace.at_once as f64 / per_s * 1000.0;
+            let carried_ms = pace.at_once / per_s * 1000.0;
             let took = Duration::from_secs_f64(round_trip_ms.max(carried_ms) / 1000.0);
             pace.came(100, took, now);
         }

@@ -18,12 +18,12 @@ const WORKERS_MAX: usize = 8;
 /// short while the disk keeps up, and each thread more costs a switch.
 const JOBS_PER_WORKER: usize = 4;
 
-/// Parts of the memory that may be unwritten: above the first nothing is
+/// Percent of the memory that may be unwritten: above the first nothing is
 /// prefetched, above the second readahead shrinks, above the third nothing more
 /// is kept. The rest is for what is on its way from the network.
-const PREFETCH_PART: u64 = 8;
-const AHEAD_PART: u64 = 4;
-const KEEP_PART: u64 = 2;
+const PREFETCH_PERCENT: u64 = 25;
+const AHEAD_PERCENT: u64 = 45;
+const KEEP_PERCENT: u64 = 60;
 
 /// Who has to give way to the disk. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,11 +125,11 @@ impl Writer {
     /// How far behind the disk is.
     pub(super) fn lag(&self) -> Lag {
         let unwritten = self.lock().unwritten_bytes;
-        let is_above = |part: u64| unwritten > self.memory_bytes / part;
+        let is_above = |percent: u64| unwritten > self.memory_bytes / 100 * percent;
         match () {
-            () if is_above(KEEP_PART) => Lag::Keep,
-            () if is_above(AHEAD_PART) => Lag::Ahead,
-            () if is_above(PREFETCH_PART) => Lag::Prefetch,
+            () if is_above(KEEP_PERCENT) => Lag::Keep,
+            () if is_above(AHEAD_PERCENT) => Lag::Ahead,
+            () if is_above(PREFETCH_PERCENT) => Lag::Prefetch,
             () => Lag::None,
         }
     }
@@ -187,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_disk_that_hangs_holds_up_the_least_urgent_first() {
-        let writer = Writer::new(Handle::current(), 800);
+        let writer = Writer::new(Handle::current(), 1_000);
         let (release, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
         for _ in 0..100 {
@@ -198,12 +198,24 @@ mod tests {
         }
         assert_eq!(writer.lock().workers, WORKERS_MAX);
         let mut seen = Vec::new();
-        for _ in 0..5 {
+        for _ in 0..8 {
             seen.push(writer.lag());
             writer.landed(101);
         }
-        assert_eq!(seen, [Lag::None, Lag::Prefetch, Lag::Ahead, Lag::Ahead, Lag::Keep]);
-        writer.settled(505);
+        assert_eq!(
+            seen,
+            [
+                Lag::None,
+                Lag::None,
+                Lag::None,
+                Lag::Prefetch,
+                Lag::Prefetch,
+                Lag::Ahead,
+                Lag::Ahead,
+                Lag::Keep
+            ]
+        );
+        writer.settled(808);
         writer.settle(Duration::MAX);
         assert_eq!(writer.lag(), Lag::None);
         drop(release);

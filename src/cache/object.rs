@@ -29,10 +29,9 @@ use super::lock;
 use super::readahead::Readahead;
 use super::record::{FileId, Fingerprint, GROUP_CHUNKS, NodeId, ObjectAttr};
 use super::store::Store;
+use crate::remote::ObjectMeta;
 use crate::remote::client::RemoteClient;
 pub use read::ReadOutcome;
-
-use crate::remote::ObjectMeta;
 
 /// Bytes read before the policy of eviction hears of it again: often enough to
 /// tell what is read, too rarely to cost anything.

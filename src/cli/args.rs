@@ -80,7 +80,7 @@ pub(super) struct CacheArgs {
     #[arg(long, value_name = "SIZE", env = "WARMFS_CACHE_SIZE", hide_env = true, value_parser = parse_bytes)]
     pub(super) cache_size: Option<u64>,
     /// Most bytes in flight, in memory [default: 10 % of RAM, at most 256M]
-    #[arg(long, value_name = "SIZE", env = "WARMFS_MEMORY_LIMIT", hide_env = true, value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", env = "WARMFS_MEMORY_LIMIT", hide_env = true, value_parser = parse_memory)]
     pub(super) memory_limit: Option<u64>,
 }
 
@@ -228,6 +228,17 @@ pub(super) fn home() -> Result<PathBuf, ErrorReply> {
     }
 }
 
+/// Four readers with one request each want this much.
+const MEMORY_MIN_BYTES: u64 = 16 << 20;
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes < MEMORY_MIN_BYTES {
+        return Err(format!("{text:?} is too little to read with; give 16M or more"));
+    }
+    Ok(bytes)
+}
+
 fn parse_mode(text: &str) -> Result<u16, String> {
     u16::from_str_radix(text, 8)
         .ok()
@@ -238,6 +249,12 @@ fn parse_mode(text: &str) -> Result<u16, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_enough_to_read_with() {
+        assert_eq!(parse_memory("16M"), Ok(16 << 20));
+        assert!(parse_memory("1K").unwrap_err().contains("16M"));
+    }
 
     #[test]
     fn modes_are_octal() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use offline::*;
 use tempfile::TempDir;
-use warmfs::cache::Child;
+use warmfs::cache::{AtHand, Child};
 use warmfs::fs::Errno;
 use warmfs::fs::inode::Ino;
 use warmfs::remote::scripted::{Fault, Request, RequestKind, ScriptedRemote};
@@ -775,8 +775,12 @@ fn hits_and_misses_are_told_apart() {
         assert_eq!(rig.remote_metrics.get.requests.get(), 1);
         assert_eq!(rig.remote_metrics.get.bytes.get(), 2 * MIB);
         let mut buf = vec![0; 100];
-        assert_eq!(rig.fs.read_in_memory(&object, 2 * MIB - 50, &mut buf), Some(50));
-        assert_eq!(rig.fs.read_in_memory(&object, 3 * MIB, &mut buf), Some(0));
+        let mut at_hand = |offset| match rig.fs.read_at_hand(&object, offset, &mut buf) {
+            Some(AtHand::Copied(len)) => len,
+            other => panic!("{other:?}: all of it was read, and is on disk only"),
+        };
+        assert_eq!(at_hand(2 * MIB - 50), 50);
+        assert_eq!(at_hand(3 * MIB), 0);
         assert_eq!(rig.metrics.hit_bytes.get(), 2 * MIB + 50);
     });
 }

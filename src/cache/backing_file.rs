@@ -7,20 +7,13 @@
 //! as present may be read.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use nix::errno::Errno;
-use nix::sys::uio::pwritev;
-
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
 use super::record::{FileId, Fingerprint, NodeId};
-
-/// Parts written in one system call: Linux's IOV_MAX.
-const WRITE_PARTS_MAX: usize = 1024;
 
 /// An open backing file.
 #[derive(Debug)]
@@ -105,28 +98,9 @@ impl BackingFile {
         usize::try_from(read).is_ok_and(|read| read == buf.len())
     }
 
-    /// Writes all of `parts`, one after the other, from `offset` on.
-    pub(super) fn write<'a>(
-        &self,
-        parts: impl Iterator<Item = &'a Bytes>,
-        mut offset: u64,
-    ) -> io::Result<()> {
-        let mut slices: Vec<IoSlice<'_>> = parts.map(|part| IoSlice::new(part)).collect();
-        let mut left = slices.as_mut_slice();
-        while !left.is_empty() {
-            let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-            let batch = &left[..left.len().min(WRITE_PARTS_MAX)];
-            match pwritev(&self.file, batch, at) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    offset += written as u64;
-                    IoSlice::advance_slices(&mut left, written);
-                }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+    /// Writes all of `bytes` from `offset` on.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
     }
 
     /// What the file looks like now; `None` if it has no name any more.

@@ -225,7 +225,7 @@ async fn fly(
     while let Some(bytes) = reader.next().await? {
         arrived(bytes.len() as u64);
         // The memory of what is dropped is free.
-        drop(admission.memory_of(bytes.len()));
+        admission.went(bytes.len());
     }
     Ok(())
 }

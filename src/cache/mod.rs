@@ -9,6 +9,7 @@
 
 mod attach;
 mod backing_file;
+mod block;
 mod budget;
 mod chunk_map;
 mod direct;
@@ -22,8 +23,8 @@ mod memory;
 mod metadata;
 mod names;
 mod object;
-mod pass_by;
 mod readahead;
+mod recent;
 mod record;
 mod standing;
 mod store;
@@ -44,7 +45,7 @@ pub use attach::AttachError;
 pub use chunk_map::CHUNK_BYTES;
 pub use direct::Direct;
 pub use metadata::{Child, Node, NodeKind, Tree};
-pub use object::{CachedObject, ReadOutcome};
+pub use object::{AtHand, CachedObject, ReadOutcome};
 pub use record::{NodeId, ObjectAttr, Rollup};
 pub use store::{Store, Subscription};
 pub use upkeep::{Evicted, Pinned, Progress, Scope, Verified};

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use super::backing_file::BackingFile;
 use super::budget::disk_bytes;
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_len, chunk_range};
-use super::fetch::Flight;
+use super::fetch::Flights;
 use super::listing::to_ns;
 use super::lock;
 use super::readahead::Readahead;
@@ -31,7 +31,7 @@ use super::record::{FileId, Fingerprint, GROUP_CHUNKS, NodeId, ObjectAttr};
 use super::store::Store;
 use crate::remote::ObjectMeta;
 use crate::remote::client::RemoteClient;
-pub use read::ReadOutcome;
+pub use read::{AtHand, ReadOutcome};
 
 /// Bytes read before the policy of eviction hears of it again: often enough to
 /// tell what is read, too rarely to cost anything.
@@ -72,7 +72,7 @@ pub struct CachedObject {
 #[derive(Debug)]
 struct State {
     map: ChunkMap,
-    flights: Vec<Arc<Flight>>,
+    flights: Flights,
     readahead: Readahead,
     dirty_groups: BTreeSet<u32>,
     /// The index's rows may be about another file: they go before new ones
@@ -89,6 +89,13 @@ struct State {
     loose: BTreeSet<u32>,
     /// How often all was distrusted: a check that began before one counts for nothing.
     doubts: u64,
+}
+
+/// A chunk whose bytes came, and their checksum.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    number: u32,
+    crc: u32,
 }
 
 /// What the index had of an object when it was loaded.
@@ -140,7 +147,7 @@ impl CachedObject {
             writing: Mutex::new(()),
             state: Mutex::new(State {
                 map: loaded.map,
-                flights: Vec::new(),
+                flights: Flights::default(),
                 readahead: Readahead::new(size),
                 dirty_groups: BTreeSet::new(),
                 stale_rows: loaded.stale_rows,
@@ -296,8 +303,8 @@ impl CachedObject {
             // Its disk stays taken: a hole punched now might hit the bytes that
             // are fetched in its place.
             state.loose.insert(chunk);
-            // A flight that brought this chunk says that it is on disk.
-            state.flights.retain(|flight| !flight.covers(chunk));
+            // What is in memory of it would keep it from being written again.
+            state.flights.remove_covering(chunk);
             state.dirty_groups.insert(chunk / GROUP_CHUNKS);
             let emptied = state.map.present_bytes() == 0;
             drop(state);

@@ -13,7 +13,7 @@ mod housekeeping;
 mod room;
 mod sweep;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::Duration;
 
-use bytes::Bytes;
 use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -34,7 +33,6 @@ use super::fetch::Fetcher;
 use super::index::Index;
 use super::memory::{self, MEMORY_MIN_BYTES};
 use super::object::{CachedObject, Loaded};
-use super::pass_by::PassBy;
 use super::record::{Location, NodeId, NodeRow, ObjectRow};
 use super::standing::Places;
 use super::writer::{Lag, Writer};
@@ -65,15 +63,19 @@ const UNFLUSHED_MAX_BYTES: u64 = 64 << 20;
 /// Objects whose rows wait to be written. Each has its file open.
 const DIRTY_MAX: usize = 1024;
 
-/// Objects remembered of which some was not kept for a slow disk. Of others it is
-/// fetched when it is read again.
-const UNKEPT_MAX: usize = 1024;
+/// Chunks remembered that were not kept for a slow disk, 8 GiB of them. Others are
+/// fetched when they are read again.
+const UNKEPT_CHUNKS_MAX: usize = 65_536;
 
 /// How exact `used_ms` is: a row is not written again for less.
 pub(super) const USED_GRAIN_MS: u64 = 3_600_000;
 
-/// Of the memory for bytes in flight, 1 in so many holds what is passed by.
-const PASS_BY_PART: u64 = 4;
+/// Readahead of what is not kept, at most: what gives way before it is read must
+/// be fetched again.
+const PASS_BY_WINDOW_MAX_BYTES: u64 = 4 << 20;
+
+/// So many readers find their windows of it in memory.
+const PASS_BY_READERS: u64 = 64;
 
 /// Longest that closing waits for bytes that were fetched to be on disk.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
@@ -113,11 +115,10 @@ pub struct Store {
     places: Places,
     health: DiskHealth,
     fetcher: Fetcher,
-    passing: PassBy,
+    pass_by_window: u64,
     disk_reads: Arc<Semaphore>,
     writer: Arc<Writer>,
-    /// Objects of which some was not kept, for a disk that was behind.
-    unkept: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
+    unkept: Mutex<Unkept>,
     metrics: CacheMetrics,
     /// Objects with at least one chunk on disk.
     held: AtomicU64,
@@ -143,6 +144,13 @@ pub struct Store {
     /// How often the index had lost everything when this was last looked at.
     losses_met: AtomicU64,
     subscribers: Mutex<Vec<Weak<mpsc::SyncSender<Event>>>>,
+}
+
+/// Chunks that were not kept, for a disk that was behind.
+#[derive(Debug, Default)]
+struct Unkept {
+    objects: HashMap<NodeId, (Weak<CachedObject>, BTreeSet<u32>)>,
+    chunks: usize,
 }
 
 /// What a store is made of.
@@ -183,8 +191,8 @@ impl Store {
             room: Room::new(limit.unwrap_or(u64::MAX)),
             places,
             health: DiskHealth::default(),
-            fetcher: Fetcher::new(memory - memory / PASS_BY_PART),
-            passing: PassBy::new(memory / PASS_BY_PART),
+            fetcher: Fetcher::new(memory),
+            pass_by_window: pass_by_window(memory),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             writer,
             unkept: Mutex::default(),
@@ -434,12 +442,17 @@ impl Store {
         self.is_keeping() && self.writer.lag() < Lag::Prefetch
     }
 
-    /// Some of the object was not kept, since the disk was behind: it is fetched
-    /// again once the disk has nothing to do.
-    pub(super) fn fill_when_idle(&self, object: &Arc<CachedObject>) {
+    /// A chunk was not kept, since the disk was behind: it is fetched again once the
+    /// disk has nothing to do.
+    pub(super) fn fill_when_idle(&self, object: &Arc<CachedObject>, chunk: u32) {
         let mut unkept = lock(&self.unkept);
-        if unkept.len() < UNKEPT_MAX {
-            unkept.insert(object.node(), Arc::downgrade(object));
+        if unkept.chunks < UNKEPT_CHUNKS_MAX {
+            let (_, chunks) = unkept
+                .objects
+                .entry(object.node())
+                .or_insert_with(|| (Arc::downgrade(object), BTreeSet::new()));
+            let is_new = chunks.insert(chunk);
+            unkept.chunks += usize::from(is_new);
         }
     }
 
@@ -448,7 +461,7 @@ impl Store {
         if let Some(trouble) = self.health.trouble() {
             return trouble;
         }
-        if !lock(&self.unkept).is_empty() {
+        if !lock(&self.unkept).objects.is_empty() {
             return "the disk is slower than the remote, some of what is read is kept later"
                 .to_owned();
         }
@@ -479,17 +492,17 @@ impl Store {
         lock(&self.room.recency).set_held(node, held);
     }
 
-    pub(super) fn passing_by(&self, node: NodeId, chunk: u32) -> Option<Bytes> {
-        self.passing.get(node, chunk)
+    /// How far ahead of a reader is fetched what is not kept.
+    pub(super) fn pass_by_window(&self) -> u64 {
+        self.pass_by_window
     }
 
-    pub(super) fn pass_by(&self, node: NodeId, chunk: u32, bytes: Bytes) {
-        self.metrics.passed_by_bytes.add(bytes.len() as u64);
-        self.passing.insert(node, chunk, bytes);
-    }
-
-    pub(super) fn kept_after_all(&self, node: NodeId, chunk: u32) {
-        self.passing.remove(node, chunk);
+    /// Where readers wait for memory and the disk hangs, what waits for the disk
+    /// gives its memory up.
+    pub(super) fn relieve(&self) {
+        if self.fetcher.is_short() {
+            self.writer.give_up_queued();
+        }
     }
 
     pub(super) fn fetcher(&self) -> &Fetcher {
@@ -563,4 +576,9 @@ impl Store {
     pub(super) fn writer(&self) -> &Arc<Writer> {
         &self.writer
     }
+}
+
+fn pass_by_window(memory_bytes: u64) -> u64 {
+    let share = memory_bytes / PASS_BY_READERS / CHUNK_BYTES * CHUNK_BYTES;
+    share.clamp(CHUNK_BYTES, PASS_BY_WINDOW_MAX_BYTES)
 }

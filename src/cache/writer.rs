@@ -6,13 +6,20 @@
 //! slower than the network, and [`Lag`] says who has to give way.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::readahead::WHOLE_OBJECT_MAX_BYTES;
+
 /// Threads that write at once. More only queue in the kernel.
 const WORKERS_MAX: usize = 8;
+
+/// One thread for each so many bytes of memory, at most: a disk that hangs holds
+/// what they are writing, the largest request each, and no more than half of all.
+const MEMORY_PER_WORKER: u64 = 2 * WHOLE_OBJECT_MAX_BYTES;
 
 /// Jobs in the queue for each thread at work before another one joins: they are
 /// short while the disk keeps up, and each thread more costs a switch.
@@ -38,19 +45,33 @@ pub(super) enum Lag {
     Keep,
 }
 
-pub(super) type Job = Box<dyn FnOnce() + Send>;
+/// Something to write.
+pub(super) trait Job: Send {
+    /// Does it. Blocks.
+    fn run(self: Box<Self>);
+    /// It will not be done: the memory of what it would write is wanted.
+    fn give_up(self: Box<Self>);
+}
+
+/// Bytes that were fetched and are neither on disk nor given up.
+#[derive(Debug)]
+pub(super) struct Unwritten {
+    writer: Arc<Writer>,
+    bytes: u64,
+}
 
 /// The queue and its threads.
 #[derive(Debug)]
 pub(super) struct Writer {
     runtime: Handle,
     memory_bytes: u64,
+    workers_max: usize,
     queue: Mutex<Queue>,
     settled: Condvar,
 }
 
 struct Queue {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<Box<dyn Job>>,
     workers: usize,
     /// Bytes that were fetched and are neither on disk nor given up.
     unwritten_bytes: u64,
@@ -71,15 +92,16 @@ impl Writer {
     pub(super) fn new(runtime: Handle, memory_bytes: u64) -> Arc<Self> {
         let queue = Queue { jobs: VecDeque::new(), workers: 0, unwritten_bytes: 0 };
         let queue = Mutex::new(queue);
-        Arc::new(Writer { runtime, memory_bytes, queue, settled: Condvar::new() })
+        let workers_max = (memory_bytes / MEMORY_PER_WORKER).clamp(1, WORKERS_MAX as u64) as usize;
+        Arc::new(Writer { runtime, memory_bytes, workers_max, queue, settled: Condvar::new() })
     }
 
     /// Runs `job` on a thread that may block, after those before it.
-    pub(super) fn push(self: &Arc<Self>, job: Job) {
+    pub(super) fn push(self: &Arc<Self>, job: Box<dyn Job>) {
         let mut queue = self.lock();
         queue.jobs.push_back(job);
         let is_short = queue.jobs.len() <= queue.workers * JOBS_PER_WORKER;
-        if is_short || queue.workers == WORKERS_MAX {
+        if is_short || queue.workers == self.workers_max {
             return;
         }
         queue.workers += 1;
@@ -88,11 +110,14 @@ impl Writer {
         self.runtime.spawn_blocking(move || worker.work());
     }
 
-    /// As [`Writer::push`], unless others write already.
-    pub(super) fn push_if_idle(self: &Arc<Self>, job: Job) {
-        if self.is_idle() {
-            self.push(job);
+    /// Gives up what no thread has begun with, while the disk is too far behind for
+    /// anything to be kept: for readers who wait for its memory.
+    pub(super) fn give_up_queued(&self) {
+        if self.lag() < Lag::Keep {
+            return;
         }
+        let jobs = std::mem::take(&mut self.lock().jobs);
+        jobs.into_iter().for_each(Job::give_up);
     }
 
     /// Whether nothing is being written.
@@ -101,18 +126,11 @@ impl Writer {
         queue.workers == 0 && queue.unwritten_bytes == 0
     }
 
-    /// `bytes` were fetched, and are on their way to the disk.
-    pub(super) fn landed(&self, bytes: usize) {
-        self.lock().unwritten_bytes += bytes as u64;
-    }
-
-    /// `bytes` are on disk, or given up.
-    pub(super) fn settled(&self, bytes: usize) {
-        let mut queue = self.lock();
-        queue.unwritten_bytes -= bytes as u64;
-        if queue.unwritten_bytes == 0 {
-            self.settled.notify_all();
-        }
+    /// `bytes` were fetched, and are on their way to the disk until the drop of
+    /// what is returned.
+    pub(super) fn landed(self: &Arc<Self>, bytes: u64) -> Unwritten {
+        self.lock().unwritten_bytes += bytes;
+        Unwritten { writer: self.clone(), bytes }
     }
 
     /// Waits until what was fetched is on disk, or for `limit`. Blocks.
@@ -139,6 +157,16 @@ impl Writer {
     }
 }
 
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        let mut queue = self.writer.lock();
+        queue.unwritten_bytes -= self.bytes;
+        if queue.unwritten_bytes == 0 {
+            self.writer.settled.notify_all();
+        }
+    }
+}
+
 /// A thread at work. One that ends by a panic is no longer counted either.
 struct Worker(Arc<Writer>);
 
@@ -153,7 +181,7 @@ impl Worker {
                 return;
             };
             drop(queue);
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            let done = catch_unwind(AssertUnwindSafe(|| job.run()));
             if done.is_err() {
                 tracing::error!("writing to the cache ended abnormally");
             }
@@ -163,53 +191,103 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
     use super::*;
 
-    #[tokio::test]
-    async fn jobs_are_done_in_turn_and_a_panic_stops_nobody() {
-        let writer = Writer::new(Handle::current(), 1 << 20);
-        let (done, order) = mpsc::channel();
-        for n in 0..JOBS_PER_WORKER {
-            let done = done.clone();
-            writer.push(Box::new(move || {
-                done.send(n).unwrap();
-                assert!(n != 1, "on purpose");
-            }));
+    struct Task<F> {
+        run: F,
+        given_up: Arc<AtomicUsize>,
+    }
+
+    impl<F: FnOnce() + Send> Job for Task<F> {
+        fn run(self: Box<Self>) {
+            (self.run)();
         }
-        let order: Vec<_> = order.iter().take(JOBS_PER_WORKER).collect();
-        assert_eq!(order, (0..JOBS_PER_WORKER).collect::<Vec<_>>());
+
+        fn give_up(self: Box<Self>) {
+            self.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn task(run: impl FnOnce() + Send + 'static) -> Box<dyn Job> {
+        Box::new(Task { run, given_up: Arc::default() })
+    }
+
+    async fn idle(writer: &Writer) {
         while !writer.is_idle() {
             tokio::task::yield_now().await;
         }
     }
 
     #[tokio::test]
-    async fn a_disk_that_hangs_holds_up_the_least_urgent_first() {
-        let writer = Writer::new(Handle::current(), 1_000);
-        let (release, gate) = mpsc::channel::<()>();
-        let gate = Arc::new(Mutex::new(gate));
-        for _ in 0..100 {
-            let gate = gate.clone();
-            writer.push(Box::new(move || {
-                let _ = gate.lock().unwrap().recv();
+    async fn jobs_are_done_in_turn_and_a_panic_stops_nobody() {
+        let writer = Writer::new(Handle::current(), 1 << 20);
+        let (done, order) = mpsc::channel();
+        for n in 0..JOBS_PER_WORKER {
+            let (done, unwritten) = (done.clone(), writer.landed(7));
+            writer.push(task(move || {
+                done.send(n).unwrap();
+                assert!(n != 1, "on purpose");
+                drop(unwritten);
             }));
         }
-        assert_eq!(writer.lock().workers, WORKERS_MAX);
-        let mut seen = Vec::new();
-        for bytes in [250, 199, 149, 1] {
-            writer.landed(bytes);
-            seen.push(writer.lag());
-            writer.landed(1);
+        let order: Vec<_> = order.iter().take(JOBS_PER_WORKER).collect();
+        assert_eq!(order, (0..JOBS_PER_WORKER).collect::<Vec<_>>());
+        idle(&writer).await;
+    }
+
+    /// A writer whose threads all wait until the sender is dropped, with `jobs`.
+    fn hung(memory_bytes: u64, jobs: usize, given_up: &Arc<AtomicUsize>) -> (Arc<Writer>, mpsc::Sender<()>) {
+        let writer = Writer::new(Handle::current(), memory_bytes);
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for _ in 0..jobs {
+            let gate = gate.clone();
+            let run = move || {
+                let _ = gate.lock().unwrap().recv();
+            };
+            writer.push(Box::new(Task { run, given_up: given_up.clone() }));
         }
+        (writer, release)
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_up_the_least_urgent_first() {
+        let memory = 1_000 * MEMORY_PER_WORKER;
+        let (writer, release) = hung(memory, 100, &Arc::default());
+        assert_eq!(writer.lock().workers, WORKERS_MAX);
+        let (mut seen, mut unwritten) = (Vec::new(), Vec::new());
+        for percent in [25, 45, 60] {
+            let sum: u64 = unwritten.iter().map(|unwritten: &Unwritten| unwritten.bytes).sum();
+            unwritten.push(writer.landed(memory / 100 * percent - sum));
+            seen.push(writer.lag());
+            unwritten.push(writer.landed(1));
+        }
+        seen.push(writer.lag());
         assert_eq!(seen, [Lag::None, Lag::Prefetch, Lag::Ahead, Lag::Keep]);
-        writer.settled(603);
+        drop(unwritten);
         writer.settle(Duration::MAX);
         assert_eq!(writer.lag(), Lag::None);
         drop(release);
-        while !writer.is_idle() {
+        idle(&writer).await;
+    }
+
+    #[tokio::test]
+    async fn what_a_hung_disk_has_not_begun_with_is_given_up_for_readers() {
+        let given_up = Arc::<AtomicUsize>::default();
+        let (writer, release) = hung(2 * MEMORY_PER_WORKER, 100, &given_up);
+        assert_eq!(writer.lock().workers, 2, "no more than half of the memory hangs");
+        while writer.lock().jobs.len() > 98 {
             tokio::task::yield_now().await;
         }
+        writer.give_up_queued();
+        assert_eq!(given_up.load(Ordering::Relaxed), 0, "the disk may only be slow");
+        let unwritten = writer.landed(2 * MEMORY_PER_WORKER);
+        writer.give_up_queued();
+        assert_eq!(given_up.load(Ordering::Relaxed), 98);
+        drop((release, unwritten));
+        idle(&writer).await;
     }
 }

@@ -19,6 +19,7 @@ use super::errno::Errno;
 use super::inode::{Attr, Ino};
 use super::open_mode::{OpenMode, OpenNodes};
 use super::ops::{DirEntry, FileSystem};
+use crate::cache::AtHand;
 use crate::metrics::Counter;
 
 /// Requests the kernel may have waiting in the background (readahead), and
@@ -212,13 +213,12 @@ impl Filesystem for Driver {
             if buffer.len() < size as usize {
                 buffer.resize(size as usize, 0);
             }
-            match self.fs.read_in_memory(&object, offset, &mut buffer[..size as usize]) {
-                Some(len) => {
-                    reply.data(&buffer[..len]);
-                    None
-                }
-                None => Some(reply),
+            match self.fs.read_at_hand(&object, offset, &mut buffer[..size as usize]) {
+                Some(AtHand::Copied(len)) => reply.data(&buffer[..len]),
+                Some(AtHand::Shared { data, .. }) => reply.data(&data),
+                None => return Some(reply),
             }
+            None
         });
         let Some(reply) = reply else { return };
         let fs = self.fs.clone();

@@ -10,7 +10,9 @@ use super::errno::Errno;
 use super::inode::{Attr, Ino};
 use super::trace::Recorder;
 use super::{Answer, open_mode::OpenMode};
-use crate::cache::{CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Tree};
+use crate::cache::{
+    AtHand, CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Tree,
+};
 use crate::config::MountOptions;
 use crate::metrics::MountMetrics;
 use crate::remote::ErrorKind;
@@ -223,21 +225,31 @@ impl FileSystem {
         }
     }
 
-    /// Fills `buf` from a file if that waits for nothing. Returns the bytes
-    /// filled: fewer than asked for at the end of the file only.
-    pub fn read_in_memory(
+    /// Reads as many bytes of a file as `buf` has room for, if that waits for
+    /// nothing: fewer at the end of the file only.
+    pub fn read_at_hand(
         &self,
         object: &Arc<CachedObject>,
         offset: u64,
         buf: &mut [u8],
-    ) -> Option<usize> {
+    ) -> Option<AtHand> {
         let len = object.size().saturating_sub(offset).min(buf.len() as u64) as usize;
-        if len > 0 && !object.read_if_in_memory(offset, &mut buf[..len]) {
-            return None;
+        if len == 0 {
+            return Some(AtHand::Copied(0));
         }
-        self.metrics.hit_bytes.add(len as u64);
-        self.tree.was_read(object, len as u64, false);
-        Some(len)
+        let read = object.read_at_hand(offset, &mut buf[..len])?;
+        let miss_bytes = match &read {
+            AtHand::Copied(_) => 0,
+            AtHand::Shared { miss_bytes, .. } => *miss_bytes,
+        };
+        self.was_read(object, len as u64, miss_bytes);
+        Some(read)
+    }
+
+    fn was_read(&self, object: &CachedObject, bytes: u64, miss_bytes: u64) {
+        self.metrics.hit_bytes.add(bytes.saturating_sub(miss_bytes));
+        self.metrics.miss_bytes.add(miss_bytes);
+        self.tree.was_read(object, bytes, miss_bytes > 0);
     }
 
     /// Reads from a file, waiting for the disk or the remote.
@@ -250,9 +262,7 @@ impl FileSystem {
     ) -> Result<Bytes, Errno> {
         match object.read(offset, len).await {
             Ok(ReadOutcome { data, miss_bytes }) => {
-                self.metrics.hit_bytes.add((data.len() as u64).saturating_sub(miss_bytes));
-                self.metrics.miss_bytes.add(miss_bytes);
-                self.tree.was_read(&object, data.len() as u64, miss_bytes > 0);
+                self.was_read(&object, data.len() as u64, miss_bytes);
                 Ok(data)
             }
             Err(error) => {

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-
 use super::super::backing_file::BackingFile;
 use super::super::budget::disk_bytes;
-use super::super::chunk_map::{Presence, chunk_count, chunk_range};
+use super::super::chunk_map::{Presence, chunk_count, chunk_len, chunk_range};
+use super::super::fetch::Flight;
 use super::super::index::Write;
 use super::super::record::{Fingerprint, GROUP_CHUNKS, Location, ObjectRow};
+use super::super::writer::Job;
 use super::super::{CacheError, Event, kill_point, lock};
-use super::{CachedObject, State};
+use super::{CachedObject, Chunk, State};
 
 impl CachedObject {
     /// Looks at the file before it is opened again. If somebody else touched
@@ -67,30 +67,30 @@ impl CachedObject {
         state.doubts += 1;
     }
 
-    /// A chunk went past the disk when it came. It is kept now if it can be: as
-    /// long as it is in memory nobody fetches it, who would keep it.
-    pub(super) fn keep_passed(self: &Arc<Self>, chunk: u32, bytes: &Bytes) {
-        if self.is_doomed() || !self.store.is_keeping() {
+    /// Some of the flight's chunks went past the disk when they came. They are kept
+    /// now if they can be: as long as they are in memory nobody fetches them, who
+    /// would keep them. Whoever reads them next tries again.
+    pub(super) fn keep_passed(self: &Arc<Self>, flight: &Arc<Flight>) {
+        if flight.is_kept() || self.is_doomed() || !self.store.is_keeping() {
             return;
         }
-        let (object, bytes) = (self.clone(), bytes.clone());
-        // Whoever reads the chunk next tries again.
-        self.store.writer().push_if_idle(Box::new(move || object.keep_after_all(chunk, bytes)));
+        if self.store.writer().is_idle() {
+            self.keep_later(flight);
+        }
     }
 
-    /// As [`CachedObject::keep_passed`], with all chunks that are in memory still.
+    /// As [`CachedObject::keep_passed`], with all that is in memory still.
     pub(in crate::cache) fn keep_all_passed(self: &Arc<Self>) {
-        for chunk in self.chunks() {
-            let Some(bytes) = self.store.passing_by(self.node, chunk) else { continue };
-            let object = self.clone();
-            self.store.writer().push(Box::new(move || object.keep_after_all(chunk, bytes)));
-        }
+        let flights: Vec<_> = {
+            let state = lock(&self.state);
+            state.flights.all().filter(|flight| !flight.is_kept()).cloned().collect()
+        };
+        flights.iter().for_each(|flight| self.keep_later(flight));
     }
 
-    fn keep_after_all(self: &Arc<Self>, chunk: u32, bytes: Bytes) {
-        if self.is_kept(chunk) || self.keep(&[(chunk, bytes)]) {
-            self.store.kept_after_all(self.node, chunk);
-        }
+    fn keep_later(self: &Arc<Self>, flight: &Arc<Flight>) {
+        let late = Late { object: self.clone(), flight: flight.clone() };
+        self.store.writer().push(Box::new(late));
     }
 
     /// Whether a chunk is on disk already: after damage, two flights may bring it.
@@ -98,16 +98,17 @@ impl CachedObject {
         lock(&self.state).map.presence(chunk) == Presence::Verified
     }
 
-    /// Writes chunks that follow one another and notes that they are there;
-    /// `false` if they cannot be kept.
-    pub(super) fn keep(self: &Arc<Self>, run: &[(u32, Bytes)]) -> bool {
-        let Some((first, _)) = run.first() else { return true };
-        let disk = run.iter().map(|(_, bytes)| disk_bytes(bytes.len() as u64)).sum();
-        if self.is_doomed() || !self.store.reserve(disk) {
+    /// Writes chunks that follow one another, whose bytes these are, and notes that
+    /// they are there; `false` if they cannot be kept. Others give way to them only
+    /// if somebody `demanded` them.
+    pub(super) fn keep(self: &Arc<Self>, run: &[Chunk], bytes: &[u8], demanded: bool) -> bool {
+        let Some(first) = run.first() else { return true };
+        let disk = self.disk_bytes_of_chunks(run);
+        if self.is_doomed() || !self.store.reserve(disk, demanded) {
             return false;
         }
-        let offset = chunk_range(*first, self.meta.size).start;
-        let file = match self.writable_file() {
+        let offset = chunk_range(first.number, self.meta.size).start;
+        let file = match self.writable_file(demanded) {
             Ok(Some(file)) => file,
             refused => {
                 self.store.release(disk);
@@ -123,7 +124,7 @@ impl CachedObject {
             state.fingerprint = None;
             state.doubts
         };
-        let written = file.write(run.iter().map(|(_, bytes)| bytes), offset);
+        let written = file.write(bytes, offset);
         kill_point::reach("chunk-written");
         if let Err(error) = written {
             self.partly_written(run);
@@ -141,21 +142,24 @@ impl CachedObject {
         true
     }
 
+    fn disk_bytes_of_chunks(&self, run: &[Chunk]) -> u64 {
+        run.iter().map(|chunk| disk_bytes(chunk_len(chunk.number, self.meta.size) as u64)).sum()
+    }
+
     /// Notes chunks whose bytes are in the file, their disk reserved. If `doubts`
     /// came up since, the disk may have lost them again.
-    fn written(&self, run: &[(u32, Bytes)], doubts: u64) {
-        let sums: Vec<u32> = run.iter().map(|(_, bytes)| crc32c::crc32c(bytes)).collect();
+    fn written(&self, run: &[Chunk], doubts: u64) {
         let mut unused = 0;
         let mut state = lock(&self.state);
         state.writes -= 1;
         let is_first = state.map.present_bytes() == 0;
         let is_sure = state.doubts == doubts;
-        for ((chunk, bytes), crc) in run.iter().zip(sums) {
-            let was_paid = state.loose.remove(chunk);
-            let added = state.map.insert(*chunk, crc, is_sure);
-            state.dirty_groups.insert(chunk / GROUP_CHUNKS);
+        for chunk in run {
+            let was_paid = state.loose.remove(&chunk.number);
+            let added = state.map.insert(chunk.number, chunk.crc, is_sure);
+            state.dirty_groups.insert(chunk.number / GROUP_CHUNKS);
             if was_paid || !added {
-                unused += disk_bytes(bytes.len() as u64);
+                unused += self.disk_bytes_of_chunks(&[*chunk]);
             }
         }
         self.complete.store(state.map.is_complete(), Ordering::Release);
@@ -169,27 +173,27 @@ impl CachedObject {
 
     /// Perhaps some bytes of these chunks are in the file: what they take of
     /// the disk stays paid for.
-    fn partly_written(&self, run: &[(u32, Bytes)]) {
+    fn partly_written(&self, run: &[Chunk]) {
         let mut unused = 0;
         let mut state = lock(&self.state);
         state.writes -= 1;
-        for (chunk, bytes) in run {
-            let is_new =
-                state.map.presence(*chunk) == Presence::Absent && state.loose.insert(*chunk);
-            unused += if is_new { 0 } else { disk_bytes(bytes.len() as u64) };
+        for chunk in run {
+            let is_new = state.map.presence(chunk.number) == Presence::Absent
+                && state.loose.insert(chunk.number);
+            unused += if is_new { 0 } else { self.disk_bytes_of_chunks(&[*chunk]) };
         }
         drop(state);
         self.store.release(unused);
     }
 
     /// The file, created if need be; `None` once the object is doomed, and
-    /// where no more files may be made.
-    pub(super) fn writable_file(&self) -> std::io::Result<Option<&BackingFile>> {
+    /// where no more files may be made, or not without evicting others.
+    fn writable_file(&self, may_evict: bool) -> std::io::Result<Option<&BackingFile>> {
         if let Some(file) = self.file.get() {
             return Ok((!self.is_doomed()).then_some(file));
         }
         // Before the lock: others may have to be evicted for it.
-        if !self.store.reserve_file() {
+        if !self.store.reserve_file(may_evict) {
             return Ok(None);
         }
         let _writing = lock(&self.writing);
@@ -256,4 +260,32 @@ impl CachedObject {
         kill_point::reach("flush-object-written");
         Ok(())
     }
+}
+
+/// A flight whose chunks went past the disk, to be written after all.
+struct Late {
+    object: Arc<CachedObject>,
+    flight: Arc<Flight>,
+}
+
+impl Job for Late {
+    fn run(self: Box<Self>) {
+        let (object, flight) = (&self.object, &self.flight);
+        let Some(block) = flight.block() else { return };
+        let mut are_kept = true;
+        for number in flight.chunks().clone() {
+            let place = flight.place(&chunk_range(number, object.meta.size));
+            if place.end > block.filled() {
+                return; // It is still on its way, and sees to itself.
+            }
+            let bytes = block.get(place);
+            let chunk = Chunk { number, crc: crc32c::crc32c(bytes) };
+            are_kept &= object.is_kept(number) || object.keep(&[chunk], bytes, true);
+        }
+        if are_kept {
+            flight.was_kept();
+        }
+    }
+
+    fn give_up(self: Box<Self>) {}
 }

@@ -1,22 +1,25 @@
 //! One request for a run of an object's chunks: begun, flown, landed. Bytes go
 //! to those who wait first, then to the disk.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use bytes::{Bytes, BytesMut};
-
-use super::super::chunk_map::{CHUNK_BYTES, chunk_len, chunk_range};
-use super::super::fetch::{Admission, Flight, Pilot};
+use super::super::chunk_map::{CHUNK_BYTES, chunk_range};
+use super::super::fetch::{Admission, Boarding, Flight, Pilot};
 use super::super::lock;
 use super::super::readahead::WHOLE_OBJECT_MAX_BYTES;
-use super::super::writer::Lag;
-use super::{CachedObject, State};
-use crate::admission::{Class, Permit};
+use super::super::writer::{Job, Lag, Unwritten};
+use super::{CachedObject, Chunk, State};
+use crate::admission::Class;
 use crate::remote::RemoteError;
 
 /// One request of a fill: an object that is fetched whole, or as much of a larger one.
 const FILL_CHUNKS: u32 = (WHOLE_OBJECT_MAX_BYTES / CHUNK_BYTES) as u32;
+
+/// Chunks of a flight that are written at once, if it has so many: readers do not
+/// wait for it, and fewer and larger writes cost less.
+const WRITE_CHUNKS: usize = 8;
 
 impl CachedObject {
     /// Fetches what is missing, before anybody asks for it, and returns once it
@@ -25,41 +28,65 @@ impl CachedObject {
     /// nothing more may be fetched that nobody waits for. Returns the bytes it
     /// asked for: not those that a reader asked for himself.
     pub async fn fill(self: &Arc<Self>) -> Result<u64, RemoteError> {
+        self.fill_those(|_| true).await
+    }
+
+    /// As [`CachedObject::fill`], of these chunks only.
+    pub(in crate::cache) async fn fill_chunks(
+        self: &Arc<Self>,
+        chunks: &BTreeSet<u32>,
+    ) -> Result<u64, RemoteError> {
+        self.fill_those(|chunk| chunks.contains(&chunk)).await
+    }
+
+    async fn fill_those(
+        self: &Arc<Self>,
+        is_wanted: impl Fn(u32) -> bool,
+    ) -> Result<u64, RemoteError> {
         let mut flights = Vec::new();
         let mut asked = 0;
         let mut from = 0;
         while !self.is_doomed() && self.store.may_prefetch() && self.remote.may_speculate() {
-            let Some(run) = self.missing_run(&lock(&self.state), from) else { break };
-            let bytes = chunk_range(run.end - 1, self.meta.size).end
-                - chunk_range(run.start, self.meta.size).start;
+            let is_missing = |state: &State, chunk| is_wanted(chunk) && Self::is_missing(state, chunk);
+            let Some(run) = self.missing_run(&lock(&self.state), from, is_missing) else { break };
+            let bytes = self.bytes_of(&run);
             let admission = self.store.fetcher().admit(Class::Prefetch, bytes, &self.remote).await;
             if !self.remote.may_speculate() {
                 break; // Those that waited beside it used up what may be downloaded.
             }
             from = run.end;
             let mut state = lock(&self.state);
-            if run.clone().all(|chunk| self.is_missing(&state, chunk)) {
-                flights.push(self.start(&mut state, run, bytes, Some(admission)));
+            if run.clone().all(|chunk| Self::is_missing(&state, chunk)) {
+                flights.push(self.start(&mut state, run, Start::Admitted(Class::Prefetch, admission)));
                 asked += bytes;
             } else {
                 from = run.start; // A reader was faster with some of it.
             }
         }
         for flight in flights {
-            flight.chunk(flight.chunks().end - 1).await?;
+            flight.arrived().await?;
         }
         Ok(asked)
     }
 
     /// The first chunks from `from` on that are to be had by nobody yet, as many
     /// as one request asks for.
-    fn missing_run(&self, state: &State, from: u32) -> Option<Range<u32>> {
+    fn missing_run(
+        &self,
+        state: &State,
+        from: u32,
+        is_missing: impl Fn(&State, u32) -> bool,
+    ) -> Option<Range<u32>> {
         let chunks = from..self.chunks().end;
-        let start = chunks.clone().find(|chunk| self.is_missing(state, *chunk))?;
-        let end = (start..chunks.end.min(start + FILL_CHUNKS))
-            .find(|chunk| !self.is_missing(state, *chunk))
-            .unwrap_or(chunks.end.min(start + FILL_CHUNKS));
+        let start = chunks.clone().find(|chunk| is_missing(state, *chunk))?;
+        let most = chunks.end.min(start + FILL_CHUNKS);
+        let end = (start..most).find(|chunk| !is_missing(state, *chunk)).unwrap_or(most);
         Some(start..end)
+    }
+
+    pub(super) fn bytes_of(&self, chunks: &Range<u32>) -> u64 {
+        chunk_range(chunks.end - 1, self.meta.size).end
+            - chunk_range(chunks.start, self.meta.size).start
     }
 
     /// Sends a request for `chunks`, once it may go out.
@@ -67,31 +94,44 @@ impl CachedObject {
         self: &Arc<Self>,
         state: &mut State,
         chunks: Range<u32>,
-        bytes: u64,
-        ahead: Option<Admission>,
+        start: Start,
     ) -> Arc<Flight> {
-        let (flight, pilot) = Flight::new(chunks);
-        state.flights.push(flight.clone());
+        let class = match &start {
+            Start::Demand => Class::Demand,
+            Start::Admitted(class, _) => *class,
+        };
+        let bytes = self.bytes_of(&chunks);
+        let (flight, boarding) = Flight::new(chunks, self.meta.size, class);
+        state.flights.insert(flight.clone());
         let landing = Landing::of(self.clone(), flight.clone());
         self.store.spawn(async move {
-            let object = &landing.object;
-            let mut admission = match ahead {
-                Some(admission) => admission,
-                None => object.store.fetcher().admit(Class::Demand, bytes, &object.remote).await,
+            let admission = match start {
+                Start::Admitted(_, admission) => admission,
+                Start::Demand => landing.object.admit(bytes).await,
             };
-            if let Err(error) = landing.fly(&pilot, &mut admission).await {
-                tracing::debug!(key = ?object.meta.key.0, %error, "a fetch failed");
-                // First out of the list, then the verdict: who looks now starts anew.
-                landing.unlist();
-                pilot.fail(error);
-            }
+            landing.fly(boarding, admission).await;
         });
         flight
     }
+
+    async fn admit(&self, bytes: u64) -> Admission {
+        // While memory waits for a disk that hangs, none would come.
+        self.store.relieve();
+        self.store.fetcher().admit(Class::Demand, bytes, &self.remote).await
+    }
+}
+
+/// How a request gets to go out.
+pub(super) enum Start {
+    /// Once it is its turn.
+    Demand,
+    /// It has its turn.
+    Admitted(Class, Admission),
 }
 
 /// The bytes of a flight on their way to the disk. The flight stays in its
-/// object's list, where its readers find it, until all of them are there.
+/// object's list, where its readers find it, until all of them are there and
+/// were read, or their memory is wanted.
 struct Landing {
     object: Arc<CachedObject>,
     flight: Arc<Flight>,
@@ -100,8 +140,8 @@ struct Landing {
 
 #[derive(Default)]
 struct Landed {
-    /// In order, and with the memory that each takes.
-    chunks: Vec<(u32, Bytes, Permit)>,
+    /// In order.
+    chunks: Vec<(Chunk, Unwritten)>,
     /// Somebody will write them.
     is_queued: bool,
 }
@@ -111,116 +151,143 @@ impl Landing {
         Arc::new(Landing { object, flight, landed: Mutex::default() })
     }
 
+    async fn fly(self: &Arc<Self>, boarding: Boarding, admission: Admission) {
+        let mut pilot = boarding.admitted(self.object.store.fetcher(), admission);
+        if let Err(error) = self.bring(&mut pilot).await {
+            tracing::debug!(key = ?self.object.meta.key.0, %error, "a fetch failed");
+            // First out of the list, then the verdict: who looks now starts anew.
+            self.unlist();
+            pilot.fail(error);
+            self.write_if(|_| true);
+        }
+    }
+
     /// Brings the bytes: to those who wait first, then on their way to disk.
-    async fn fly(
-        self: &Arc<Self>,
-        pilot: &Pilot,
-        admission: &mut Admission,
-    ) -> Result<(), RemoteError> {
+    async fn bring(self: &Arc<Self>, pilot: &mut Pilot) -> Result<(), RemoteError> {
         let size = self.object.meta.size;
         let chunks = self.flight.chunks().clone();
-        let range = chunk_range(chunks.start, size).start..chunk_range(chunks.end - 1, size).end;
+        let range = self.flight.range().clone();
         let mut reader = self.object.remote.get_range(self.object.meta.clone(), range);
         let mut chunk = chunks.start;
-        let mut wanted = chunk_len(chunk, size);
-        let mut partial = BytesMut::new();
-        while let Some(mut bytes) = reader.next().await? {
-            while !bytes.is_empty() && chunk < chunks.end {
-                let take = bytes.len().min(wanted - partial.len());
-                let whole = if take == wanted {
-                    bytes.split_to(take)
-                } else {
-                    partial.reserve(wanted - partial.len());
-                    partial.extend_from_slice(&bytes.split_to(take));
-                    if partial.len() < wanted {
-                        continue;
-                    }
-                    std::mem::take(&mut partial).freeze()
-                };
-                pilot.deliver(chunk, whole.clone());
-                self.landed(chunk, whole, admission.memory_of(wanted));
-                chunk += 1;
-                if chunk < chunks.end {
-                    wanted = chunk_len(chunk, size);
+        while let Some(bytes) = reader.next().await? {
+            pilot.append(&bytes);
+            pilot.announce();
+            while chunk < chunks.end {
+                let place = self.flight.place(&chunk_range(chunk, size));
+                if place.end > pilot.block().filled() {
+                    break;
                 }
+                // Now, while the processor has it at hand.
+                let crc = crc32c::crc32c(pilot.block().get(place));
+                self.landed(Chunk { number: chunk, crc });
+                chunk += 1;
             }
         }
         Ok(())
     }
 
     /// A chunk came: it is kept, unless the disk is too far behind.
-    fn landed(self: &Arc<Self>, chunk: u32, bytes: Bytes, memory: Permit) {
+    fn landed(self: &Arc<Self>, chunk: Chunk) {
         let store = &self.object.store;
         if store.writer().lag() == Lag::Keep {
-            store.pass_by(self.object.node, chunk, bytes);
-            store.fill_when_idle(&self.object);
+            self.pass_by(chunk.number);
+            store.fill_when_idle(&self.object, chunk.number);
+            store.relieve();
             return;
         }
-        store.writer().landed(bytes.len());
+        let unwritten = store.writer().landed(self.bytes_of(chunk.number));
+        lock(&self.landed).chunks.push((chunk, unwritten));
+        let is_last = chunk.number + 1 == self.flight.chunks().end;
+        self.write_if(|chunks| is_last || chunks >= WRITE_CHUNKS);
+    }
+
+    /// Has what came written, if it `is_due` and nobody is at it.
+    fn write_if(self: &Arc<Self>, is_due: impl Fn(usize) -> bool) {
         let mut landed = lock(&self.landed);
-        landed.chunks.push((chunk, bytes, memory));
-        if !std::mem::replace(&mut landed.is_queued, true) {
+        let chunks = landed.chunks.len();
+        if chunks > 0 && is_due(chunks) && !std::mem::replace(&mut landed.is_queued, true) {
             drop(landed);
-            let landing = self.clone();
-            store.writer().push(Box::new(move || landing.write()));
+            self.object.store.writer().push(Box::new(self.clone()));
         }
     }
 
-    /// Writes what has come, and what comes meanwhile. Blocks.
-    fn write(&self) {
-        loop {
-            let chunks = {
-                let mut landed = lock(&self.landed);
-                landed.is_queued = !landed.chunks.is_empty();
-                std::mem::take(&mut landed.chunks)
-            };
-            if chunks.is_empty() {
-                return;
-            }
-            let (mut run, mut memory) = (Vec::new(), Vec::new());
-            for (chunk, bytes, permit) in chunks {
-                memory.push(permit);
-                let follows = run.last().is_none_or(|(before, _)| before + 1 == chunk);
-                if !follows {
-                    self.keep(std::mem::take(&mut run));
-                }
-                // After damage, or a failed flight, two flights may bring it.
-                if self.object.is_kept(chunk) {
-                    self.settle(chunk, &bytes);
-                } else {
-                    run.push((chunk, bytes));
-                }
-            }
-            self.keep(run);
-        }
+    /// The next chunks to write.
+    fn take(&self) -> Vec<(Chunk, Unwritten)> {
+        let mut landed = lock(&self.landed);
+        landed.is_queued = !landed.chunks.is_empty();
+        std::mem::take(&mut landed.chunks)
     }
 
     /// Writes chunks that follow one another, or else passes them by.
-    fn keep(&self, run: Vec<(u32, Bytes)>) {
-        let is_kept = self.object.keep(&run);
-        for (chunk, bytes) in run {
-            if !is_kept {
-                self.object.store.pass_by(self.object.node, chunk, bytes.clone());
-            }
-            self.settle(chunk, &bytes);
+    fn keep(&self, run: &[Chunk]) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+        let Some(block) = self.flight.block() else { return };
+        let size = self.object.meta.size;
+        let range = chunk_range(first.number, size).start..chunk_range(last.number, size).end;
+        let bytes = block.get(self.flight.place(&range));
+        if !self.object.keep(run, bytes, self.flight.is_demanded()) {
+            run.iter().for_each(|chunk| self.pass_by(chunk.number));
         }
     }
 
-    /// A chunk is on disk, or passed by.
-    fn settle(&self, chunk: u32, bytes: &Bytes) {
-        if self.object.is_kept(chunk) {
-            self.flight.on_disk(chunk);
-        }
-        self.object.store.writer().settled(bytes.len());
+    fn pass_by(&self, chunk: u32) {
+        self.flight.pass_by();
+        self.object.store.metrics().passed_by_bytes.add(self.bytes_of(chunk));
+    }
+
+    fn bytes_of(&self, chunk: u32) -> u64 {
+        self.object.bytes_of(&(chunk..chunk + 1))
     }
 
     fn unlist(&self) {
-        lock(&self.object.state).flights.retain(|flight| !Arc::ptr_eq(flight, &self.flight));
+        lock(&self.object.state).flights.remove(&self.flight);
+    }
+}
+
+impl Job for Arc<Landing> {
+    /// Writes what has come, and what comes meanwhile.
+    fn run(self: Box<Self>) {
+        loop {
+            let chunks = self.take();
+            if chunks.is_empty() {
+                return;
+            }
+            let mut run: Vec<Chunk> = Vec::with_capacity(chunks.len());
+            for (chunk, _) in &chunks {
+                // After damage, or a failed flight, two flights may bring it.
+                let is_kept = self.object.is_kept(chunk.number);
+                let follows = run.last().is_none_or(|last| last.number + 1 == chunk.number);
+                if is_kept || !follows {
+                    self.keep(&std::mem::take(&mut run));
+                }
+                if !is_kept {
+                    run.push(*chunk);
+                }
+            }
+            self.keep(&run);
+        }
+    }
+
+    /// Its memory is wanted, and the disk does not come to it.
+    fn give_up(self: Box<Self>) {
+        let Landed { chunks, .. } = std::mem::take(&mut *lock(&self.landed));
+        for (chunk, _) in chunks {
+            self.pass_by(chunk.number);
+            self.object.store.fill_when_idle(&self.object, chunk.number);
+        }
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.unlist();
+        // Nobody writes any more, and nothing is left to be written unless the
+        // writer ended abnormally.
+        if !lock(&self.landed).chunks.is_empty() {
+            self.flight.pass_by();
+        }
+        self.object.store.fetcher().retire(&self.flight);
+        if self.flight.is_gone() {
+            self.unlist();
+        }
     }
 }

@@ -8,12 +8,13 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::super::chunk_map::{CHUNK_BYTES, Presence, chunk_range};
-use super::super::fetch::{Flight, Landed};
+use super::super::fetch::Seat;
 use super::super::lock;
-use super::super::pass_by::PASS_BY_WINDOW_BYTES;
 use super::super::readahead::{Plan, WINDOW_MAX_BYTES};
 use super::super::writer::Lag;
+use super::flight::Start;
 use super::{CachedObject, State, chunks_of};
+use crate::admission::Class;
 use crate::remote::{ErrorKind, RemoteError};
 
 /// How often a read looks again for bytes that moved (from memory to disk) or
@@ -29,7 +30,21 @@ pub struct ReadOutcome {
     pub miss_bytes: u64,
 }
 
-/// A read being put together. One that lies within a chunk is not copied.
+/// Bytes that are at hand.
+#[derive(Debug)]
+pub enum AtHand {
+    /// So many, in the buffer that was given.
+    Copied(usize),
+    /// In memory already; `miss_bytes` of them are not on disk yet.
+    Shared {
+        /// The bytes.
+        data: Bytes,
+        /// Those that came from the remote.
+        miss_bytes: u64,
+    },
+}
+
+/// A read being put together. One that lies within a flight is not copied.
 struct Assembly {
     wanted: usize,
     whole: Bytes,
@@ -68,33 +83,57 @@ enum Piece {
     File(Range<u64>),
     /// Part of a chunk in the backing file that must be checked first.
     Check { chunk: u32, crc: u32, range: Range<u64> },
-    /// Part of a chunk that is in memory.
-    Memory { chunk: u32, bytes: Bytes, range: Range<u64> },
-    /// Part of a chunk that is being fetched.
-    Flight { flight: Arc<Flight>, chunk: u32, range: Range<u64> },
+    /// In memory, or on its way there; so much of it is not on disk.
+    Flight { seat: Seat, range: Range<u64>, miss_bytes: u64 },
 }
 
 impl CachedObject {
-    /// Fills `buf` from `offset`, if that needs neither the remote nor the
-    /// disk. For FUSE threads, which wait for neither.
-    pub fn read_if_in_memory(self: &Arc<Self>, offset: u64, buf: &mut [u8]) -> bool {
-        let Some(file) = self.file.get() else { return false };
+    /// The bytes from `offset` on for which `buf` has room, if that needs neither
+    /// the remote nor the disk. For FUSE threads, which wait for neither. All of
+    /// them lie within the object.
+    pub fn read_at_hand(self: &Arc<Self>, offset: u64, buf: &mut [u8]) -> Option<AtHand> {
+        let range = offset..offset + buf.len() as u64;
+        let mut state = lock(&self.state);
+        let shared = match Self::seat_for(&state, &range) {
+            Some(seat) => {
+                let data = seat.bytes_now(&range)?;
+                Some(AtHand::Shared { data, miss_bytes: self.missing_bytes(&state, &range) })
+            }
+            None => None,
+        };
         if !self.complete.load(Ordering::Acquire) {
-            let end = offset + buf.len() as u64;
-            let mut state = lock(&self.state);
-            let ready =
-                chunks_of(offset, end).all(|chunk| state.map.presence(chunk) == Presence::Verified);
-            if !ready {
-                return false;
+            let mut chunks = chunks_of(range.start, range.end);
+            let is_on_disk = |chunk| state.map.presence(chunk) == Presence::Verified;
+            if shared.is_none() && !chunks.all(is_on_disk) {
+                return None;
             }
             // A reader that only hits must still move its window along.
-            self.plan(&mut state, offset, end);
+            self.plan(&mut state, range.start, range.end);
         }
-        let read = file.read_if_in_memory(buf, offset);
-        if read {
-            self.was_read(buf.len() as u64);
-        }
-        read
+        drop(state);
+        let at_hand = match shared {
+            Some(shared) => shared,
+            None if self.file.get()?.read_if_in_memory(buf, offset) => AtHand::Copied(buf.len()),
+            None => return None,
+        };
+        self.was_read(range.end - range.start);
+        Some(at_hand)
+    }
+
+    /// Bytes of `range` that are not on disk.
+    fn missing_bytes(&self, state: &State, range: &Range<u64>) -> u64 {
+        let missing = |chunk: &u32| state.map.presence(*chunk) == Presence::Absent;
+        let bytes_in = |chunk| {
+            let whole = chunk_range(chunk, self.meta.size);
+            whole.end.min(range.end) - whole.start.max(range.start)
+        };
+        chunks_of(range.start, range.end).filter(missing).map(bytes_in).sum()
+    }
+
+    /// A seat on the flight that has all of `range`.
+    fn seat_for(state: &State, range: &Range<u64>) -> Option<Seat> {
+        let flight = state.flights.covering((range.start / CHUNK_BYTES) as u32)?;
+        (range.end <= flight.range().end).then(|| flight.seat()).flatten()
     }
 
     /// Reads up to `len` bytes at `offset`.
@@ -133,30 +172,23 @@ impl CachedObject {
         piece: Piece,
         out: &mut Assembly,
     ) -> Result<bool, RemoteError> {
-        let (chunk, bytes, range) = match piece {
+        let bytes = match piece {
             Piece::File(range) => return Ok(self.append_from_file(range, out).await),
             Piece::Check { chunk, crc, range } => match self.checked_chunk(chunk, crc).await {
-                Some(bytes) => (chunk, bytes, range),
+                Some(bytes) => {
+                    let start = u64::from(chunk) * CHUNK_BYTES;
+                    bytes.slice((range.start - start) as usize..(range.end - start) as usize)
+                }
                 None => return Ok(false),
             },
-            Piece::Memory { chunk, bytes, range } => {
-                self.keep_passed(chunk, &bytes);
-                (chunk, bytes, range)
+            Piece::Flight { seat, range, miss_bytes } => {
+                let bytes = seat.bytes(&range).await?;
+                out.miss_bytes += miss_bytes;
+                self.keep_passed(seat.flight());
+                bytes
             }
-            Piece::Flight { flight, chunk, range } => match flight.chunk(chunk).await? {
-                Landed::Memory(bytes) => {
-                    out.miss_bytes += range.end - range.start;
-                    (chunk, bytes, range)
-                }
-                // Or was a moment ago: whether it can be trusted is for the map to say.
-                Landed::OnDisk => {
-                    out.miss_bytes += range.end - range.start;
-                    return Ok(false);
-                }
-            },
         };
-        let start = u64::from(chunk) * CHUNK_BYTES;
-        out.push(bytes.slice((range.start - start) as usize..(range.end - start) as usize));
+        out.push(bytes);
         Ok(true)
     }
 
@@ -199,21 +231,31 @@ impl CachedObject {
         for chunk in chunks_of(from, end) {
             let whole = chunk_range(chunk, self.meta.size);
             let range = whole.start.max(from)..whole.end.min(end);
-            match state.map.presence(chunk) {
+            let presence = state.map.presence(chunk);
+            if let Some(flight) = state.flights.covering(chunk) {
+                let is_miss = presence == Presence::Absent;
+                let missing = if is_miss { range.end - range.start } else { 0 };
+                if let Some(Piece::Flight { seat, range: before, miss_bytes }) = pieces.last_mut()
+                    && Arc::ptr_eq(seat.flight(), flight)
+                {
+                    before.end = range.end;
+                    *miss_bytes += missing;
+                    continue;
+                }
+                // Unless its memory goes this moment.
+                if let Some(seat) = flight.seat() {
+                    pieces.push(Piece::Flight { seat, range, miss_bytes: missing });
+                    continue;
+                }
+            }
+            match presence {
                 Presence::Verified => match pieces.last_mut() {
                     Some(Piece::File(before)) => before.end = range.end,
                     _ => pieces.push(Piece::File(range)),
                 },
                 Presence::Unverified { crc } => pieces.push(Piece::Check { chunk, crc, range }),
-                Presence::Absent => {
-                    if let Some(flight) = state.flights.iter().find(|f| f.covers(chunk)) {
-                        pieces.push(Piece::Flight { flight: flight.clone(), chunk, range });
-                    } else if let Some(bytes) = self.store.passing_by(self.node, chunk) {
-                        pieces.push(Piece::Memory { chunk, bytes, range });
-                    } else {
-                        break; // Pushed out of memory this moment; the next round asks again.
-                    }
-                }
+                // Given up this moment; the next round asks again.
+                Presence::Absent => break,
             }
         }
         pieces
@@ -223,36 +265,33 @@ impl CachedObject {
     fn plan(self: &Arc<Self>, state: &mut State, from: u64, end: u64) {
         let keeping = !self.doomed.load(Ordering::Relaxed) && self.store.is_keeping();
         let is_prompt = keeping && self.store.writer().lag() < Lag::Ahead;
-        let window_max = if is_prompt { WINDOW_MAX_BYTES } else { PASS_BY_WINDOW_BYTES };
+        let window_max = if is_prompt { WINDOW_MAX_BYTES } else { self.store.pass_by_window() };
         let Plan { range, part } = state.readahead.on_read(from, end - from, window_max);
         let demand = chunks_of(from, end);
         let part = ((part / CHUNK_BYTES) as u32).max(1);
-        // What is not kept is of no use behind its reader.
-        let start = if is_prompt { range.start } else { from };
         let range = match self.remote.may_speculate() {
-            true => start..range.end,
+            true if is_prompt => range,
+            // What is not kept is of no use behind its reader, nor far ahead of it.
+            true => from..range.end.min(end + window_max),
             false => from..end,
         };
-        let mut chunk = chunks_of(range.start, range.end).start;
-        let until = chunks_of(range.start, range.end).end;
+        let Range { start: mut chunk, end: until } = chunks_of(range.start, range.end);
         while chunk < until {
-            if !self.is_missing(state, chunk) {
-                chunk += 1;
+            if let Some(next) = Self::found_until(state, chunk) {
+                chunk = next;
                 continue;
             }
             let mut run = chunk + 1;
-            while run < until && run - chunk < part && self.is_missing(state, run) {
+            while run < until && run - chunk < part && Self::is_missing(state, run) {
                 run += 1;
             }
             let chunks = chunk..run;
-            let bytes =
-                chunk_range(run - 1, self.meta.size).end - chunk_range(chunk, self.meta.size).start;
             if chunks.start < demand.end && demand.start < chunks.end {
-                self.start(state, chunks, bytes, None);
+                self.start(state, chunks, Start::Demand);
             } else if let Some(admission) =
-                self.store.fetcher().try_admit_ahead(bytes, &self.remote)
+                self.store.fetcher().try_admit_ahead(self.bytes_of(&chunks), &self.remote)
             {
-                self.start(state, chunks, bytes, Some(admission));
+                self.start(state, chunks, Start::Admitted(Class::Ahead, admission));
             } else if chunk < demand.start {
                 chunk = demand.start;
                 continue;
@@ -264,9 +303,15 @@ impl CachedObject {
         }
     }
 
-    pub(super) fn is_missing(&self, state: &State, chunk: u32) -> bool {
-        state.map.presence(chunk) == Presence::Absent
-            && !state.flights.iter().any(|flight| flight.covers(chunk))
-            && self.store.passing_by(self.node, chunk).is_none()
+    /// Where to look on after a chunk that is there, or will be; `None` if it is not.
+    fn found_until(state: &State, chunk: u32) -> Option<u32> {
+        match state.flights.covering(chunk) {
+            Some(flight) => Some(flight.chunks().end),
+            None => (state.map.presence(chunk) != Presence::Absent).then_some(chunk + 1),
+        }
+    }
+
+    pub(super) fn is_missing(state: &State, chunk: u32) -> bool {
+        Self::found_until(state, chunk).is_none()
     }
 }

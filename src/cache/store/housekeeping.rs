@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::super::{CacheError, kill_point, lock};
 use super::{DIRTY_MAX, Store, UNFLUSHED_MAX_BYTES};
@@ -109,6 +110,8 @@ impl Store {
         if self.health.trouble().is_some() && !self.health.is_pausing() {
             self.probe_disk();
         }
+        self.fetcher.forget_old(Instant::now());
+        self.relieve();
         self.fill_unkept();
         self.flush()
     }
@@ -119,18 +122,23 @@ impl Store {
         if !self.writer.is_idle() || !self.may_prefetch() {
             return;
         }
-        let unkept = std::mem::take(&mut *lock(&self.unkept));
-        let objects: Vec<_> = unkept.into_values().filter_map(|object| object.upgrade()).collect();
-        if objects.is_empty() {
+        let unkept = std::mem::take(&mut *lock(&self.unkept)).objects;
+        let unkept: Vec<_> = unkept
+            .into_values()
+            .filter_map(|(object, chunks)| Some((object.upgrade()?, chunks)))
+            .collect();
+        if unkept.is_empty() {
             return;
         }
         let Some(store) = self.me.upgrade() else { return };
         self.spawn(async move {
-            for object in objects {
+            for (object, chunks) in unkept {
                 object.keep_all_passed();
-                match object.fill().await {
+                match object.fill_chunks(&chunks).await {
                     // The disk fell behind again.
-                    Ok(_) if !store.may_prefetch() => store.fill_when_idle(&object),
+                    Ok(_) if !store.may_prefetch() => {
+                        chunks.iter().for_each(|chunk| store.fill_when_idle(&object, *chunk));
+                    }
                     Ok(_) => {}
                     Err(error) => {
                         tracing::debug!(%error, "what was not kept cannot be fetched now");

@@ -162,8 +162,8 @@ impl Store {
         lock(&self.room.recency).touch(node, bytes);
     }
 
-    /// Takes disk for a chunk, or says no. May evict to have it. Blocks.
-    pub(in crate::cache) fn reserve(&self, bytes: u64) -> bool {
+    /// Takes disk for chunks, or says no; evicts to have it if it `may_evict`. Blocks.
+    pub(in crate::cache) fn reserve(&self, bytes: u64, may_evict: bool) -> bool {
         if self.health.is_pausing()
             || self.index.is_in_memory()
             || self.closed.load(Ordering::Relaxed)
@@ -171,6 +171,9 @@ impl Store {
             return false;
         }
         let mut reserved = self.budget.reserve(bytes);
+        if !may_evict {
+            return reserved;
+        }
         for _ in 0..RESERVE_TRIES {
             if reserved || !self.make_room(Excess { bytes, files: 0 }, false) {
                 break;
@@ -184,10 +187,12 @@ impl Store {
         reserved
     }
 
-    /// Takes the right to make a file, or says no. May evict to have it. Blocks.
-    pub(in crate::cache) fn reserve_file(&self) -> bool {
+    /// Takes the right to make a file, or says no; evicts to have it if it
+    /// `may_evict`. Blocks.
+    pub(in crate::cache) fn reserve_file(&self, may_evict: bool) -> bool {
         self.budget.reserve_file()
-            || (self.make_room(Excess { bytes: 0, files: 1 }, false) && self.budget.reserve_file())
+            || (may_evict && self.make_room(Excess { bytes: 0, files: 1 }, false)
+                && self.budget.reserve_file())
     }
 
     pub(in crate::cache) fn release(&self, bytes: u64) {

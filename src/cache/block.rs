@@ -1,0 +1,255 @@
+//! The bytes of one request in one piece of memory, as they come.
+//!
+//! One [`Filler`] appends, and whoever has the [`Block`] reads what is there: a
+//! byte is copied into it once, and answers to readers and writes to the disk are
+//! slices of it. Its memory counts until nobody holds any of it.
+
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::chunk_map::CHUNK_BYTES;
+use super::lock;
+use crate::admission::Permit;
+
+/// Buffers that nobody uses are kept up to this part of the memory. As fast as
+/// they come back they are wanted again: without them each byte that is fetched
+/// would cost page faults.
+pub(super) const POOL_PART: u64 = 16;
+
+/// Buffers that are not in use.
+#[derive(Debug)]
+pub(super) struct Pool {
+    free: Mutex<Free>,
+    bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    /// The one that came last is used first: the processor may still have it.
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Pool {
+    /// Keeps `bytes_max` at most.
+    pub(super) fn new(bytes_max: u64) -> Arc<Self> {
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        Arc::new(Pool { free: Mutex::default(), bytes_max })
+    }
+
+    /// What a block of `bytes` takes: buffers come in multiples of a chunk, so
+    /// that those of many small objects are alike.
+    pub(super) fn rounded(bytes: u64) -> u64 {
+        bytes.next_multiple_of(CHUNK_BYTES)
+    }
+
+    /// An empty block for `bytes`, whose memory is `permit`'s.
+    pub(super) fn block(self: &Arc<Self>, bytes: u64, permit: Permit) -> Filler {
+        let bytes = Self::rounded(bytes) as usize;
+        let buffer = {
+            let mut free = lock(&self.free);
+            let fitting = free.buffers.iter().rposition(|buffer| buffer.capacity() == bytes);
+            fitting.map(|at| {
+                free.bytes -= bytes;
+                free.buffers.remove(at)
+            })
+        };
+        let mut buffer = ManuallyDrop::new(buffer.unwrap_or_else(|| Vec::with_capacity(bytes)));
+        let Some(start) = NonNull::new(buffer.as_mut_ptr()) else {
+            unreachable!("a vector's pointer is never null")
+        };
+        Filler(Arc::new(Block {
+            start,
+            capacity: buffer.capacity(),
+            filled: AtomicUsize::new(0),
+            pool: self.clone(),
+            _permit: permit,
+        }))
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut unwanted = Vec::new();
+        let mut free = lock(&self.free);
+        free.bytes += buffer.capacity();
+        free.buffers.push(buffer);
+        while free.bytes > self.bytes_max {
+            let oldest = free.buffers.remove(0);
+            free.bytes -= oldest.capacity();
+            unwanted.push(oldest);
+        }
+        drop(free);
+        drop(unwanted); // After the lock: the kernel takes its time for it.
+    }
+}
+
+/// Bytes that have come, and room for those that follow them.
+#[derive(Debug)]
+pub(super) struct Block {
+    start: NonNull<u8>,
+    capacity: usize,
+    /// Bytes that are there and never change again.
+    filled: AtomicUsize,
+    pool: Arc<Pool>,
+    _permit: Permit,
+}
+
+// SAFETY: the memory is the block's own. Below `filled` it is only read; behind
+// that only the one filler writes, and it makes what it wrote known with `filled`.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// Bytes that are there.
+    pub(super) fn filled(&self) -> usize {
+        self.filled.load(Ordering::Acquire)
+    }
+
+    /// Some of the bytes that are there.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub(super) fn get(&self, range: Range<usize>) -> &[u8] {
+        assert!(range.start <= range.end && range.end <= self.filled(), "{range:?} is not there");
+        // SAFETY: everything below `filled` was written, lies in the one buffer
+        // that lives as long as the block, and is not written again.
+        unsafe { slice::from_raw_parts(self.start.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// The same, held for as long as they are wanted.
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub(super) fn slice(self: &Arc<Self>, range: Range<usize>) -> Bytes {
+        assert!(range.start <= range.end && range.end <= self.filled(), "{range:?} is not there");
+        Bytes::from_owner(Slice { block: self.clone(), range })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `capacity` are those of the vector that the block
+        // was made from, and nobody else has them.
+        let buffer = unsafe { Vec::from_raw_parts(self.start.as_ptr(), 0, self.capacity) };
+        self.pool.give_back(buffer);
+    }
+}
+
+/// The right to append to a block. There is one.
+#[derive(Debug)]
+pub(super) struct Filler(Arc<Block>);
+
+impl Filler {
+    /// The block, for those who read it.
+    pub(super) fn block(&self) -> &Arc<Block> {
+        &self.0
+    }
+
+    /// Appends `bytes`, as far as there is room for them.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        let block = &self.0;
+        let filled = block.filled.load(Ordering::Relaxed);
+        let bytes = &bytes[..bytes.len().min(block.capacity - filled)];
+        // SAFETY: they fit behind `filled`, where nobody reads and only this one
+        // filler writes, which is borrowed for it.
+        unsafe {
+            let end = block.start.as_ptr().add(filled);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), end, bytes.len());
+        }
+        block.filled.store(filled + bytes.len(), Ordering::Release);
+    }
+}
+
+struct Slice {
+    block: Arc<Block>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        self.block.get(self.range.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::{Class, PrioritySemaphore};
+
+    const CHUNK: usize = CHUNK_BYTES as usize;
+
+    fn permit(memory: &Arc<PrioritySemaphore>, bytes: u64) -> Permit {
+        memory.try_acquire(Class::Demand, Pool::rounded(bytes)).unwrap()
+    }
+
+    #[test]
+    fn what_came_can_be_read_while_more_comes_and_counts_until_the_last_slice() {
+        let memory = PrioritySemaphore::new([1 << 20; 3]);
+        let pool = Pool::new(1 << 20);
+        let mut filler = pool.block(7, permit(&memory, 7));
+        let block = filler.block().clone();
+        assert_eq!(block.filled(), 0);
+        filler.append(b"abc");
+        let first = block.slice(0..3);
+        let reader = std::thread::spawn({
+            let block = block.clone();
+            move || {
+                while block.filled() < 7 {
+                    std::thread::yield_now();
+                }
+                block.get(0..7).to_vec()
+            }
+        });
+        filler.append(b"defg");
+        assert_eq!(reader.join().unwrap(), b"abcdefg");
+        assert_eq!((&first[..], block.get(2..5)), (&b"abc"[..], &b"cde"[..]));
+        drop((filler, block));
+        assert_eq!(memory.used(), CHUNK_BYTES);
+        drop(first);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not there")]
+    fn what_has_not_come_cannot_be_read() {
+        let memory = PrioritySemaphore::new([1 << 20; 3]);
+        let mut filler = Pool::new(0).block(7, permit(&memory, 7));
+        filler.append(b"abc");
+        filler.block().get(0..4);
+    }
+
+    #[test]
+    fn no_more_is_taken_than_there_is_room_for() {
+        let memory = PrioritySemaphore::new([1 << 20; 3]);
+        let mut filler = Pool::new(0).block(1, permit(&memory, 1));
+        filler.append(&vec![1; CHUNK - 1]);
+        filler.append(&[2, 3, 4]);
+        assert_eq!(filler.block().filled(), CHUNK);
+        assert_eq!(filler.block().get(CHUNK - 2..CHUNK), [1, 2]);
+    }
+
+    #[test]
+    fn buffers_are_used_again_and_not_more_are_kept_than_may_be() {
+        let memory = PrioritySemaphore::new([64 << 20; 3]);
+        let pool = Pool::new(2 * CHUNK_BYTES);
+        let block = |chunks: u64| {
+            let bytes = chunks * CHUNK_BYTES;
+            pool.block(bytes, permit(&memory, bytes))
+        };
+        let first = block(1);
+        let start = first.block().start;
+        drop(first);
+        let again = block(1);
+        assert_eq!(again.block().start, start);
+        let others = [block(1), block(1), block(2)];
+        drop((again, others));
+        assert!(lock(&pool.free).bytes <= 2 * CHUNK, "{:?}", lock(&pool.free).bytes);
+        assert_eq!(memory.used(), 0);
+    }
+}

@@ -11,14 +11,32 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use super::block::ALIGNMENT;
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
 use super::record::{FileId, Fingerprint, NodeId};
+
+/// Least bytes that are written past the page cache: for fewer, waiting for the
+/// disk costs more than the copy.
+const DIRECT_MIN_BYTES: usize = 512 << 10;
 
 /// An open backing file.
 #[derive(Debug)]
 pub(super) struct BackingFile {
     file: File,
+    /// The same past the page cache, where the file system can; see [`Way::Direct`].
+    direct: OnceLock<Option<File>>,
+}
+
+/// How bytes get to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the page cache, which takes more than the disk does for a while.
+    Cached,
+    /// Past it, if there are many: their copy there would cost a fifth of all CPU
+    /// time of a first epoch, and as much memory again as the readers' own pages.
+    Direct,
 }
 
 /// Nodes whose files share a folder. Ids are given out in order, so a cache of
@@ -51,12 +69,12 @@ impl BackingFile {
     /// Opens a file that the index knows.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(BackingFile { file })
+        Ok(BackingFile::from(file))
     }
 
     /// As [`BackingFile::open`], only to look at it: a read-only disk allows that.
     pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
-        Ok(BackingFile { file: File::open(path)? })
+        Ok(BackingFile::from(File::open(path)?))
     }
 
     /// Creates an empty file of `size` bytes, all holes.
@@ -77,7 +95,7 @@ impl BackingFile {
             let _ = std::fs::remove_file(path);
             return Err(error);
         }
-        Ok(BackingFile { file })
+        Ok(BackingFile::from(file))
     }
 
     /// Fills `buf` from `offset`; a short file is an error.
@@ -98,9 +116,28 @@ impl BackingFile {
         usize::try_from(read).is_ok_and(|read| read == buf.len())
     }
 
-    /// Writes all of `bytes` from `offset` on.
-    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+    /// Writes all of `bytes`, which lie in a block, from `offset` on, which is a chunk's.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64, way: Way) -> io::Result<()> {
+        let aligned = bytes.len() - bytes.len() % ALIGNMENT;
+        let mut written = 0;
+        if way == Way::Direct
+            && aligned >= DIRECT_MIN_BYTES
+            && let Some(direct) = self.direct.get_or_init(|| self.open_direct())
+        {
+            match direct.write_all_at(&bytes[..aligned], offset) {
+                Ok(()) => written = aligned,
+                // It keeps to larger blocks than we do: the page cache takes all.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.file.write_all_at(&bytes[written..], offset + written as u64)
+    }
+
+    /// The file once more, whatever became of its name.
+    fn open_direct(&self) -> Option<File> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).ok()
     }
 
     /// What the file looks like now; `None` if it has no name any more.
@@ -145,6 +182,12 @@ impl BackingFile {
     /// The file itself, to hand to the kernel. Only for a complete, verified object.
     pub(super) fn as_file(&self) -> &File {
         &self.file
+    }
+}
+
+impl From<File> for BackingFile {
+    fn from(file: File) -> Self {
+        BackingFile { file, direct: OnceLock::new() }
     }
 }
 

@@ -4,6 +4,7 @@
 //! byte is copied into it once, and answers to readers and writes to the disk are
 //! slices of it. Its memory counts until nobody holds any of it.
 
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -22,6 +23,51 @@ use crate::admission::Permit;
 /// would cost page faults.
 pub(super) const POOL_PART: u64 = 16;
 
+/// What blocks are aligned to: the largest block of a disk that direct I/O must keep to.
+pub(super) const ALIGNMENT: usize = 4096;
+
+/// Large blocks are made of pages of this size, where the kernel has them: it pins
+/// each page of an answer and of a write, and there are 512 times fewer.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Memory of a block.
+#[derive(Debug)]
+struct Buffer {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the memory is the buffer's own.
+unsafe impl Send for Buffer {}
+
+impl Buffer {
+    fn new(bytes: usize) -> Buffer {
+        let is_huge = bytes >= HUGE_PAGE;
+        let alignment = if is_huge { HUGE_PAGE } else { ALIGNMENT };
+        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), alignment);
+        let Ok(layout) = layout else { unreachable!("no request is that large") };
+        // SAFETY: the layout has a size.
+        let start = unsafe { alloc(layout) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        if is_huge {
+            // SAFETY: advice about memory that is ours; whether it is taken is the kernel's.
+            unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+        }
+        Buffer { start, layout }
+    }
+
+    fn len(&self) -> usize {
+        self.layout.size()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and given back once.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
 /// Buffers that are not in use.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -32,7 +78,7 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct Free {
     /// The one that came last is used first: the processor may still have it.
-    buffers: Vec<Vec<u8>>,
+    buffers: Vec<Buffer>,
     bytes: usize,
 }
 
@@ -54,33 +100,28 @@ impl Pool {
         let bytes = Self::rounded(bytes) as usize;
         let buffer = {
             let mut free = lock(&self.free);
-            let fitting = free.buffers.iter().rposition(|buffer| buffer.capacity() == bytes);
+            let fitting = free.buffers.iter().rposition(|buffer| buffer.len() == bytes);
             fitting.map(|at| {
                 free.bytes -= bytes;
                 free.buffers.remove(at)
             })
         };
-        let mut buffer = ManuallyDrop::new(buffer.unwrap_or_else(|| Vec::with_capacity(bytes)));
-        let Some(start) = NonNull::new(buffer.as_mut_ptr()) else {
-            unreachable!("a vector's pointer is never null")
-        };
         Filler(Arc::new(Block {
-            start,
-            capacity: buffer.capacity(),
+            buffer: ManuallyDrop::new(buffer.unwrap_or_else(|| Buffer::new(bytes))),
             filled: AtomicUsize::new(0),
             pool: self.clone(),
             _permit: permit,
         }))
     }
 
-    fn give_back(&self, buffer: Vec<u8>) {
+    fn give_back(&self, buffer: Buffer) {
         let mut unwanted = Vec::new();
         let mut free = lock(&self.free);
-        free.bytes += buffer.capacity();
+        free.bytes += buffer.len();
         free.buffers.push(buffer);
         while free.bytes > self.bytes_max {
             let oldest = free.buffers.remove(0);
-            free.bytes -= oldest.capacity();
+            free.bytes -= oldest.len();
             unwanted.push(oldest);
         }
         drop(free);
@@ -91,18 +132,15 @@ impl Pool {
 /// Bytes that have come, and room for those that follow them.
 #[derive(Debug)]
 pub(super) struct Block {
-    start: NonNull<u8>,
-    capacity: usize,
+    buffer: ManuallyDrop<Buffer>,
     /// Bytes that are there and never change again.
     filled: AtomicUsize,
     pool: Arc<Pool>,
     _permit: Permit,
 }
 
-// SAFETY: the memory is the block's own. Below `filled` it is only read; behind
-// that only the one filler writes, and it makes what it wrote known with `filled`.
-unsafe impl Send for Block {}
-// SAFETY: as above.
+// SAFETY: below `filled` the memory is only read; behind that only the one filler
+// writes, and it makes what it wrote known with `filled`.
 unsafe impl Sync for Block {}
 
 impl Block {
@@ -119,7 +157,7 @@ impl Block {
         assert!(range.start <= range.end && range.end <= self.filled(), "{range:?} is not there");
         // SAFETY: everything below `filled` was written, lies in the one buffer
         // that lives as long as the block, and is not written again.
-        unsafe { slice::from_raw_parts(self.start.as_ptr().add(range.start), range.len()) }
+        unsafe { slice::from_raw_parts(self.buffer.start.as_ptr().add(range.start), range.len()) }
     }
 
     /// The same, held for as long as they are wanted.
@@ -134,9 +172,8 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: `start` and `capacity` are those of the vector that the block
-        // was made from, and nobody else has them.
-        let buffer = unsafe { Vec::from_raw_parts(self.start.as_ptr(), 0, self.capacity) };
+        // SAFETY: nobody uses it after this.
+        let buffer = unsafe { ManuallyDrop::take(&mut self.buffer) };
         self.pool.give_back(buffer);
     }
 }
@@ -155,11 +192,11 @@ impl Filler {
     pub(super) fn append(&mut self, bytes: &[u8]) {
         let block = &self.0;
         let filled = block.filled.load(Ordering::Relaxed);
-        let bytes = &bytes[..bytes.len().min(block.capacity - filled)];
+        let bytes = &bytes[..bytes.len().min(block.buffer.len() - filled)];
         // SAFETY: they fit behind `filled`, where nobody reads and only this one
         // filler writes, which is borrowed for it.
         unsafe {
-            let end = block.start.as_ptr().add(filled);
+            let end = block.buffer.start.as_ptr().add(filled);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), end, bytes.len());
         }
         block.filled.store(filled + bytes.len(), Ordering::Release);
@@ -243,10 +280,10 @@ mod tests {
             pool.block(bytes, permit(&memory, bytes))
         };
         let first = block(1);
-        let start = first.block().start;
+        let start = first.block().buffer.start;
         drop(first);
         let again = block(1);
-        assert_eq!(again.block().start, start);
+        assert_eq!(again.block().buffer.start, start);
         let others = [block(1), block(1), block(2)];
         drop((again, others));
         assert!(lock(&pool.free).bytes <= 2 * CHUNK, "{:?}", lock(&pool.free).bytes);

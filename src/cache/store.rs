@@ -25,7 +25,7 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::backing_file::BackingFile;
+use super::backing_file::{BackingFile, Way};
 use super::budget::{Budget, disk_bytes};
 use super::chunk_map::ChunkMap;
 use super::disk_health::DiskHealth;
@@ -570,6 +570,11 @@ impl Store {
             Ok(result) => result,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+    }
+
+    /// How what is written gets to the disk.
+    pub(super) fn way_to_disk(&self) -> Way {
+        if self.writer.is_prompt() { Way::Direct } else { Way::Cached }
     }
 
     /// Writes to the disk.

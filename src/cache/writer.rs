@@ -23,7 +23,7 @@ const MEMORY_PER_WORKER: u64 = 2 * WHOLE_OBJECT_MAX_BYTES;
 
 /// Jobs in the queue for each thread at work before another one joins: they are
 /// short while the disk keeps up, and each thread more costs a switch.
-const JOBS_PER_WORKER: usize = 4;
+const JOBS_PER_WORKER: usize = 1;
 
 /// Percent of the memory that may be unwritten: above the first nothing is
 /// prefetched, above the second readahead shrinks, above the third nothing more
@@ -31,6 +31,10 @@ const JOBS_PER_WORKER: usize = 4;
 const PREFETCH_PERCENT: u64 = 25;
 const AHEAD_PERCENT: u64 = 45;
 const KEEP_PERCENT: u64 = 60;
+
+/// Percent of it up to which writes go past the page cache: above, the disk is slower
+/// than the network, and the page cache has more room for it than we have.
+const DIRECT_PERCENT: u64 = 25;
 
 /// Who has to give way to the disk. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,10 +144,19 @@ impl Writer {
         drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Whether the disk keeps up by itself.
+    pub(super) fn is_prompt(&self) -> bool {
+        !self.is_above(self.lock().unwritten_bytes, DIRECT_PERCENT)
+    }
+
+    fn is_above(&self, unwritten_bytes: u64, percent: u64) -> bool {
+        unwritten_bytes > self.memory_bytes / 100 * percent
+    }
+
     /// How far behind the disk is.
     pub(super) fn lag(&self) -> Lag {
         let unwritten = self.lock().unwritten_bytes;
-        let is_above = |percent: u64| unwritten > self.memory_bytes / 100 * percent;
+        let is_above = |percent| self.is_above(unwritten, percent);
         match () {
             () if is_above(KEEP_PERCENT) => Lag::Keep,
             () if is_above(AHEAD_PERCENT) => Lag::Ahead,

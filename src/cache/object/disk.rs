@@ -124,7 +124,7 @@ impl CachedObject {
             state.fingerprint = None;
             state.doubts
         };
-        let written = file.write(bytes, offset);
+        let written = file.write(bytes, offset, self.store.way_to_disk());
         kill_point::reach("chunk-written");
         if let Err(error) = written {
             self.partly_written(run);

@@ -19,7 +19,7 @@ const FILL_CHUNKS: u32 = (WHOLE_OBJECT_MAX_BYTES / CHUNK_BYTES) as u32;
 
 /// Chunks of a flight that are written at once, if it has so many: readers do not
 /// wait for it, and fewer and larger writes cost less.
-const WRITE_CHUNKS: usize = 8;
+const WRITE_CHUNKS: usize = 16;
 
 impl CachedObject {
     /// Fetches what is missing, before anybody asks for it, and returns once it

@@ -761,27 +761,27 @@ fn sums_follow_every_change() {
 #[test]
 fn hits_and_misses_are_told_apart() {
     run(async |dir, remote| {
-        remote.put("a", content(1, 2 * MIB));
+        remote.put("a", content(1, 3 * CHUNK));
         let rig = Rig::open(&dir, &remote, None, LONG).await;
         let ino = rig.ino("a").await;
         let object = rig.object("a").await;
         rig.fs.clone().read(ino, object.clone(), 0, CHUNK).await.unwrap();
         assert_eq!(rig.metrics.miss_bytes.get(), CHUNK);
         assert_eq!(rig.metrics.hit_bytes.get(), 0);
-        eventually("all is kept", || object.present_bytes() == 2 * MIB).await;
-        rig.fs.clone().read(ino, object.clone(), 0, 2 * MIB).await.unwrap();
-        assert_eq!(rig.metrics.hit_bytes.get(), 2 * MIB);
+        eventually("all is kept", || object.present_bytes() == 3 * CHUNK).await;
+        rig.fs.clone().read(ino, object.clone(), 0, 3 * CHUNK).await.unwrap();
+        assert_eq!(rig.metrics.hit_bytes.get(), 3 * CHUNK);
         assert_eq!(rig.metrics.miss_bytes.get(), CHUNK);
         assert_eq!(rig.remote_metrics.get.requests.get(), 1);
-        assert_eq!(rig.remote_metrics.get.bytes.get(), 2 * MIB);
+        assert_eq!(rig.remote_metrics.get.bytes.get(), 3 * CHUNK);
         let mut buf = vec![0; 100];
         let mut at_hand = |offset| match rig.fs.read_at_hand(&object, offset, &mut buf) {
             Some(AtHand::Copied(len)) => len,
             other => panic!("{other:?}: all of it was read, and is on disk only"),
         };
-        assert_eq!(at_hand(2 * MIB - 50), 50);
-        assert_eq!(at_hand(3 * MIB), 0);
-        assert_eq!(rig.metrics.hit_bytes.get(), 2 * MIB + 50);
+        assert_eq!(at_hand(3 * CHUNK - 50), 50);
+        assert_eq!(at_hand(4 * CHUNK), 0);
+        assert_eq!(rig.metrics.hit_bytes.get(), 3 * CHUNK + 50);
     });
 }
 

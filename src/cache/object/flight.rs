@@ -158,8 +158,8 @@ impl Landing {
             // First out of the list, then the verdict: who looks now starts anew.
             self.unlist();
             pilot.fail(error);
-            self.write_if(|_| true);
         }
+        self.write_from(1);
     }
 
     /// Brings the bytes: to those who wait first, then on their way to disk.
@@ -197,15 +197,14 @@ impl Landing {
         }
         let unwritten = store.writer().landed(self.bytes_of(chunk.number));
         lock(&self.landed).chunks.push((chunk, unwritten));
-        let is_last = chunk.number + 1 == self.flight.chunks().end;
-        self.write_if(|chunks| is_last || chunks >= WRITE_CHUNKS);
+        self.write_from(WRITE_CHUNKS);
     }
 
-    /// Has what came written, if it `is_due` and nobody is at it.
-    fn write_if(self: &Arc<Self>, is_due: impl Fn(usize) -> bool) {
+    /// Has what came written, if it is so many chunks and nobody is at it.
+    fn write_from(self: &Arc<Self>, chunks: usize) {
         let mut landed = lock(&self.landed);
-        let chunks = landed.chunks.len();
-        if chunks > 0 && is_due(chunks) && !std::mem::replace(&mut landed.is_queued, true) {
+        let is_due = landed.chunks.len() >= chunks;
+        if is_due && !std::mem::replace(&mut landed.is_queued, true) {
             drop(landed);
             self.object.store.writer().push(Box::new(self.clone()));
         }
@@ -218,15 +217,24 @@ impl Landing {
         std::mem::take(&mut landed.chunks)
     }
 
-    /// Writes chunks that follow one another, or else passes them by.
+    /// Writes chunks that follow one another, as far as there is room, and passes
+    /// the others by.
     fn keep(&self, run: &[Chunk]) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let Some(block) = self.flight.block() else { return };
         let size = self.object.meta.size;
         let range = chunk_range(first.number, size).start..chunk_range(last.number, size).end;
         let bytes = block.get(self.flight.place(&range));
-        if !self.object.keep(run, bytes, self.flight.is_demanded()) {
-            run.iter().for_each(|chunk| self.pass_by(chunk.number));
+        if self.object.keep(run, bytes, self.flight.is_demanded()) {
+            return;
+        }
+        match run {
+            [chunk] => self.pass_by(chunk.number),
+            _ => {
+                let (first, rest) = run.split_at(run.len() / 2);
+                self.keep(first);
+                self.keep(rest);
+            }
         }
     }
 

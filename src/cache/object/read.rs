@@ -96,8 +96,8 @@ impl CachedObject {
         let mut state = lock(&self.state);
         let shared = match Self::seat_for(&state, &range) {
             Some(seat) => {
-                let data = seat.bytes_now(&range)?;
-                Some(AtHand::Shared { data, miss_bytes: self.missing_bytes(&state, &range) })
+                let (data, miss_bytes) = (seat.bytes_now(&range)?, self.missing_bytes(&state, &range));
+                Some((seat, AtHand::Shared { data, miss_bytes }))
             }
             None => None,
         };
@@ -112,7 +112,10 @@ impl CachedObject {
         }
         drop(state);
         let at_hand = match shared {
-            Some(shared) => shared,
+            Some((seat, shared)) => {
+                self.keep_passed(seat.flight());
+                shared
+            }
             None if self.file.get()?.read_if_in_memory(buf, offset) => AtHand::Copied(buf.len()),
             None => return None,
         };

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::admission::{Class, Permit, PrioritySemaphore};
-use crate::remote::client::RemoteClient;
+use crate::admission::{Class, Permit, PrioritySemaphore, Urgency};
+use crate::remote::client::{InFlight, RemoteClient};
 use crate::remote::{ErrorKind, RemoteError};
 
 /// Of the memory, the parts that readahead and prefetch may fill: a reader
@@ -30,11 +30,29 @@ pub(super) struct Fetcher {
 /// The right to have one request in flight, and its bytes in memory after it.
 #[derive(Debug)]
 pub(super) struct Admission {
+    class: Class,
     _request: Permit,
     memory: Permit,
+    /// What is set aside for it of what may be downloaded.
+    reserved: Option<InFlight>,
 }
 
 impl Admission {
+    pub(super) fn class(&self) -> Class {
+        self.class
+    }
+
+    /// Sets its bytes aside of what may be downloaded; `false` if there are not so many.
+    pub(super) fn reserve(&mut self, bytes: u64, remote: &RemoteClient) -> bool {
+        self.reserved = remote.reserve(bytes);
+        self.reserved.is_some()
+    }
+
+    /// What was set aside, for the request that goes out now.
+    pub(super) fn take_reserved(&mut self) -> Option<InFlight> {
+        self.reserved.take()
+    }
+
     /// The memory of `bytes` that came: they outlive the request on their way to the disk.
     pub(super) fn memory_of(&mut self, bytes: usize) -> Permit {
         self.memory.split(bytes as u64)
@@ -53,15 +71,17 @@ impl Fetcher {
         // Memory first: who holds a request never waits for more.
         let memory = self.memory.acquire(class, bytes).await;
         let request = remote.requests().acquire(class, 1).await;
-        Admission { _request: request, memory }
+        Admission { class, _request: request, memory, reserved: None }
     }
 
     /// Lets a request ahead of the reader go out at once, or not at all:
     /// readahead never queues, so that a reader never waits behind it.
     pub(super) fn try_admit_ahead(&self, bytes: u64, remote: &RemoteClient) -> Option<Admission> {
-        let memory = self.memory.try_acquire(Class::Ahead, bytes)?;
-        let request = remote.requests().try_acquire(Class::Ahead, 1)?;
-        Some(Admission { _request: request, memory })
+        let class = Class::Ahead;
+        let memory = self.memory.try_acquire(class, bytes)?;
+        let request = remote.requests().try_acquire(class, 1)?;
+        let reserved = Some(remote.reserve(bytes)?);
+        Some(Admission { class, _request: request, memory, reserved })
     }
 }
 
@@ -69,6 +89,7 @@ impl Fetcher {
 #[derive(Debug)]
 pub(super) struct Flight {
     chunks: Range<u32>,
+    urgency: Urgency,
     slots: Mutex<Vec<Slot>>,
     failure: OnceLock<RemoteError>,
     progress: watch::Receiver<()>,
@@ -99,11 +120,12 @@ pub(super) struct Pilot {
 }
 
 impl Flight {
-    pub(super) fn new(chunks: Range<u32>) -> (Arc<Flight>, Pilot) {
+    pub(super) fn new(chunks: Range<u32>, class: Class) -> (Arc<Flight>, Pilot) {
         let (sender, progress) = watch::channel(());
         let slots = vec![Slot::Waiting; chunks.len()];
         let flight = Arc::new(Flight {
             chunks,
+            urgency: class.into(),
             slots: Mutex::new(slots),
             failure: OnceLock::new(),
             progress,
@@ -117,6 +139,11 @@ impl Flight {
 
     pub(super) fn covers(&self, chunk: u32) -> bool {
         self.chunks.contains(&chunk)
+    }
+
+    /// What it is flown for.
+    pub(super) fn urgency(&self) -> &Urgency {
+        &self.urgency
     }
 
     /// Waits for one chunk of this flight.
@@ -138,6 +165,12 @@ impl Flight {
             }
             open = progress.changed().await.is_ok();
         }
+    }
+
+    /// The same for a reader: the flight is urgent now, whatever it was begun for.
+    pub(super) async fn chunk_for_reader(&self, chunk: u32) -> Result<Landed, RemoteError> {
+        self.urgency.raise(Class::Demand);
+        self.chunk(chunk).await
     }
 
     /// A chunk is on disk: who comes later reads it there, and its memory is given back.
@@ -168,7 +201,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiters_get_each_chunk_as_it_lands_and_failures_after() {
-        let (flight, pilot) = Flight::new(4..7);
+        let (flight, pilot) = Flight::new(4..7, Class::Demand);
         let waiters: Vec<_> = (4..7)
             .map(|chunk| {
                 let flight = flight.clone();
@@ -191,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lost_pilot_fails_the_flight() {
-        let (flight, pilot) = Flight::new(0..1);
+        let (flight, pilot) = Flight::new(0..1, Class::Demand);
         drop(pilot);
         assert_eq!(flight.chunk(0).await.unwrap_err().kind, ErrorKind::Transient);
     }

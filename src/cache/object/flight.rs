@@ -14,33 +14,47 @@ use super::super::writer::Lag;
 use super::{CachedObject, State};
 use crate::admission::{Class, Permit};
 use crate::remote::RemoteError;
+use crate::remote::client::InFlight;
 
 /// One request of a fill: an object that is fetched whole, or as much of a larger one.
 const FILL_CHUNKS: u32 = (WHOLE_OBJECT_MAX_BYTES / CHUNK_BYTES) as u32;
+
+/// What came of filling an object.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cache) struct Fill {
+    /// Bytes that were asked for: not those that a reader asked for himself.
+    pub asked: u64,
+    /// Nothing was left to ask for.
+    pub is_whole: bool,
+}
 
 impl CachedObject {
     /// Fetches what is missing, before anybody asks for it, and returns once it
     /// has come. A run is not in flight before it may be, so that a reader who
     /// comes first asks for itself. Ends early when nothing is kept any more, or
-    /// nothing more may be fetched that nobody waits for. Returns the bytes it
-    /// asked for: not those that a reader asked for himself.
-    pub async fn fill(self: &Arc<Self>) -> Result<u64, RemoteError> {
+    /// nothing more may be fetched that nobody waits for.
+    pub(in crate::cache) async fn fill(self: &Arc<Self>) -> Result<Fill, RemoteError> {
         let mut flights = Vec::new();
-        let mut asked = 0;
+        let mut fill = Fill { asked: 0, is_whole: false };
         let mut from = 0;
-        while !self.is_doomed() && self.store.may_prefetch() && self.remote.may_speculate() {
-            let Some(run) = self.missing_run(&lock(&self.state), from) else { break };
+        while self.is_doomed() || self.store.may_prefetch() {
+            let missing = self.missing_run(&lock(&self.state), from);
+            let Some(run) = missing.filter(|_| !self.is_doomed()) else {
+                fill.is_whole = true;
+                break;
+            };
             let bytes = chunk_range(run.end - 1, self.meta.size).end
                 - chunk_range(run.start, self.meta.size).start;
-            let admission = self.store.fetcher().admit(Class::Prefetch, bytes, &self.remote).await;
-            if !self.remote.may_speculate() {
-                break; // Those that waited beside it used up what may be downloaded.
+            let mut admission =
+                self.store.fetcher().admit(Class::Prefetch, bytes, &self.remote).await;
+            if !admission.reserve(bytes, &self.remote) {
+                break;
             }
             from = run.end;
             let mut state = lock(&self.state);
             if run.clone().all(|chunk| self.is_missing(&state, chunk)) {
                 flights.push(self.start(&mut state, run, bytes, Some(admission)));
-                asked += bytes;
+                fill.asked += bytes;
             } else {
                 from = run.start; // A reader was faster with some of it.
             }
@@ -48,7 +62,7 @@ impl CachedObject {
         for flight in flights {
             flight.chunk(flight.chunks().end - 1).await?;
         }
-        Ok(asked)
+        Ok(fill)
     }
 
     /// The first chunks from `from` on that are to be had by nobody yet, as many
@@ -68,9 +82,16 @@ impl CachedObject {
         state: &mut State,
         chunks: Range<u32>,
         bytes: u64,
-        ahead: Option<Admission>,
+        mut ahead: Option<Admission>,
     ) -> Arc<Flight> {
-        let (flight, pilot) = Flight::new(chunks);
+        let class = ahead.as_ref().map_or(Class::Demand, Admission::class);
+        // At once for a reader too, so that what is planned beside it sees it. If
+        // there are not so many, whether he is refused turns out when it is sent.
+        let reserved = match &mut ahead {
+            Some(admission) => admission.take_reserved(),
+            None => self.remote.reserve(bytes),
+        };
+        let (flight, pilot) = Flight::new(chunks, class);
         state.flights.push(flight.clone());
         let landing = Landing::of(self.clone(), flight.clone());
         self.store.spawn(async move {
@@ -79,7 +100,7 @@ impl CachedObject {
                 Some(admission) => admission,
                 None => object.store.fetcher().admit(Class::Demand, bytes, &object.remote).await,
             };
-            if let Err(error) = landing.fly(&pilot, &mut admission).await {
+            if let Err(error) = landing.fly(&pilot, &mut admission, reserved).await {
                 tracing::debug!(key = ?object.meta.key.0, %error, "a fetch failed");
                 // First out of the list, then the verdict: who looks now starts anew.
                 landing.unlist();
@@ -116,11 +137,14 @@ impl Landing {
         self: &Arc<Self>,
         pilot: &Pilot,
         admission: &mut Admission,
+        reserved: Option<InFlight>,
     ) -> Result<(), RemoteError> {
         let size = self.object.meta.size;
         let chunks = self.flight.chunks().clone();
         let range = chunk_range(chunks.start, size).start..chunk_range(chunks.end - 1, size).end;
-        let mut reader = self.object.remote.get_range(self.object.meta.clone(), range);
+        let urgency = self.flight.urgency().clone();
+        let reader = self.object.remote.get_range(self.object.meta.clone(), range, urgency);
+        let mut reader = reader.with_reserved(reserved);
         let mut chunk = chunks.start;
         let mut wanted = chunk_len(chunk, size);
         let mut partial = BytesMut::new();

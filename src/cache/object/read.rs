@@ -143,7 +143,7 @@ impl CachedObject {
                 self.keep_passed(chunk, &bytes);
                 (chunk, bytes, range)
             }
-            Piece::Flight { flight, chunk, range } => match flight.chunk(chunk).await? {
+            Piece::Flight { flight, chunk, range } => match flight.chunk_for_reader(chunk).await? {
                 Landed::Memory(bytes) => {
                     out.miss_bytes += range.end - range.start;
                     (chunk, bytes, range)
@@ -226,13 +226,15 @@ impl CachedObject {
         let window_max = if is_prompt { WINDOW_MAX_BYTES } else { PASS_BY_WINDOW_BYTES };
         let Plan { range, part } = state.readahead.on_read(from, end - from, window_max);
         let demand = chunks_of(from, end);
-        let part = ((part / CHUNK_BYTES) as u32).max(1);
         // What is not kept is of no use behind its reader.
         let start = if is_prompt { range.start } else { from };
-        let range = match self.remote.may_speculate() {
+        // The first request has bytes that nobody waits for, too.
+        let first = part.min(range.end - range.start);
+        let range = match self.remote.may_speculate(first) {
             true => start..range.end,
             false => from..end,
         };
+        let part = ((part / CHUNK_BYTES) as u32).max(1);
         let mut chunk = chunks_of(range.start, range.end).start;
         let until = chunks_of(range.start, range.end).end;
         while chunk < until {

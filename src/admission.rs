@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// What something is fetched for, most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +22,33 @@ pub enum Class {
 }
 
 const CLASSES: usize = 3;
+
+/// The class of something under way, which becomes more urgent once a reader
+/// waits for it. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Urgency(watch::Sender<Class>);
+
+impl Urgency {
+    /// It is of a more urgent class from now on, unless it is already.
+    pub fn raise(&self, class: Class) {
+        self.0.send_if_modified(|now| {
+            let is_more = class < *now;
+            *now = class.min(*now);
+            is_more
+        });
+    }
+
+    /// The class just now.
+    pub fn class(&self) -> Class {
+        *self.0.borrow()
+    }
+}
+
+impl From<Class> for Urgency {
+    fn from(class: Class) -> Self {
+        Urgency(watch::Sender::new(class))
+    }
+}
 
 /// Units of something, handed out by class.
 #[derive(Debug)]
@@ -83,6 +110,21 @@ impl PrioritySemaphore {
         }
     }
 
+    /// The same for something that may become more urgent while it waits.
+    pub async fn acquire_as(self: &Arc<Self>, urgency: &Urgency, units: u64) -> Permit {
+        let mut raised = urgency.0.subscribe();
+        loop {
+            let class = *raised.borrow_and_update();
+            tokio::select! {
+                biased;
+                permit = self.acquire(class, units) => return permit,
+                // The place in the queue is given up for one further ahead. We
+                // hold a sender: there is no end to see.
+                _ = raised.changed() => {}
+            }
+        }
+    }
+
     /// `units`, if they are to be had at once and nobody waits who comes before.
     pub fn try_acquire(self: &Arc<Self>, class: Class, units: u64) -> Option<Permit> {
         self.take(&mut self.lock(), class, units)
@@ -96,6 +138,12 @@ impl PrioritySemaphore {
     /// Whether somebody of `class` waits.
     pub fn has_waiters(&self, class: Class) -> bool {
         self.lock().waiting[class as usize].iter().any(|waiter| !waiter.granted.is_closed())
+    }
+
+    /// Whether somebody waits who comes before `class`.
+    pub fn has_more_urgent(&self, class: Class) -> bool {
+        let state = self.lock();
+        state.waiting[..class as usize].iter().flatten().any(|waiter| !waiter.granted.is_closed())
     }
 
     fn take(self: &Arc<Self>, state: &mut State, class: Class, units: u64) -> Option<Permit> {
@@ -202,6 +250,31 @@ mod tests {
         let prefetch = prefetch.await.unwrap();
         assert_eq!(semaphore.used(), 4);
         drop((reader, prefetch));
+        assert_eq!(semaphore.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_becomes_urgent_while_it_waits_goes_first() {
+        let semaphore = PrioritySemaphore::new([1, 1, 1]);
+        let held = semaphore.acquire(Class::Demand, 1).await;
+        let urgency = Urgency::from(Class::Prefetch);
+        let before = acquire(&semaphore, Class::Ahead, 1);
+        waiting(&semaphore, Class::Ahead).await;
+        let raised = tokio::spawn({
+            let (semaphore, urgency) = (semaphore.clone(), urgency.clone());
+            async move { semaphore.acquire_as(&urgency, 1).await }
+        });
+        waiting(&semaphore, Class::Prefetch).await;
+        urgency.raise(Class::Demand);
+        urgency.raise(Class::Ahead);
+        assert_eq!(urgency.class(), Class::Demand);
+        waiting(&semaphore, Class::Demand).await;
+        assert!(!semaphore.has_waiters(Class::Prefetch));
+        drop(held);
+        let raised = raised.await.unwrap();
+        assert!(!before.is_finished());
+        drop(raised);
+        drop(before.await.unwrap());
         assert_eq!(semaphore.used(), 0);
     }
 

@@ -11,10 +11,14 @@ use std::time::Duration;
 use offline::*;
 use tempfile::TempDir;
 use warmfs::cache::{AtHand, Child};
+use warmfs::config::{TrafficOptions, WarmOption};
 use warmfs::fs::Errno;
 use warmfs::fs::inode::Ino;
+use warmfs::metrics::RemoteMetrics;
+use warmfs::remote::client::RemoteClient;
+use warmfs::remote::endpoint::Endpoints;
 use warmfs::remote::scripted::{Fault, Request, RequestKind, ScriptedRemote};
-use warmfs::remote::{ErrorKind, gate::Gate};
+use warmfs::remote::{ErrorKind, Remote, gate::Gate};
 
 fn temp() -> TempDir {
     TempDir::new().unwrap()
@@ -825,4 +829,52 @@ fn metadata_reaches_the_disk_without_any_chunk() {
         }
         assert!(matches!(rig.tree.child(rig.tree.root(), "a").unwrap(), Child::Known(_)));
     });
+}
+
+#[test]
+fn readahead_stays_below_the_cap_on_downloads() {
+    // Within the largest window, which is planned at once.
+    const CAP: u64 = 40 * MIB;
+    run(async |dir, remote| {
+        remote.put("big", vec![7; 160 * MIB as usize]);
+        let metrics = Arc::<RemoteMetrics>::default();
+        let endpoint = Endpoints::default().of(remote.id());
+        let traffic = TrafficOptions { max_download: Some(CAP), ..TrafficOptions::default() };
+        let client =
+            RemoteClient::for_mount(Arc::new(remote.clone()), metrics.clone(), endpoint, &traffic);
+        let rig = Rig::open_with(&dir, &remote, None, LONG, (Arc::new(client), metrics)).await;
+        let object = rig.object("big").await;
+        for at in (0..CAP).step_by(CHUNK as usize) {
+            assert_eq!(object.read(at, CHUNK).await.unwrap().data.len() as u64, CHUNK);
+        }
+        assert_eq!(fetched_bytes(&remote, "big"), CAP, "all that may be, and no more");
+        // A reader still gets what it asks for.
+        assert_eq!(object.read(CAP, CHUNK).await.unwrap().data.len() as u64, CHUNK);
+        assert_eq!(fetched_bytes(&remote, "big"), CAP + CHUNK);
+    });
+}
+
+#[test]
+fn what_is_being_listed_ahead_ends_with_the_mount() {
+    // Between two folders, and between two pages of one.
+    for (page_keys, held) in [(1_000, 8), (10, 1)] {
+        run(async |dir, remote| {
+            for folder in 0..100 {
+                remote.put(&format!("{folder:03}/a"), content(1, 10));
+            }
+            remote.set_page_keys(page_keys);
+            let rig = Rig::open(&dir, &remote, None, LONG).await;
+            let before = remote.count(RequestKind::List);
+            remote.gate().close();
+            rig.tree.start_warming(WarmOption::All);
+            remote.gate().wait_for_held(held).await;
+            rig.tree.end();
+            let tree = Arc::downgrade(&rig.tree);
+            drop(rig);
+            remote.gate().release_all();
+            eventually("nobody holds the tree", || tree.strong_count() == 0).await;
+            assert_eq!(remote.count(RequestKind::List), before + held);
+            assert_eq!(remote.count(RequestKind::Get), 0);
+        });
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use common::moto::Moto;
+use warmfs::admission::Class;
 use warmfs::config::CallerEnv;
 use warmfs::metrics::RemoteMetrics;
 use warmfs::remote::client::RemoteClient;
@@ -133,7 +134,7 @@ async fn head(store: &dyn Store, key: &str) -> Result<ObjectMeta, RemoteError> {
 }
 
 async fn read(store: &dyn Store, object: &ObjectMeta) -> Result<Vec<u8>, RemoteError> {
-    let mut reader = client(store).get_range(object.clone(), 0..object.size);
+    let mut reader = client(store).get_range(object.clone(), 0..object.size, Class::Demand);
     let mut all = Vec::new();
     while let Some(piece) = reader.next().await? {
         all.extend_from_slice(&piece);
@@ -152,7 +153,7 @@ async fn check_objects(store: &dyn Store) {
     for range in [0..large.size, 0..1, large.size - 1..large.size, 1_000_000..2_500_001] {
         let answer = store.remote().get_range(&large, range.clone()).await.unwrap();
         assert_eq!((&answer.version, answer.total_size), (&large.version, large.size));
-        let mut reader = client(store).get_range(large.clone(), range.clone());
+        let mut reader = client(store).get_range(large.clone(), range.clone(), Class::Demand);
         let mut all = Vec::new();
         while let Some(piece) = reader.next().await.unwrap() {
             all.extend_from_slice(&piece);

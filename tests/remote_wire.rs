@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::stub::{Reply, Request, Stub};
+use warmfs::admission::Class;
 use warmfs::config::{CallerEnv, RemoteOptions, TrafficOptions};
 use warmfs::metrics::RemoteMetrics;
 use warmfs::remote::client::{Limits, RemoteClient};
@@ -92,7 +93,7 @@ async fn read(
 }
 
 async fn read_with(client: &Arc<RemoteClient>, range: Range<u64>) -> Result<Vec<u8>, RemoteError> {
-    let mut reader = client.get_range(object(), range);
+    let mut reader = client.get_range(object(), range, Class::Demand);
     let mut all = Vec::new();
     while let Some(piece) = reader.next().await? {
         all.extend_from_slice(&piece);
@@ -100,9 +101,7 @@ async fn read_with(client: &Arc<RemoteClient>, range: Range<u64>) -> Result<Vec<
     Ok(all)
 }
 
-/// Reads with a client as mounts have it, hedges and all, often enough to know
-/// the store: `bad` answers each tenth GET after that. Compares every byte, and
-/// the count of requests with the store's own.
+/// Reads as [`read_often`] does; `bad` answers each tenth GET once the store is known.
 async fn read_hedged(
     bad: impl Fn(&Request) -> Reply + Send + Sync + 'static,
 ) -> Arc<RemoteMetrics> {
@@ -112,6 +111,12 @@ async fn read_hedged(
         if count >= 40 && count.is_multiple_of(10) { bad(request) } else { good(request) }
     })
     .await;
+    read_often(&store, remote).await
+}
+
+/// Reads with a client as mounts have it, hedges and all, often enough to know
+/// the store. Compares every byte, and the count of requests with the store's own.
+async fn read_often(store: &Stub, remote: S3Remote) -> Arc<RemoteMetrics> {
     let metrics = Arc::<RemoteMetrics>::default();
     let endpoint = Endpoints::default().of(remote.id());
     let traffic = TrafficOptions::default();
@@ -428,6 +433,44 @@ async fn what_goes_wrong_is_survived_with_hedges_too() {
     assert!(metrics.retries.broken.get() >= 3, "{metrics:?}");
     let metrics = read_hedged(|_| Reply::s3_error(429, "TooManyRequests", &[])).await;
     assert!(metrics.retries.throttled.get() >= 3, "{metrics:?}");
+}
+
+/// Reads as [`read_often`] does. Once, when hedges may be sent, a GET is not
+/// answered, and its hedge is by `bad`.
+async fn read_past_bad_hedge(
+    bad: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+) -> Arc<RemoteMetrics> {
+    let count = AtomicUsize::new(0);
+    let (store, remote) = connected(move |request| match count.fetch_add(1, Ordering::SeqCst) {
+        60 => Reply::silence(),
+        61 => bad(request),
+        _ => good(request),
+    })
+    .await;
+    read_often(&store, remote).await
+}
+
+#[tokio::test]
+async fn a_hedge_with_another_etag_is_left_and_the_first_get_made_again() {
+    let metrics = read_past_bad_hedge(|request| {
+        let range = asked(request);
+        let mut fields = headers(&range);
+        fields[0].1 = "\"two\"".to_owned();
+        Reply::new(206, &as_refs(&fields), vec![0; range.len()])
+    })
+    .await;
+    assert_eq!((metrics.hedges_sent.get(), metrics.hedges_won.get()), (1, 0));
+    assert_eq!((metrics.retries.no_answer.get(), metrics.get.errors.get()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_hedge_that_brings_the_whole_body_is_cut() {
+    let whole = |_: &Request| Reply::new(200, &[("etag", "\"one\"")], content());
+    let metrics = read_past_bad_hedge(whole).await;
+    assert_eq!((metrics.hedges_sent.get(), metrics.hedges_won.get()), (1, 1));
+    // As a first answer too.
+    let metrics = read_hedged(whole).await;
+    assert_eq!(metrics.get.errors.get(), 0, "{metrics:?}");
 }
 
 #[tokio::test]

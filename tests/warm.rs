@@ -13,7 +13,7 @@ use common::store::{BUCKET, Store};
 use common::tree::noise;
 use common::{Warmfs, eventually};
 use serde_json::Value;
-use warmfs::embedded_store::{EmbeddedStore, StoreOptions};
+use warmfs::embedded_store::{EmbeddedStore, Fault, FaultRule, Op, StoreOptions};
 
 /// Enough requests in flight for several at once, few enough for a test.
 const TTFB: Duration = Duration::from_millis(10);
@@ -226,6 +226,80 @@ fn all_that_does_not_fit_is_said_and_left() {
     assert_eq!(status["evictions"]["objects"], 0);
     assert!(prefetched(&warmfs) > 0);
     assert!(status["cache"]["used_bytes"].as_u64() <= status["cache"]["limit_bytes"].as_u64());
+}
+
+/// `--warm all` of 100 files, of which the store answers some with `rule` at first:
+/// what it is once all of them are cached.
+fn warm_all_in_spite_of(rule: FaultRule) -> (Store, Warmfs) {
+    let store = store();
+    let keys = put_files(&store, "a/", 100, FILE_BYTES);
+    store.set_faults(vec![rule]);
+    let warmfs = store.warmfs();
+    mount_warm(&warmfs, "all", &[]);
+    eventually("all of it is there", || {
+        let cached = warmfs.status()["cache"]["dataset_cached_bytes"].as_u64();
+        warming(&warmfs)["state"] == "done" && cached == Some((keys.len() * FILE_BYTES) as u64)
+    });
+    assert_eq!(warming(&warmfs)["objects"], keys.len() as u64);
+    (store, warmfs)
+}
+
+#[test]
+fn an_object_that_fails_is_fetched_after_the_others() {
+    let fault = Fault::Status { status: 500, code: "InternalError".into(), retry_after_s: None };
+    // All attempts of the first time.
+    let rule =
+        FaultRule { key_contains: "a/00003".to_owned(), ..FaultRule::next(5, Op::Get, fault) };
+    let (store, _warmfs) = warm_all_in_spite_of(rule);
+    assert_eq!(store.counts().get.requests, 100 + 5);
+}
+
+#[test]
+fn a_store_that_throttles_gets_its_objects_warmed_and_its_readers_served() {
+    const REFUSED: u64 = 50;
+    let busy = Fault::Status { status: 503, code: "SlowDown".into(), retry_after_s: None };
+    let rule = FaultRule { skip: 20, ..FaultRule::next(REFUSED, Op::Get, busy) };
+    let (store, warmfs) = warm_all_in_spite_of(rule);
+    assert_eq!(store.counts().get.requests, 100 + REFUSED, "each object came once");
+    assert_eq!(warmfs.status()["remote"]["throttled"], REFUSED);
+    let read = fs::read(warmfs.path("mount/a/00099")).unwrap();
+    assert!(read == noise(99, FILE_BYTES));
+}
+
+#[test]
+fn nothing_is_fetched_ahead_past_the_cap() {
+    const CAP: u64 = 1 << 20;
+    let store = store();
+    put_files(&store, "a/", 100, FILE_BYTES);
+    let warmfs = store.warmfs();
+    mount_warm(&warmfs, "all", &["--max-download", "1M"]);
+    eventually("it says so", || warming(&warmfs)["state"] == "download-cap");
+    eventually("as much came as may", || {
+        let fetched = store.counts().get.bytes;
+        assert!(fetched <= CAP, "{fetched}");
+        fetched + FILE_BYTES as u64 > CAP
+    });
+}
+
+#[test]
+fn listing_all_ends_with_its_mount() {
+    const FOLDERS: u64 = 2_000;
+    let store = store();
+    for folder in 0..FOLDERS {
+        store.put(BUCKET, format!("all/{folder:05}/a"), noise(folder, 10));
+    }
+    store.put(BUCKET, "other/a", noise(1, 10));
+    let warmfs = store.warmfs();
+    warmfs.mount_uri("s3://bucket/other", "other");
+    warmfs.mount_with("s3://bucket/all", "mount", &["--warm", "all"]);
+    eventually("it lists", || store.counts().list.requests > 20);
+    warmfs.unmount("mount");
+    eventually("nothing more is listed", || {
+        let before = store.counts().list.requests;
+        (0..20).all(|_| warmfs.status().is_object() && store.counts().list.requests == before)
+    });
+    let lists = store.counts().list.requests;
+    assert!(lists < FOLDERS, "{lists}");
 }
 
 fn mount_warm(warmfs: &Warmfs, what: &str, options: &[&str]) -> PathBuf {

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::index::{Root, Write};
 use super::listing::{Changes, FolderUpdate};
 use super::metadata::Tree;
@@ -84,6 +86,7 @@ impl Cache {
             point_lookups: Tree::counted_folders(),
             listing_failed: Mutex::default(),
             warmer: OnceLock::new(),
+            ended: watch::Sender::new(false),
         });
         super::lock(&self.trees).push(Arc::downgrade(&tree));
         if page.next.is_none() {

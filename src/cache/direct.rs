@@ -221,7 +221,9 @@ async fn fly(
     mut admission: Admission,
     mut arrived: impl FnMut(u64) + Send,
 ) -> Result<(), RemoteError> {
-    let mut reader = remote.get_range(object.clone(), range);
+    let reserved = admission.take_reserved();
+    let mut reader =
+        remote.get_range(object.clone(), range, admission.class()).with_reserved(reserved);
     while let Some(bytes) = reader.next().await? {
         arrived(bytes.len() as u64);
         // The memory of what is dropped is free.

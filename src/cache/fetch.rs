@@ -17,8 +17,8 @@ use super::block::{Block, Filler, POOL_PART, Pool};
 use super::chunk_map::chunk_range;
 use super::lock;
 use super::recent::Recent;
-use crate::admission::{Class, Permit, PrioritySemaphore};
-use crate::remote::client::RemoteClient;
+use crate::admission::{Class, Permit, PrioritySemaphore, Urgency};
+use crate::remote::client::{InFlight, RemoteClient};
 use crate::remote::{ErrorKind, RemoteError};
 
 /// Of the memory, the parts that readahead and prefetch may fill: a reader
@@ -39,11 +39,29 @@ pub(super) struct Fetcher {
 /// The right to have one request in flight, and its bytes in memory.
 #[derive(Debug)]
 pub(super) struct Admission {
+    class: Class,
     request: Permit,
     memory: Permit,
+    /// What is set aside for it of what may be downloaded.
+    reserved: Option<InFlight>,
 }
 
 impl Admission {
+    pub(super) fn class(&self) -> Class {
+        self.class
+    }
+
+    /// Sets its bytes aside of what may be downloaded; `false` if there are not so many.
+    pub(super) fn reserve(&mut self, bytes: u64, remote: &RemoteClient) -> bool {
+        self.reserved = remote.reserve(bytes);
+        self.reserved.is_some()
+    }
+
+    /// What was set aside, for the request that goes out now.
+    pub(super) fn take_reserved(&mut self) -> Option<InFlight> {
+        self.reserved.take()
+    }
+
     /// Gives back the memory of `bytes` that came and went.
     pub(super) fn went(&mut self, bytes: usize) {
         drop(self.memory.split(bytes as u64));
@@ -72,7 +90,7 @@ impl Fetcher {
             Some(memory) => memory,
             None => self.wait_for_memory(class, bytes).await,
         };
-        Admission { request, memory }
+        Admission { class, request, memory, reserved: None }
     }
 
     async fn wait_for_memory(&self, class: Class, bytes: u64) -> Permit {
@@ -89,9 +107,11 @@ impl Fetcher {
     /// Lets a request ahead of the reader go out at once, or not at all:
     /// readahead never queues, so that a reader never waits behind it.
     pub(super) fn try_admit_ahead(&self, bytes: u64, remote: &RemoteClient) -> Option<Admission> {
-        let memory = self.try_memory(Class::Ahead, Pool::rounded(bytes))?;
-        let request = remote.requests().try_acquire(Class::Ahead, 1)?;
-        Some(Admission { request, memory })
+        let class = Class::Ahead;
+        let memory = self.try_memory(class, Pool::rounded(bytes))?;
+        let request = remote.requests().try_acquire(class, 1)?;
+        let reserved = Some(remote.reserve(bytes)?);
+        Some(Admission { class, request, memory, reserved })
     }
 
     /// Memory, if need be of what has been read or can be read from the disk.
@@ -134,7 +154,7 @@ pub(super) struct Flight {
     chunks: Range<u32>,
     /// The bytes of the object that it brings.
     range: Range<u64>,
-    class: Class,
+    urgency: Urgency,
     state: Mutex<State>,
     failure: OnceLock<RemoteError>,
     /// How many bytes have come.
@@ -145,8 +165,6 @@ pub(super) struct Flight {
     is_gone: AtomicBool,
     /// Some of it is not on disk, and will not be.
     is_unkept: AtomicBool,
-    /// A reader has come for it.
-    is_demanded: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -188,13 +206,12 @@ impl Flight {
             chunks,
             unread: AtomicU64::new(range.end - range.start),
             range,
-            class,
+            urgency: class.into(),
             state: Mutex::default(),
             failure: OnceLock::new(),
             progress,
             is_gone: AtomicBool::new(false),
             is_unkept: AtomicBool::new(false),
-            is_demanded: AtomicBool::new(class == Class::Demand),
         });
         (flight.clone(), Boarding { flight, progress: sender })
     }
@@ -208,14 +225,14 @@ impl Flight {
         &self.range
     }
 
-    /// What it was begun for.
-    pub(super) fn class(&self) -> Class {
-        self.class
+    /// What it is flown for.
+    pub(super) fn urgency(&self) -> &Urgency {
+        &self.urgency
     }
 
     /// Whether somebody asked for it, from the beginning or since.
     pub(super) fn is_demanded(&self) -> bool {
-        self.is_demanded.load(Ordering::Relaxed)
+        self.urgency.class() == Class::Demand
     }
 
     /// Whether its bytes are in memory no more.
@@ -246,14 +263,15 @@ impl Flight {
         self.unread.load(Ordering::Relaxed) == 0
     }
 
-    /// A claim to its bytes; `None` if they are gone.
+    /// A reader's claim to its bytes; `None` if they are gone. From now on the flight
+    /// is urgent, whatever it was begun for.
     pub(super) fn seat(self: &Arc<Self>) -> Option<Seat> {
         let mut state = lock(&self.state);
         if self.is_gone() {
             return None;
         }
         state.seats += 1;
-        self.is_demanded.store(true, Ordering::Relaxed);
+        self.urgency.raise(Class::Demand);
         Some(Seat(self.clone()))
     }
 
@@ -355,7 +373,7 @@ impl Boarding {
     /// It may go out: its bytes have a place now.
     pub(super) fn admitted(self, fetcher: &Fetcher, admission: Admission) -> Pilot {
         let Boarding { flight, progress } = self;
-        let Admission { request, memory } = admission;
+        let Admission { request, memory, .. } = admission;
         let bytes = flight.range.end - flight.range.start;
         let filler = fetcher.pool.block(bytes, memory);
         lock(&flight.state).block = Some(filler.block().clone());

@@ -14,6 +14,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use lru::LruCache;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::index::Index;
 use super::listing::{Changes, FolderUpdate};
@@ -25,7 +26,7 @@ use super::warm::Warmer;
 use super::{CacheError, Clock, Event, lock};
 use crate::remote::client::RemoteClient;
 use crate::remote::pages::Pages;
-use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta};
+use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta, RemoteError};
 
 /// Lookups in a folder that was never listed before its listing is started
 /// behind them: who opens three files pays for three, who goes on pays once.
@@ -65,6 +66,8 @@ pub struct Tree {
     pub(super) listing_failed: Mutex<Option<Instant>>,
     /// Fetches ahead, unless that is off.
     pub(super) warmer: OnceLock<Warmer>,
+    /// Nobody can reach it any more.
+    pub(super) ended: watch::Sender<bool>,
 }
 
 /// A folder or an object version.
@@ -117,6 +120,11 @@ impl Drop for Tree {
 impl Tree {
     pub(super) fn counted_folders() -> Mutex<LruCache<NodeId, u32>> {
         Mutex::new(LruCache::new(COUNTED_FOLDERS_MAX))
+    }
+
+    /// The mount is gone: nothing more is listed or fetched ahead for it.
+    pub fn end(&self) {
+        self.ended.send_replace(true);
     }
 
     /// The folder that is mounted.
@@ -437,6 +445,10 @@ impl Tree {
         let mut first = true;
         let mut pages = Pages::default();
         loop {
+            if *self.ended.borrow() {
+                let message = format!("LIST {prefix}: its mount has ended");
+                return Err(RemoteError::new(ErrorKind::Transient, message).into());
+            }
             let request =
                 ListRequest { prefix: prefix.clone(), continuation, ..ListRequest::default() };
             let mut page = self.remote.list(&request).await?;

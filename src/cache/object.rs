@@ -31,6 +31,7 @@ use super::record::{FileId, Fingerprint, GROUP_CHUNKS, NodeId, ObjectAttr};
 use super::store::Store;
 use crate::remote::ObjectMeta;
 use crate::remote::client::RemoteClient;
+pub(super) use flight::Fill;
 pub use read::{AtHand, ReadOutcome};
 
 /// Bytes read before the policy of eviction hears of it again: often enough to

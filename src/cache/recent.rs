@@ -87,7 +87,7 @@ impl Recent {
 
 impl Entry {
     fn may_go(&self, class: Class, now: Instant) -> bool {
-        let is_for_reader = self.flight.is_demanded() || self.flight.class() != Class::Prefetch;
+        let is_for_reader = self.flight.urgency().class() != Class::Prefetch;
         let is_fresh = now.saturating_duration_since(self.since) < FRESH;
         class == Class::Demand || !(is_for_reader && is_fresh)
     }

@@ -456,22 +456,22 @@ impl Store {
         }
     }
 
-    /// How the store is doing, in words.
+    /// How the store is doing, in words: of several, what weighs most.
     pub fn state(&self) -> String {
         if let Some(trouble) = self.health.trouble() {
             return trouble;
+        }
+        if !self.budget.has_room(CHUNK_BYTES) && !self.may_evict() {
+            return match self.budget.limit() {
+                0 => "no room on the cache disk, reads stream through".to_owned(),
+                _ => "full, what is cached stays and the rest streams through".to_owned(),
+            };
         }
         if !lock(&self.unkept).objects.is_empty() {
             return "the disk is slower than the remote, some of what is read is kept later"
                 .to_owned();
         }
-        if self.budget.has_room(CHUNK_BYTES) || self.may_evict() {
-            return "ok".to_owned();
-        }
-        if self.budget.limit() == 0 {
-            return "no room on the cache disk, reads stream through".to_owned();
-        }
-        "full, what is cached stays and the rest streams through".to_owned()
+        "ok".to_owned()
     }
 
     /// When the object was used, if that is news to its row.

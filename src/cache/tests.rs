@@ -7,14 +7,22 @@ use super::listing::{Changes, FolderUpdate};
 use super::*;
 use crate::metrics::RemoteMetrics;
 use crate::remote::client::RemoteClient;
-use crate::remote::scripted::{RequestKind, ScriptedRemote};
+use crate::remote::scripted::{Request, RequestKind, ScriptedRemote};
 use crate::remote::{Key, ListPage, ObjectMeta, Version};
 
 const FOREVER: Duration = Duration::from_secs(100_000);
 
 async fn open(dir: &Path, remote: &ScriptedRemote, boot: u128) -> (Arc<Cache>, Arc<Tree>) {
     let options = CacheOptions { dir: dir.to_owned(), size: Some(1 << 30), memory: None };
-    let cache = Cache::open_in_boot(&options, Handle::current(), boot).unwrap();
+    open_with(&options, remote, boot).await
+}
+
+async fn open_with(
+    options: &CacheOptions,
+    remote: &ScriptedRemote,
+    boot: u128,
+) -> (Arc<Cache>, Arc<Tree>) {
+    let cache = Cache::open_in_boot(options, Handle::current(), boot).unwrap();
     let client = RemoteClient::new(Arc::new(remote.clone()), Arc::<RemoteMetrics>::default());
     let tree = cache.attach(Arc::new(client), "", FOREVER).await.unwrap();
     (cache, tree)
@@ -98,6 +106,54 @@ async fn after_the_disk_failed_chunks_are_checked_in_the_next_life_too() {
     assert!(again.complete_file().is_some());
     assert_eq!(remote.count(RequestKind::Get), 0, "it was not damaged");
     drop((again, tree));
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_ended_early_is_taken_up_again() {
+    const SIZE: u64 = 12 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let remote = ScriptedRemote::new();
+    remote.put("a", vec![7; SIZE as usize]);
+    // Memory for one request of a fill at a time.
+    let options =
+        CacheOptions { dir: dir.path().to_owned(), size: Some(1 << 30), memory: Some(16 << 20) };
+    let (cache, tree) = open_with(&options, &remote, 1).await;
+    remote.gate().close();
+    tree.start_warming(crate::config::WarmOption::All);
+    remote.gate().wait_for_held(1).await;
+    cache.store.disk_failed(&std::io::Error::from_raw_os_error(libc::EIO));
+    remote.gate().release_all();
+    let last_is_asked_for = |request: &Request| match request {
+        Request::Get(_, range) => range.end == SIZE,
+        _ => false,
+    };
+    let done = async {
+        while tree.warming().doing != Doing::Done {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), done).await.unwrap();
+    assert!(remote.requests().iter().any(last_is_asked_for), "{:?}", remote.requests());
+    drop(tree);
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_says_first_what_matters_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let remote = ScriptedRemote::new();
+    remote.put("a", vec![7; 5]);
+    let options = CacheOptions { dir: dir.path().to_owned(), size: Some(0), memory: None };
+    let (cache, tree) = open_with(&options, &remote, 1).await;
+    let object = object(&tree, "a").await;
+    object.read(0, 5).await.unwrap();
+    cache.store.settle();
+    cache.store.fill_when_idle(&object, 0);
+    assert!(cache.store.state().starts_with("no room"), "{}", cache.store.state());
+    cache.store.disk_failed(&std::io::Error::from_raw_os_error(libc::EIO));
+    assert!(!cache.store.state().contains("no room"), "{}", cache.store.state());
+    drop((object, tree));
     cache.close();
 }
 

@@ -110,7 +110,7 @@ pub struct Warming {
 }
 
 impl Tree {
-    /// Fetches ahead of its readers from now on. Once.
+    /// Fetches ahead of its readers from now on. Once, and on a runtime with threads.
     pub fn start_warming(&self, option: WarmOption) {
         if option == WarmOption::Off || self.warmer.get().is_some() {
             return;
@@ -119,7 +119,7 @@ impl Tree {
         let state = Arc::new(Mutex::new(State::default()));
         if self.warmer.set(Warmer { heard: sender, state: state.clone() }).is_ok() {
             let run = run::Run::new(self.me.clone(), state, option == WarmOption::All);
-            self.runtime.spawn(run.run(heard));
+            self.runtime.spawn(run.run(heard, self.ended.subscribe()));
         }
     }
 

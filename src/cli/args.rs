@@ -20,7 +20,8 @@ use crate::units::{parse_bytes, parse_duration};
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
-    after_help = "Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
+    after_help = "--warm auto fetches the folders that are being gone through, all what fits.\n\
+                  Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
 )]
 pub(super) struct MountArgs {
     /// s3://BUCKET[/PREFIX] or file:///FOLDER
@@ -35,16 +36,16 @@ pub(super) struct MountArgs {
     pub(super) traffic: TrafficArgs,
     #[command(flatten)]
     pub(super) look: LookArgs,
-    /// Log here instead of warmfs.log in the cache directory
+    /// Log here, not to warmfs.log in the cache directory
     #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
     pub(super) log_file: Option<PathBuf>,
-    /// Write down each read in FILE, for the simulator of docs/eviction.md
+    /// Write down each read in FILE (docs/eviction.md)
     #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true)]
     pub(super) record_trace: Option<PathBuf>,
     /// Stay until unmounted; Ctrl-C unmounts
     #[arg(long, env = "WARMFS_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) foreground: bool,
-    /// Options as mount(8) passes them, these among them: ro,cache_size=20G
+    /// These as mount(8) passes them: ro,cache_size=20G
     #[arg(short = 'o', value_name = "OPT,OPT", value_delimiter = ',', action = clap::ArgAction::Append)]
     pub(super) options: Vec<String>,
 }
@@ -66,27 +67,27 @@ pub(super) struct RemoteArgs {
     /// Pay for requests to a requester-pays bucket
     #[arg(long, env = "WARMFS_REQUESTER_PAYS", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) requester_pays: bool,
-    /// BUCKET.HOST instead of HOST/BUCKET, with --endpoint-url
+    /// BUCKET.HOST, not HOST/BUCKET, with --endpoint-url
     #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) virtual_host_style: bool,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct CacheArgs {
-    /// Where to keep what was read [default: ~/.cache/warmfs]
+    /// Keep what was read here [default: ~/.cache/warmfs]
     #[arg(long, value_name = "DIR", env = "WARMFS_CACHE_DIR", hide_env = true)]
     pub(super) cache_dir: Option<PathBuf>,
-    /// Most bytes to keep, such as 20G [default: what is free, less a reserve]
+    /// Most bytes to keep [default: free, less a reserve]
     #[arg(long, value_name = "SIZE", env = "WARMFS_CACHE_SIZE", hide_env = true, value_parser = parse_bytes)]
     pub(super) cache_size: Option<u64>,
-    /// Most bytes in flight, in memory [default: 10 % of RAM, at most 256M]
+    /// Most bytes in flight [default: 10 % RAM, max 256M]
     #[arg(long, value_name = "SIZE", env = "WARMFS_MEMORY_LIMIT", hide_env = true, value_parser = parse_memory)]
     pub(super) memory_limit: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct TrafficArgs {
-    /// Fetch ahead: auto (folders being gone through), off or all
+    /// Fetch ahead: auto, off or all
     #[arg(
         long,
         value_name = "WHAT",
@@ -97,10 +98,10 @@ pub(super) struct TrafficArgs {
     )]
     pub(super) warm: WarmOption,
     /// Most bytes a second from the remote, such as 20M
-    #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_BANDWIDTH", hide_env = true, value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_BANDWIDTH", hide_env = true, value_parser = parse_bandwidth)]
     pub(super) max_bandwidth: Option<u64>,
     /// Most requests at once [default: found out]
-    #[arg(long, value_name = "N", env = "WARMFS_MAX_REQUESTS", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", env = "WARMFS_MAX_REQUESTS", hide_env = true, value_parser = parse_requests)]
     pub(super) max_requests: Option<u32>,
     /// Fetch nothing ahead past so many bytes
     #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_DOWNLOAD", hide_env = true, value_parser = parse_bytes)]
@@ -115,7 +116,7 @@ pub(super) struct TrafficArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct LookArgs {
-    /// How long a listing is trusted, such as 90s, 1h, inf
+    /// Time to trust a listing: 90s, inf
     #[arg(long, value_name = "TIME", env = "WARMFS_METADATA_TTL", hide_env = true, default_value = "1h", value_parser = parse_duration)]
     pub(super) metadata_ttl: Duration,
     /// Let other users read
@@ -133,12 +134,13 @@ pub(super) struct LookArgs {
     /// Permissions of folders, octal
     #[arg(long, value_name = "MODE", env = "WARMFS_DIR_MODE", hide_env = true, default_value = "0555", value_parser = parse_mode)]
     pub(super) dir_mode: u16,
-    /// How files are opened: auto, keep-cache, no-open or passthrough
+    /// auto (default), keep-cache, no-open or passthrough
     #[arg(
         long,
         value_name = "HOW",
         env = "WARMFS_OPEN_MODE",
         hide_env = true,
+        hide_default_value = true,
         hide_possible_values = true,
         default_value = "auto"
     )]
@@ -237,6 +239,21 @@ fn parse_memory(text: &str) -> Result<u64, String> {
         return Err(format!("{text:?} is too little to read with; give 16M or more"));
     }
     Ok(bytes)
+}
+
+fn parse_bandwidth(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        0 => Err("nothing would ever come; leave it out for no limit".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+fn parse_requests(text: &str) -> Result<u32, String> {
+    match text.trim().parse() {
+        Ok(0) => Err("nothing would ever be asked for; leave it out for no limit".to_owned()),
+        Ok(requests) => Ok(requests),
+        Err(_) => Err(format!("{text:?} is not a number of requests such as 16")),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u16, String> {

@@ -67,7 +67,6 @@ impl Engine for ReadThrough {
             .attach(client.clone(), uri.prefix(), options.metadata_ttl)
             .await
             .map_err(|error| explain_attach(&uri, error))?;
-        tree.start_warming(options.warm);
         let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
         if let Some(path) = options.record_trace.clone() {
             let recorder = super::blocking(move || record_to(&path)).await??;
@@ -81,6 +80,7 @@ impl Engine for ReadThrough {
             .await
             .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?
             .map_err(|error| explain_mount(&error))?;
+        session.file_system().tree().start_warming(options.warm);
         Ok(Arc::new(Mounted { session, client }))
     }
 
@@ -195,6 +195,7 @@ impl ActiveMount for Mounted {
 
     async fn ended(&self) {
         self.session.ended().await;
+        self.session.file_system().tree().end();
         let fs = self.session.file_system().clone();
         let finished = super::blocking(move || fs.recorder().map(Recorder::finish)).await;
         if let Err(error) = finished {

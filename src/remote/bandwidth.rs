@@ -1,8 +1,8 @@
 //! `--max-bandwidth`: when the next bytes may be asked for.
 //!
 //! A bucket of time: bytes that came move the moment at which the line is free
-//! again. Whoever wants more waits for it before it asks its connection; TCP
-//! tells the store. The size of a piece is known only once it has come, so what
+//! again. Whoever wants more waits for it before it asks its connection, by
+//! class; TCP tells the store. The size of a piece is known only once it has come, so what
 //! pieces have lately is charged first and set right after: otherwise as many
 //! pieces as there are connections would come at once.
 
@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::admission::{PrioritySemaphore, Urgency};
+
 /// What an idle line saves up: several ticks of the timer.
 const BURST: Duration = Duration::from_millis(50);
 
 /// Longest sleep before the bucket is looked at again: pieces smaller than
-/// expected free the line sooner.
+/// expected free the line sooner, and somebody more urgent may have come.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A piece, before any came: what a socket's buffer has in it.
@@ -28,8 +30,8 @@ const WEIGHT: f64 = 0.1;
 #[derive(Debug)]
 pub(super) struct Bandwidth {
     bucket: Mutex<Bucket>,
-    /// Who waits for the line; first come, first served.
-    line: tokio::sync::Mutex<()>,
+    /// Who waits for the line: one at a time, by class.
+    line: Arc<PrioritySemaphore>,
 }
 
 /// The right to receive one piece.
@@ -50,13 +52,17 @@ impl Bandwidth {
     pub(super) fn new(bytes_per_s: u64, now: Instant) -> Arc<Self> {
         let bucket =
             Bucket { bytes_per_s: bytes_per_s.max(1) as f64, free_at: now, piece: FIRST_PIECE };
-        Arc::new(Bandwidth { bucket: Mutex::new(bucket), line: tokio::sync::Mutex::new(()) })
+        Arc::new(Bandwidth { bucket: Mutex::new(bucket), line: PrioritySemaphore::new([1; 3]) })
     }
 
     /// Waits until the next piece may be asked for.
-    pub(super) async fn turn(self: &Arc<Self>) -> Turn {
-        let _line = self.line.lock().await;
+    pub(super) async fn turn(self: &Arc<Self>, urgency: &Urgency) -> Turn {
+        let mut line = self.line.acquire_as(urgency, 1).await;
         loop {
+            if self.line.has_more_urgent(urgency.class()) {
+                drop(line);
+                line = self.line.acquire_as(urgency, 1).await;
+            }
             let now = Instant::now();
             let charged = self.lock().charge(now);
             match charged {
@@ -118,6 +124,7 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Class;
 
     /// Bytes that so many connections receive in ten seconds, each with pieces
     /// of up to `piece` bytes after a wait of the line's own.
@@ -130,8 +137,9 @@ mod tests {
             readers.spawn(async move {
                 let mut rng = fastrand::Rng::with_seed(seed);
                 let mut sum = 0;
+                let urgency = Urgency::from(Class::Demand);
                 while Instant::now() < end {
-                    let turn = bandwidth.turn().await;
+                    let turn = bandwidth.turn(&urgency).await;
                     tokio::time::sleep(Duration::from_millis(rng.u64(..10))).await;
                     let bytes = rng.u64(1..=piece);
                     turn.received(bytes);
@@ -166,7 +174,7 @@ mod tests {
         let bandwidth = Bandwidth::new(1 << 10, Instant::now());
         let start = Instant::now();
         for _ in 0..100 {
-            drop(bandwidth.turn().await);
+            drop(bandwidth.turn(&Class::Demand.into()).await);
         }
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }

@@ -6,7 +6,8 @@
 //!
 //! - Each attempt is one request in [`RemoteMetrics`], failed or not.
 //! - No call waits longer than [`Limits::no_progress`] without handing over a
-//!   byte or an error; time that our own caps take is not counted. Within that
+//!   byte or an error; time that our own caps take is not counted, and what waits
+//!   for a place among the requests has not called yet. Within that
 //!   bound, a request without a response is given up after [`Limits::response`]
 //!   and a body that dries up after [`Limits::stall`], and both are made again.
 //!   The first attempt has less time, by what the endpoint took lately: another
@@ -33,11 +34,11 @@ use super::retry::Backoff;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, Remote, RemoteError, RemoteId,
 };
-use crate::admission::{Class, PrioritySemaphore};
+use crate::admission::{Class, PrioritySemaphore, Urgency};
 use crate::config::TrafficOptions;
 use crate::metrics::{RemoteMetrics, RequestMetrics};
 
-pub use super::download_cap::Download;
+pub use super::download_cap::{Download, InFlight};
 pub use super::range_reader::RangeReader;
 
 /// Time until a response begins. Object stores answer in 30-200 ms, and in a
@@ -169,9 +170,15 @@ impl RemoteClient {
         self.own_requests.as_ref().unwrap_or(self.endpoint.requests())
     }
 
-    /// Whether bytes that nobody waits for may be fetched.
-    pub fn may_speculate(&self) -> bool {
-        !self.download.is_used_up()
+    /// Whether so many bytes may be fetched that nobody waits for.
+    pub fn may_speculate(&self, bytes: u64) -> bool {
+        self.download.leaves(bytes)
+    }
+
+    /// Sets bytes aside for a range that nobody waits for, if they may be
+    /// fetched; for [`RangeReader::with_reserved`].
+    pub fn reserve(&self, bytes: u64) -> Option<InFlight> {
+        self.download.reserve(bytes)
     }
 
     /// What was downloaded, and the cap on it.
@@ -205,8 +212,13 @@ impl RemoteClient {
 
     /// The bytes `range` of `object`. Nothing is sent before the first
     /// [`RangeReader::next`], and nothing at all for an empty range.
-    pub fn get_range(self: &Arc<Self>, object: ObjectMeta, range: Range<u64>) -> RangeReader {
-        RangeReader::new(Arc::clone(self), object, range)
+    pub fn get_range(
+        self: &Arc<Self>,
+        object: ObjectMeta,
+        range: Range<u64>,
+        urgency: impl Into<Urgency>,
+    ) -> RangeReader {
+        RangeReader::new(Arc::clone(self), object, range, urgency.into())
     }
 
     /// Makes a request until it succeeds, fails for good, or the limits are up.

@@ -1,5 +1,7 @@
 //! The client over a scripted remote: every fault, and what must come of it.
 
+use tokio::task::JoinHandle;
+
 use super::*;
 use crate::remote::gate::Gate;
 use crate::remote::scripted::{Fault, Request, RequestKind, ScriptedRemote};
@@ -32,7 +34,7 @@ fn setup_with(limits: Limits) -> Setup {
 
 impl Setup {
     async fn read(&self, range: Range<u64>) -> Result<Vec<u8>, RemoteError> {
-        read_all(&mut self.client.get_range(self.object.clone(), range)).await
+        read_all(&mut self.client.get_range(self.object.clone(), range, Class::Demand)).await
     }
 
     fn gets(&self) -> Vec<Range<u64>> {
@@ -116,7 +118,7 @@ async fn a_call_never_outlasts_the_limit_on_no_progress() {
 #[tokio::test]
 async fn a_slow_caller_is_not_a_stalled_body() {
     let s = setup_with(Limits { stall: 40 * MS, ..Limits::default() });
-    let mut reader = s.client.get_range(s.object.clone(), 0..50_000);
+    let mut reader = s.client.get_range(s.object.clone(), 0..50_000, Class::Demand);
     let mut all = Vec::new();
     for _ in 0..4 {
         all.extend(reader.next().await.unwrap().unwrap());
@@ -138,7 +140,7 @@ async fn another_version_or_size_is_never_handed_out() {
 
         s.remote.fail_next(RequestKind::Get, Fault::BreakAfter(2_000));
         s.remote.fail_next(RequestKind::Get, fault);
-        let mut reader = s.client.get_range(s.object.clone(), 0..9_000);
+        let mut reader = s.client.get_range(s.object.clone(), 0..9_000, Class::Demand);
         for n in 0..2 {
             assert_eq!(reader.next().await.unwrap().unwrap(), s.bytes[n * 1000..][..1000]);
         }
@@ -151,7 +153,7 @@ async fn another_version_or_size_is_never_handed_out() {
 async fn a_put_between_two_attempts_is_a_change() {
     let s = setup();
     s.remote.fail_next(RequestKind::Get, Fault::BreakAfter(1_000));
-    let mut reader = s.client.get_range(s.object.clone(), 0..3_000);
+    let mut reader = s.client.get_range(s.object.clone(), 0..3_000, Class::Demand);
     reader.next().await.unwrap();
     s.remote.put(KEY, s.bytes.clone());
     assert_eq!(reader.next().await.unwrap_err().kind, ErrorKind::Changed);
@@ -201,7 +203,7 @@ async fn attempts_end_but_progress_renews_them() {
     s.remote.set_piece_bytes(256 << 10);
     s.remote.script(|_| Some(Fault::BreakAfter(1 << 20)));
     let size = object.size;
-    let mut reader = s.client.get_range(object, 0..size);
+    let mut reader = s.client.get_range(object, 0..size, Class::Demand);
     assert!(read_all(&mut reader).await.unwrap() == bytes);
 }
 
@@ -219,7 +221,7 @@ async fn a_dropped_call_loses_no_bytes() {
     let s = setup();
     let gate = Gate::closed();
     s.remote.fail_next(RequestKind::Get, Fault::HoldAfter(2_000, gate.clone()));
-    let mut reader = s.client.get_range(s.object.clone(), 0..5_000);
+    let mut reader = s.client.get_range(s.object.clone(), 0..5_000, Class::Demand);
     let mut all = Vec::new();
     for _ in 0..2 {
         all.extend(reader.next().await.unwrap().unwrap());
@@ -341,6 +343,22 @@ async fn a_store_that_hangs_for_good_is_an_error_within_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_at_the_last_moment_does_not_prolong_the_limit() {
+    let s = mounted(&TrafficOptions::default());
+    s.remote.set_latency(Duration::from_secs(9));
+    // 38 s, refused; 10 s without an answer; one after 9 s, and then nothing.
+    let wish = ErrorKind::Throttled { retry_after: Some(Duration::from_secs(10)) };
+    for fault in [Fault::Error(wish.clone()), Fault::Error(wish), Fault::Hang] {
+        s.remote.fail_next(RequestKind::Get, fault);
+    }
+    s.remote.script(|_| Some(Fault::StallAfter(0)));
+    let start = Instant::now();
+    assert_eq!(s.read(0..9_000).await.unwrap_err().kind, ErrorKind::Transient);
+    let took = start.elapsed();
+    assert!((59 * 1_000 * MS..=NO_PROGRESS_LIMIT).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_hedge_is_sent_to_a_store_that_throttles() {
     let s = mounted_for_a_while().await;
     let slow_down = Fault::Error(ErrorKind::Throttled { retry_after: None });
@@ -378,7 +396,7 @@ async fn retry_after_holds_back_the_other_requests_too() {
     s.remote.fail_next(RequestKind::Get, Fault::Error(wish));
     let start = Instant::now();
     let told = tokio::spawn({
-        let mut reader = s.client.get_range(s.object.clone(), 0..10);
+        let mut reader = s.client.get_range(s.object.clone(), 0..10, Class::Demand);
         async move { read_all(&mut reader).await }
     });
     tokio::time::sleep(100 * MS).await;
@@ -394,9 +412,9 @@ async fn a_strict_cap_on_downloads_refuses_and_asks_nothing() {
         let traffic =
             TrafficOptions { max_download, max_download_strict, ..TrafficOptions::default() };
         let s = mounted(&traffic);
-        let mut begun = s.client.get_range(s.object.clone(), 0..30_000);
+        let mut begun = s.client.get_range(s.object.clone(), 0..30_000, Class::Demand);
         begun.next().await.unwrap();
-        assert!(!s.client.may_speculate(), "the rest is in flight");
+        assert!(!s.client.may_speculate(1), "the rest is in flight");
         assert!(!s.client.download().is_reached);
         read_all(&mut begun).await.unwrap();
         let told = Download { bytes: 30_000, cap: max_download, is_reached: true };
@@ -408,19 +426,67 @@ async fn a_strict_cap_on_downloads_refuses_and_asks_nothing() {
         } else {
             assert_eq!(after.unwrap(), s.bytes[..10]);
         }
-        assert!(!s.client.may_speculate());
+        assert!(!s.client.may_speculate(1));
     }
+}
+
+/// With so much a second, and whatever else a mount has by default.
+fn mounted_at(bytes_per_s: u64) -> Setup {
+    mounted(&TrafficOptions { max_bandwidth: Some(bytes_per_s), ..TrafficOptions::default() })
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_for_our_own_cap_is_no_stall() {
-    let traffic = TrafficOptions { max_bandwidth: Some(100), ..TrafficOptions::default() };
-    let s = mounted(&traffic);
+    // A piece each 100 s: longer than a call may wait for the store.
+    let s = mounted_at(10);
+    s.remote.fail_next(RequestKind::Get, Fault::BreakAfter(3_000));
     let start = Instant::now();
-    // Ten seconds for each piece: twice what a body may take.
-    assert_eq!(s.read(0..30_000).await.unwrap(), s.bytes[..30_000]);
-    assert!(start.elapsed() > Duration::from_secs(280), "{:?}", start.elapsed());
-    assert_eq!((s.gets().len(), s.metrics.get.errors.get()), (1, 0));
+    assert_eq!(s.read(0..9_000).await.unwrap(), s.bytes[..9_000]);
+    assert!(start.elapsed() > Duration::from_secs(700), "{:?}", start.elapsed());
+    // Nor does it use up the time of what comes after it: an attempt again.
+    assert_eq!(s.gets(), [0..9_000, 3_000..9_000]);
+    assert_eq!(s.metrics.get.errors.get(), 1);
+}
+
+/// The end of a GET of `range`, for `class`.
+fn finished(s: &Setup, range: Range<u64>, urgency: impl Into<Urgency>) -> JoinHandle<Instant> {
+    let mut reader = s.client.get_range(s.object.clone(), range, urgency);
+    tokio::spawn(async move {
+        read_all(&mut reader).await.unwrap();
+        Instant::now()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_has_the_line_before_what_nobody_waits_for() {
+    // What all of them ask for takes 410 s.
+    let s = mounted_at(10_000);
+    let prefetched: Vec<_> = (0..40).map(|_| finished(&s, 0..100_000, Class::Prefetch)).collect();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let start = Instant::now();
+    let ahead = finished(&s, 0..50_000, Class::Ahead);
+    let reader = finished(&s, 0..50_000, Class::Demand);
+    let (reader, ahead) = (reader.await.unwrap() - start, ahead.await.unwrap() - start);
+    // Five seconds each, and what was charged before its size was known.
+    assert!(reader < Duration::from_secs(8), "{reader:?}");
+    assert!(reader < ahead && ahead < Duration::from_secs(14), "{ahead:?}");
+    for one in prefetched {
+        assert!(one.await.unwrap() - start > Duration::from_secs(300));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_reader_comes_to_wait_for_has_the_line_too() {
+    let s = mounted_at(10_000);
+    let others: Vec<_> = (0..40).map(|_| finished(&s, 0..100_000, Class::Ahead)).collect();
+    let urgency = Urgency::from(Class::Prefetch);
+    let wanted = finished(&s, 0..50_000, urgency.clone());
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let start = Instant::now();
+    urgency.raise(Class::Demand);
+    let wanted = wanted.await.unwrap() - start;
+    assert!(wanted < Duration::from_secs(8), "{wanted:?}");
+    assert!(others.iter().all(|other| !other.is_finished()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,9 +2,9 @@
 //!
 //! Past the cap nothing is fetched that nobody waits for; with
 //! `--max-download-strict` readers are refused too, and what is cached stays
-//! readable. Bytes in flight count as received: what is fetched ahead stops
-//! before the cap, not some hundred MiB after it. A range that was begun is read
-//! to its end.
+//! readable. Bytes in flight count as received, and what is fetched ahead sets
+//! its own aside before it is asked for: it never passes the cap. A range that was
+//! begun is read to its end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,7 +35,7 @@ pub struct Download {
 
 /// Bytes of one range that are still to come.
 #[derive(Debug)]
-pub(super) struct InFlight {
+pub struct InFlight {
     of: Arc<DownloadCap>,
     bytes: u64,
 }
@@ -49,10 +49,22 @@ impl DownloadCap {
         })
     }
 
-    /// Whether the cap, or what is in flight to it, leaves nothing.
-    pub(super) fn is_used_up(&self) -> bool {
+    /// Whether the cap, and what is in flight to it, leave so many bytes.
+    pub(super) fn leaves(&self, bytes: u64) -> bool {
         let sum = self.received.load(Ordering::Relaxed) + self.in_flight.load(Ordering::Relaxed);
-        self.cap.is_some_and(|cap| sum >= cap)
+        self.cap.is_none_or(|cap| sum.saturating_add(bytes) <= cap)
+    }
+
+    /// Sets bytes aside that nobody waits for, if the cap leaves so many.
+    pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<InFlight> {
+        let Some(cap) = self.cap else { return Some(self.count(bytes)) };
+        let received = self.received.load(Ordering::Relaxed);
+        let with_it = |in_flight: u64| {
+            let in_flight = in_flight.saturating_add(bytes);
+            (received.saturating_add(in_flight) <= cap).then_some(in_flight)
+        };
+        let counted = self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_it);
+        counted.is_ok().then(|| InFlight { of: self.clone(), bytes })
     }
 
     /// Whether the cap is reached by what was received.
@@ -70,7 +82,7 @@ impl DownloadCap {
     /// # Errors
     /// [`ErrorKind::Capped`] past a strict cap.
     pub(super) fn begin(self: &Arc<Self>, key: &Key, bytes: u64) -> Result<InFlight, RemoteError> {
-        if self.is_strict && self.is_used_up() {
+        if self.is_strict && !self.leaves(1) {
             let message = format!(
                 "GET {}: not asked for: the mount's --max-download of {} bytes is used up, and \
                  --max-download-strict refuses what is not cached",
@@ -79,8 +91,12 @@ impl DownloadCap {
             );
             return Err(RemoteError::new(ErrorKind::Capped, message));
         }
+        Ok(self.count(bytes))
+    }
+
+    fn count(self: &Arc<Self>, bytes: u64) -> InFlight {
         self.in_flight.fetch_add(bytes, Ordering::Relaxed);
-        Ok(InFlight { of: self.clone(), bytes })
+        InFlight { of: self.clone(), bytes }
     }
 
     fn receive(&self, bytes: u64) {
@@ -130,12 +146,12 @@ mod tests {
     fn what_is_in_flight_counts_and_what_broke_off_does_not() {
         let cap = cap(Some(100), false);
         let mut first = cap.begin(&key(), 60).unwrap();
-        assert!(!cap.is_used_up());
+        assert!(cap.leaves(40) && !cap.leaves(41));
         let second = cap.begin(&key(), 40).unwrap();
-        assert!(cap.is_used_up());
+        assert!(!cap.leaves(1));
         first.received(60);
         drop(second);
-        assert!(!cap.is_used_up());
+        assert!(cap.leaves(40));
         assert_eq!(cap.state(), Download { bytes: 60, cap: Some(100), is_reached: false });
         let mut third = cap.begin(&key(), 40).unwrap();
         third.received(41);
@@ -143,6 +159,18 @@ mod tests {
         assert_eq!(cap.state(), Download { bytes: 101, cap: Some(100), is_reached: true });
         assert_eq!(cap.in_flight.load(Ordering::Relaxed), 0);
         cap.begin(&key(), 10).unwrap();
+    }
+
+    #[test]
+    fn what_nobody_waits_for_stays_below_the_cap() {
+        let cap = cap(Some(100), true);
+        let first = cap.reserve(60).unwrap();
+        assert!(cap.reserve(41).is_none() && cap.leaves(40), "what was refused is not held");
+        let mut second = cap.reserve(40).unwrap();
+        assert!(cap.reserve(1).is_none());
+        second.received(40);
+        drop((first, second));
+        assert!(cap.leaves(60) && cap.reserve(61).is_none());
     }
 
     #[test]
@@ -161,7 +189,7 @@ mod tests {
     fn without_a_cap_bytes_are_only_counted() {
         let cap = cap(None, false);
         cap.begin(&key(), u64::MAX / 2).unwrap().received(7);
-        assert!(!cap.is_used_up());
+        assert!(cap.leaves(u64::MAX) && cap.reserve(u64::MAX / 2).is_some());
         assert_eq!(cap.state().bytes, 7);
     }
 }

@@ -14,7 +14,7 @@ use super::client::{Failed, RemoteClient, Tries, Why, no_answer};
 use super::download_cap::InFlight;
 use super::endpoint::Endpoint;
 use super::{ErrorKind, ObjectMeta, RangeBody, RemoteError};
-use crate::admission::{Class, Permit};
+use crate::admission::{Class, Permit, Urgency};
 
 /// Less than this per [`super::client::Limits::stall`] (3 KiB/s) is a stall:
 /// otherwise a byte now and then would keep a dying connection alive for ever.
@@ -43,6 +43,7 @@ pub struct RangeReader {
     /// The byte of the object that comes next.
     at: u64,
     end: u64,
+    urgency: Urgency,
     body: Option<Body>,
     in_flight: Option<InFlight>,
     /// Attempts made since the last renewal.
@@ -70,6 +71,14 @@ struct Body {
 struct Patience {
     response: Duration,
     stall: Duration,
+    /// When the call has to end, whatever it waits for then.
+    until: Instant,
+}
+
+impl Patience {
+    fn at_most(&self, limit: Duration) -> Duration {
+        limit.min(self.until.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// Which of two GETs for the same bytes brought some.
@@ -85,18 +94,30 @@ impl std::fmt::Debug for Body {
 }
 
 impl RangeReader {
-    pub(super) fn new(client: Arc<RemoteClient>, object: ObjectMeta, range: Range<u64>) -> Self {
+    pub(super) fn new(
+        client: Arc<RemoteClient>,
+        object: ObjectMeta,
+        range: Range<u64>,
+        urgency: Urgency,
+    ) -> Self {
         RangeReader {
             client,
             object,
             at: range.start,
             end: range.end,
+            urgency,
             body: None,
             in_flight: None,
             tries: Tries::default(),
             since_renewal: 0,
             failure: None,
         }
+    }
+
+    /// Its bytes were set aside already, by [`RemoteClient::reserve`].
+    pub fn with_reserved(mut self, reserved: Option<InFlight>) -> Self {
+        self.in_flight = reserved;
+        self
     }
 
     /// The next bytes, in order; `None` after the last one. Over all calls
@@ -125,7 +146,7 @@ impl RangeReader {
         }
         // Before the clock starts: a wait for our own cap is nobody's stall.
         let turn = match &self.client.bandwidth {
-            Some(bandwidth) => Some(bandwidth.turn().await),
+            Some(bandwidth) => Some(bandwidth.turn(&self.urgency).await),
             None => None,
         };
         let start = Instant::now();
@@ -225,12 +246,11 @@ impl RangeReader {
     /// was too little, it is not the connection that is slow.
     fn patience(&self, start: Instant) -> Patience {
         let (limits, endpoint) = (self.client.limits, &self.client.endpoint);
-        let left = self.client.time_left(start);
         let (response, stall) = match self.tries.made {
             0 | 1 => (endpoint.answer_limit(limits.response), endpoint.stall_limit(limits.stall)),
             _ => (limits.response, limits.stall),
         };
-        Patience { response: response.min(left), stall: stall.min(left) }
+        Patience { response, stall, until: start + limits.no_progress }
     }
 
     /// Lets the connection of a fully read body return to its pool.
@@ -346,9 +366,10 @@ async fn open(
     patience: Patience,
 ) -> Result<Body, Failed> {
     let mut clock = FirstByte { endpoint: &client.endpoint, sent: Some(sent) };
-    let answer = timeout(patience.response, client.remote.get_range(object, range)).await;
+    let limit = patience.at_most(patience.response);
+    let answer = timeout(limit, client.remote.get_range(object, range)).await;
     let Ok(answer) = answer else {
-        return Err(no_answer(format!("GET {}", object.key.0), patience.response));
+        return Err(no_answer(format!("GET {}", object.key.0), limit));
     };
     if answer.is_err() {
         clock.sent = None; // How fast it says no tells nothing.
@@ -409,7 +430,7 @@ fn broken(object: &ObjectMeta, range: &Range<u64>, how: How) -> Failed {
 impl Body {
     /// The next piece that holds bytes.
     async fn piece(&mut self, patience: Patience) -> Result<Bytes, How> {
-        let limit = patience.stall.saturating_sub(self.waited);
+        let limit = patience.at_most(patience.stall.saturating_sub(self.waited));
         let since = Instant::now();
         self.waits_since = Some(since);
         let piece = timeout(limit, next_piece(&mut self.stream)).await;

@@ -82,10 +82,20 @@ impl Rig {
         size: Option<u64>,
         ttl: Duration,
     ) -> Rig {
+        Rig::open_with(dir, remote, size, ttl, client(remote)).await
+    }
+
+    /// The same with a client of the test's.
+    pub(crate) async fn open_with(
+        dir: &Path,
+        remote: &ScriptedRemote,
+        size: Option<u64>,
+        ttl: Duration,
+        (client, remote_metrics): (Arc<RemoteClient>, Arc<RemoteMetrics>),
+    ) -> Rig {
         let options =
             CacheOptions { dir: dir.to_owned(), size: Some(size.unwrap_or(1 << 40)), memory: None };
         let cache = Cache::open(&options, Handle::current()).unwrap();
-        let (client, remote_metrics) = client(remote);
         let tree = cache.attach(client, "", ttl).await.unwrap();
         let metrics = Arc::new(MountMetrics::default());
         let fs = FileSystem::new(tree.clone(), mount_options(ttl), metrics.clone());

@@ -13,6 +13,7 @@ use super::super::writer::{Job, Lag, Unwritten};
 use super::{CachedObject, Chunk, State};
 use crate::admission::Class;
 use crate::remote::RemoteError;
+use crate::remote::client::InFlight;
 
 /// One request of a fill: an object that is fetched whole, or as much of a larger one.
 const FILL_CHUNKS: u32 = (WHOLE_OBJECT_MAX_BYTES / CHUNK_BYTES) as u32;
@@ -21,13 +22,21 @@ const FILL_CHUNKS: u32 = (WHOLE_OBJECT_MAX_BYTES / CHUNK_BYTES) as u32;
 /// wait for it, and fewer and larger writes cost less.
 const WRITE_CHUNKS: usize = 16;
 
+/// What came of filling an object.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cache) struct Fill {
+    /// Bytes that were asked for: not those that a reader asked for himself.
+    pub asked: u64,
+    /// Nothing was left to ask for.
+    pub is_whole: bool,
+}
+
 impl CachedObject {
     /// Fetches what is missing, before anybody asks for it, and returns once it
     /// has come. A run is not in flight before it may be, so that a reader who
     /// comes first asks for itself. Ends early when nothing is kept any more, or
-    /// nothing more may be fetched that nobody waits for. Returns the bytes it
-    /// asked for: not those that a reader asked for himself.
-    pub async fn fill(self: &Arc<Self>) -> Result<u64, RemoteError> {
+    /// nothing more may be fetched that nobody waits for.
+    pub(in crate::cache) async fn fill(self: &Arc<Self>) -> Result<Fill, RemoteError> {
         self.fill_those(|_| true).await
     }
 
@@ -35,30 +44,36 @@ impl CachedObject {
     pub(in crate::cache) async fn fill_chunks(
         self: &Arc<Self>,
         chunks: &BTreeSet<u32>,
-    ) -> Result<u64, RemoteError> {
+    ) -> Result<Fill, RemoteError> {
         self.fill_those(|chunk| chunks.contains(&chunk)).await
     }
 
     async fn fill_those(
         self: &Arc<Self>,
         is_wanted: impl Fn(u32) -> bool,
-    ) -> Result<u64, RemoteError> {
+    ) -> Result<Fill, RemoteError> {
         let mut flights = Vec::new();
-        let mut asked = 0;
+        let mut fill = Fill { asked: 0, is_whole: false };
         let mut from = 0;
-        while !self.is_doomed() && self.store.may_prefetch() && self.remote.may_speculate() {
-            let is_missing = |state: &State, chunk| is_wanted(chunk) && Self::is_missing(state, chunk);
-            let Some(run) = self.missing_run(&lock(&self.state), from, is_missing) else { break };
+        while self.is_doomed() || self.store.may_prefetch() {
+            let is_missing =
+                |state: &State, chunk| is_wanted(chunk) && Self::is_missing(state, chunk);
+            let missing = self.missing_run(&lock(&self.state), from, is_missing);
+            let Some(run) = missing.filter(|_| !self.is_doomed()) else {
+                fill.is_whole = true;
+                break;
+            };
             let bytes = self.bytes_of(&run);
-            let admission = self.store.fetcher().admit(Class::Prefetch, bytes, &self.remote).await;
-            if !self.remote.may_speculate() {
-                break; // Those that waited beside it used up what may be downloaded.
+            let mut admission =
+                self.store.fetcher().admit(Class::Prefetch, bytes, &self.remote).await;
+            if !admission.reserve(bytes, &self.remote) {
+                break;
             }
             from = run.end;
             let mut state = lock(&self.state);
             if run.clone().all(|chunk| Self::is_missing(&state, chunk)) {
-                flights.push(self.start(&mut state, run, Start::Admitted(Class::Prefetch, admission)));
-                asked += bytes;
+                flights.push(self.start(&mut state, run, Some(admission)));
+                fill.asked += bytes;
             } else {
                 from = run.start; // A reader was faster with some of it.
             }
@@ -66,7 +81,7 @@ impl CachedObject {
         for flight in flights {
             flight.arrived().await?;
         }
-        Ok(asked)
+        Ok(fill)
     }
 
     /// The first chunks from `from` on that are to be had by nobody yet, as many
@@ -89,27 +104,30 @@ impl CachedObject {
             - chunk_range(chunks.start, self.meta.size).start
     }
 
-    /// Sends a request for `chunks`, once it may go out.
+    /// Sends a request for `chunks`, once it may go out; at once if it was admitted.
     pub(super) fn start(
         self: &Arc<Self>,
         state: &mut State,
         chunks: Range<u32>,
-        start: Start,
+        mut admitted: Option<Admission>,
     ) -> Arc<Flight> {
-        let class = match &start {
-            Start::Demand => Class::Demand,
-            Start::Admitted(class, _) => *class,
-        };
         let bytes = self.bytes_of(&chunks);
+        let class = admitted.as_ref().map_or(Class::Demand, Admission::class);
+        // At once for a reader too, so that what is planned beside it sees it. If
+        // there are not so many, whether he is refused turns out when it is sent.
+        let reserved = match &mut admitted {
+            Some(admission) => admission.take_reserved(),
+            None => self.remote.reserve(bytes),
+        };
         let (flight, boarding) = Flight::new(chunks, self.meta.size, class);
         state.flights.insert(flight.clone());
         let landing = Landing::of(self.clone(), flight.clone());
         self.store.spawn(async move {
-            let admission = match start {
-                Start::Admitted(_, admission) => admission,
-                Start::Demand => landing.object.admit(bytes).await,
+            let admission = match admitted {
+                Some(admission) => admission,
+                None => landing.object.admit(bytes).await,
             };
-            landing.fly(boarding, admission).await;
+            landing.fly(boarding, admission, reserved).await;
         });
         flight
     }
@@ -119,14 +137,6 @@ impl CachedObject {
         self.store.relieve();
         self.store.fetcher().admit(Class::Demand, bytes, &self.remote).await
     }
-}
-
-/// How a request gets to go out.
-pub(super) enum Start {
-    /// Once it is its turn.
-    Demand,
-    /// It has its turn.
-    Admitted(Class, Admission),
 }
 
 /// The bytes of a flight on their way to the disk. The flight stays in its
@@ -151,9 +161,14 @@ impl Landing {
         Arc::new(Landing { object, flight, landed: Mutex::default() })
     }
 
-    async fn fly(self: &Arc<Self>, boarding: Boarding, admission: Admission) {
+    async fn fly(
+        self: &Arc<Self>,
+        boarding: Boarding,
+        admission: Admission,
+        reserved: Option<InFlight>,
+    ) {
         let mut pilot = boarding.admitted(self.object.store.fetcher(), admission);
-        if let Err(error) = self.bring(&mut pilot).await {
+        if let Err(error) = self.bring(&mut pilot, reserved).await {
             tracing::debug!(key = ?self.object.meta.key.0, %error, "a fetch failed");
             // First out of the list, then the verdict: who looks now starts anew.
             self.unlist();
@@ -163,11 +178,17 @@ impl Landing {
     }
 
     /// Brings the bytes: to those who wait first, then on their way to disk.
-    async fn bring(self: &Arc<Self>, pilot: &mut Pilot) -> Result<(), RemoteError> {
+    async fn bring(
+        self: &Arc<Self>,
+        pilot: &mut Pilot,
+        reserved: Option<InFlight>,
+    ) -> Result<(), RemoteError> {
         let size = self.object.meta.size;
         let chunks = self.flight.chunks().clone();
         let range = self.flight.range().clone();
-        let mut reader = self.object.remote.get_range(self.object.meta.clone(), range);
+        let urgency = self.flight.urgency().clone();
+        let reader = self.object.remote.get_range(self.object.meta.clone(), range, urgency);
+        let mut reader = reader.with_reserved(reserved);
         let mut chunk = chunks.start;
         while let Some(bytes) = reader.next().await? {
             pilot.append(&bytes);

@@ -12,9 +12,7 @@ use super::super::fetch::Seat;
 use super::super::lock;
 use super::super::readahead::{Plan, WINDOW_MAX_BYTES};
 use super::super::writer::Lag;
-use super::flight::Start;
 use super::{CachedObject, State, chunks_of};
-use crate::admission::Class;
 use crate::remote::{ErrorKind, RemoteError};
 
 /// How often a read looks again for bytes that moved (from memory to disk) or
@@ -271,8 +269,10 @@ impl CachedObject {
         let window_max = if is_prompt { WINDOW_MAX_BYTES } else { self.store.pass_by_window() };
         let Plan { range, part } = state.readahead.on_read(from, end - from, window_max);
         let demand = chunks_of(from, end);
+        // The first request has bytes that nobody waits for, too.
+        let first = part.min(range.end - range.start);
         let part = ((part / CHUNK_BYTES) as u32).max(1);
-        let range = match self.remote.may_speculate() {
+        let range = match self.remote.may_speculate(first) {
             true if is_prompt => range,
             // What is not kept is of no use behind its reader, nor far ahead of it.
             true => from..range.end.min(end + window_max),
@@ -290,11 +290,11 @@ impl CachedObject {
             }
             let chunks = chunk..run;
             if chunks.start < demand.end && demand.start < chunks.end {
-                self.start(state, chunks, Start::Demand);
+                self.start(state, chunks, None);
             } else if let Some(admission) =
                 self.store.fetcher().try_admit_ahead(self.bytes_of(&chunks), &self.remote)
             {
-                self.start(state, chunks, Start::Admitted(Class::Ahead, admission));
+                self.start(state, chunks, Some(admission));
             } else if chunk < demand.start {
                 chunk = demand.start;
                 continue;

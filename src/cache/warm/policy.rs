@@ -78,7 +78,9 @@ pub(super) struct Read<'a> {
     pub size: u64,
     /// The reader waited for the remote.
     pub missed: bool,
-    /// The folder was listed, so that ids grow in listing order.
+    /// The folder was listed, so that ids grow in listing order; but for names that
+    /// came later, which tell as much as those read in any order. To know their place
+    /// would take a look into the listing for each read.
     pub listed: bool,
     pub at_ms: u64,
 }
@@ -303,6 +305,15 @@ impl Policy {
     pub(super) fn fetching(&mut self, scope: NodeId, bytes: u64) {
         if let Some(scope) = self.scopes.iter_mut().find(|known| known.root == scope) {
             scope.fetched.add(bytes, 1);
+        }
+    }
+
+    /// An object of a scope is still to be fetched after all.
+    pub(super) fn not_fetched(&mut self, scope: NodeId, bytes: u64) {
+        if let Some(scope) = self.scopes.iter_mut().find(|known| known.root == scope) {
+            scope.fetched.bytes = scope.fetched.bytes.saturating_sub(bytes);
+            scope.fetched.objects = scope.fetched.objects.saturating_sub(1);
+            scope.exhausted = false;
         }
     }
 

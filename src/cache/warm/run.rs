@@ -9,9 +9,11 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lru::LruCache;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::super::metadata::Tree;
+use super::super::object::Fill;
+use super::super::readahead::WHOLE_OBJECT_MAX_BYTES;
 use super::super::record::NodeId;
 use super::super::{CacheError, lock};
 use super::pace::Pace;
@@ -60,11 +62,10 @@ enum Turn {
 
 /// A fetch that has ended.
 struct Filled {
-    /// The object's.
-    bytes: u64,
+    scope: NodeId,
+    target: Target,
     took: Duration,
-    /// Bytes that were asked for.
-    result: Result<u64, RemoteError>,
+    result: Result<Fill, RemoteError>,
 }
 
 /// A folder that was listed, or could not be.
@@ -114,8 +115,12 @@ impl Run {
         }
     }
 
-    /// Runs until the mount ends.
-    pub(super) async fn run(mut self, mut heard: mpsc::Receiver<Heard>) {
+    /// Runs until the mount ends: what it waits for then is let go of.
+    pub(super) async fn run(
+        mut self,
+        mut heard: mpsc::Receiver<Heard>,
+        mut ended: watch::Receiver<bool>,
+    ) {
         let mut survey: Option<BoxFuture<'static, ()>> = None;
         if self.wants_all {
             lock(&self.state).all = All::Listing;
@@ -125,6 +130,7 @@ impl Run {
         let mut next = Turn::Wait;
         loop {
             tokio::select! {
+                _ = ended.wait_for(|ended| *ended) => return,
                 count = heard.recv_many(&mut news, HEARD_AT_ONCE) => if count == 0 { return },
                 Some(filled) = self.fills.next() => self.filled(filled),
                 Some(listed) = self.listings.next() => self.listed(listed),
@@ -136,15 +142,23 @@ impl Run {
                 () = tokio::time::sleep(LOOK_INTERVAL), if next == Turn::HeldUp => {}
             }
             let Some(tree) = self.tree.upgrade() else { return };
-            for heard in news.drain(..) {
-                if let Err(error) = self.hear(&tree, heard) {
-                    tracing::debug!(%error, "what was read cannot be told");
-                }
-            }
             while let Some(Some(filled)) = self.fills.next().now_or_never() {
                 self.filled(filled);
             }
-            next = self.go_on(&tree);
+            // Both read the index: 0.4 ms a page of a listing and what is cached of it,
+            // and 4 ms were seen where its pages came from the disk.
+            next = tokio::task::block_in_place(|| {
+                self.hear_all(&tree, &mut news);
+                self.go_on(&tree)
+            });
+        }
+    }
+
+    fn hear_all(&mut self, tree: &Tree, news: &mut Vec<Heard>) {
+        for heard in news.drain(..) {
+            if let Err(error) = self.hear(tree, heard) {
+                tracing::debug!(%error, "what was read cannot be told");
+            }
         }
     }
 
@@ -215,6 +229,9 @@ impl Run {
             let Some(scope) = self.policy.wanted(ready) else {
                 break (Turn::Wait, self.idle());
             };
+            if self.is_failing() && !self.fills.is_empty() {
+                break (Turn::Wait, Doing::RemoteFails);
+            }
             if !self.pace.has_room(self.fills.len(), self.filling_bytes) {
                 break (Turn::Wait, Doing::Fetching);
             }
@@ -245,6 +262,12 @@ impl Run {
         turn
     }
 
+    /// Whether nothing came since the remote failed: then one object finds out
+    /// whether it works again, and not all that may be fetched at once.
+    fn is_failing(&self) -> bool {
+        self.pause > PAUSE_MIN
+    }
+
     fn idle(&self) -> Doing {
         let is_surveying = lock(&self.state).all == All::Listing;
         match (self.fills.is_empty() && self.listings.is_empty(), self.policy.is_done()) {
@@ -261,8 +284,8 @@ impl Run {
         let store = tree.store();
         if self.paused_until.is_some_and(|until| Instant::now() < until) {
             Some(Doing::RemoteFails)
-        } else if !tree.remote.may_speculate() {
-            Some(Doing::Capped)
+        } else if !tree.remote.may_speculate(bytes.clamp(1, WHOLE_OBJECT_MAX_BYTES)) {
+            Some(Doing::Capped) // Not even the first request of it.
         } else if store.room_bytes() <= self.filling_bytes.saturating_add(bytes) {
             Some(Doing::Full)
         } else if !store.is_keeping() {
@@ -296,43 +319,76 @@ impl Run {
         let fill = async move {
             let began = Instant::now();
             let result = object.fill().await;
-            Filled { bytes: size, took: began.elapsed(), result }
+            Filled { scope, target, took: began.elapsed(), result }
         };
         self.fills.push(Box::pin(fill));
         None
     }
 
-    fn filled(&mut self, Filled { bytes, took, result }: Filled) {
-        self.filling_bytes -= bytes;
-        let error = match result {
-            Ok(0) => return, // Its reader was faster.
-            Ok(asked) => {
-                self.pause = PAUSE_MIN;
-                if asked == bytes {
-                    self.pace.came(bytes, took, Instant::now());
+    fn filled(&mut self, filled: Filled) {
+        let Filled { scope, target, took, result } = filled;
+        self.filling_bytes -= target.size;
+        match result {
+            Ok(fill) => {
+                // Else its reader was faster.
+                if fill.asked > 0 {
+                    self.came(&target, fill, took);
                 }
-                return self.count(asked);
+                if !fill.is_whole {
+                    self.again(scope, target, Walk::put_back);
+                }
             }
-            Err(error) => error,
-        };
-        tracing::debug!(%error, "an object was not fetched ahead");
-        // Not tried again: the way has led past it. Who reads it tells what is wrong.
-        let is_about_it = matches!(error.kind, ErrorKind::NotFound | ErrorKind::Changed);
-        let is_pausing = self.paused_until.is_some_and(|until| Instant::now() < until);
-        if !is_about_it && !is_pausing {
-            self.paused_until = Some(Instant::now() + self.pause);
-            self.pause = (self.pause * 2).min(PAUSE_MAX);
+            Err(error) => {
+                tracing::debug!(%error, "an object was not fetched ahead");
+                self.failed(scope, target, &error);
+            }
         }
     }
 
-    fn count(&self, bytes: u64) {
+    fn came(&mut self, target: &Target, fill: Fill, took: Duration) {
+        self.pause = PAUSE_MIN;
+        if fill.asked == target.size {
+            self.pace.came(fill.asked, took, Instant::now());
+        }
+        self.count(u64::from(fill.is_whole), fill.asked);
+    }
+
+    fn failed(&mut self, scope: NodeId, target: Target, error: &RemoteError) {
+        // Who reads it tells what is wrong.
+        let is_gone = matches!(error.kind, ErrorKind::NotFound | ErrorKind::Changed);
+        if is_gone {
+            return;
+        }
+        let is_pausing = self.paused_until.is_some_and(|until| Instant::now() < until);
+        if !is_pausing {
+            self.paused_until = Some(Instant::now() + self.pause);
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+        // A store that refuses one object may give all others.
+        let is_refused = matches!(error.kind, ErrorKind::Denied | ErrorKind::Invalid);
+        if !is_refused {
+            // After all others: it may be the only one that cannot be fetched.
+            self.again(scope, target, Walk::put_off);
+        }
+    }
+
+    /// An object was not fetched to its end: it has its turn again. Where another
+    /// way leads through the scope by now, that finds it too.
+    fn again(&mut self, scope: NodeId, target: Target, put: fn(&mut Walk, Target)) {
+        if let Some(walk) = self.walks.get_mut(&scope) {
+            self.policy.not_fetched(scope, target.size);
+            put(walk, target);
+        }
+    }
+
+    fn count(&self, objects: u64, bytes: u64) {
         let mut state = lock(&self.state);
-        state.objects += 1;
+        state.objects += objects;
         state.bytes += bytes;
         drop(state);
         if let Some(tree) = self.tree.upgrade() {
             let metrics = tree.store().metrics();
-            metrics.prefetched_objects.add(1);
+            metrics.prefetched_objects.add(objects);
             metrics.prefetched_bytes.add(bytes);
         }
     }

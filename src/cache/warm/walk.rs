@@ -135,6 +135,11 @@ impl Walk {
         self.items.push_front(Item::Object(target));
     }
 
+    /// The object has its turn again after all others.
+    pub(super) fn put_off(&mut self, target: Target) {
+        self.items.push_back(Item::Object(target));
+    }
+
     /// Puts one page of a folder in the place of what is left of it.
     fn expand(
         &mut self,

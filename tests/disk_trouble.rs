@@ -75,7 +75,7 @@ impl Rig {
 
     fn mount(&self, options: &[&str]) -> PathBuf {
         // What is passed through to the kernel is out of the daemon's hands.
-        let mut all = vec!["--open-mode", "keep-cache"];
+        let mut all = vec!["--open-mode", "cached"];
         all.extend(options);
         self.warmfs.mount_with("s3://bucket/data", "mount", &all)
     }

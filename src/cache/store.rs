@@ -500,6 +500,15 @@ impl Store {
         self.budget.release_file();
     }
 
+    /// A file on the disk that the backing files lie on: the index, which every
+    /// cache has.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn sample_file(&self) -> std::io::Result<std::fs::File> {
+        std::fs::File::open(self.data_dir.with_file_name("index.redb"))
+    }
+
     pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
     }

@@ -1,16 +1,20 @@
 //! What each request means. No kernel here: tests call these directly.
 
 use std::ffi::OsStr;
+use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::Answer;
 use super::errno::Errno;
 use super::inode::{Attr, Ino};
+use super::open_mode::{MountMode, Obstacle, OpenMode};
 use super::trace::Recorder;
-use super::{Answer, open_mode::OpenMode};
-use crate::cache::{CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Tree};
+use crate::cache::{
+    CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Rollup, Tree,
+};
 use crate::config::MountOptions;
 use crate::metrics::MountMetrics;
 use crate::remote::ErrorKind;
@@ -29,10 +33,7 @@ pub struct FileSystem {
     tree: Arc<Tree>,
     options: MountOptions,
     metrics: Arc<MountMetrics>,
-    mode: OpenMode,
-    mode_reason: &'static str,
-    /// Why nothing is passed through although it was asked for.
-    not_passed_through: OnceLock<&'static str>,
+    mode: MountMode,
     recorder: OnceLock<Recorder>,
 }
 
@@ -72,34 +73,49 @@ pub struct Statfs {
 impl FileSystem {
     /// A file system over `tree`.
     pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
-        let (mode, mode_reason) = OpenMode::choose(options.open_mode);
-        Arc::new(FileSystem {
-            tree,
-            options,
-            metrics,
-            mode,
-            mode_reason,
-            not_passed_through: OnceLock::new(),
-            recorder: OnceLock::new(),
-        })
+        let mode = MountMode::new(options.open_mode);
+        Arc::new(FileSystem { tree, options, metrics, mode, recorder: OnceLock::new() })
     }
 
     /// How files are opened.
     pub fn mode(&self) -> OpenMode {
-        match self.not_passed_through.get() {
-            Some(_) => OpenMode::KeepCache,
-            None => self.mode,
-        }
+        self.mode.mode(|| self.known())
     }
 
     /// Why they are opened so.
-    pub fn mode_reason(&self) -> &'static str {
-        self.not_passed_through.get().unwrap_or(&self.mode_reason)
+    pub fn mode_reason(&self) -> String {
+        self.mode.reason(|| self.known())
     }
 
-    /// Notes that the kernel passes nothing through; `true` the first time.
-    pub(super) fn refuse_passthrough(&self, why: &'static str) -> bool {
-        self.not_passed_through.set(why).is_ok()
+    /// How this file is to be opened, and with the first one every other.
+    pub(super) fn settle_mode(&self) -> OpenMode {
+        self.mode.settle(|| self.known())
+    }
+
+    /// Whether the kernel is to be asked for passthrough.
+    pub(super) fn may_pass_through(&self) -> bool {
+        self.mode.may_pass_through()
+    }
+
+    /// Nothing is passed through from now on.
+    pub(super) fn stop_passing(&self, why: Obstacle) {
+        if self.mode.stop_passing(why) {
+            tracing::warn!(%why, "files are not passed through");
+        }
+    }
+
+    /// The kernel took a complete file to pass it through, or did not.
+    pub(super) fn passed(&self, refusal: Option<&io::Error>) {
+        if let Some(why) = refusal.and_then(Obstacle::of) {
+            self.stop_passing(why);
+        } else if let (true, Some(error)) = (self.mode.passed(refusal), refusal) {
+            tracing::warn!(%error, "some files are not passed through");
+        }
+    }
+
+    /// The files of the dataset, as far as they are known.
+    fn known(&self) -> Rollup {
+        self.tree.rollup(self.tree.root()).unwrap_or_default()
     }
 
     /// Has every open and read written down from now on.
@@ -341,7 +357,7 @@ impl FileSystem {
 
     /// Sizes of the dataset, as far as it is known.
     pub fn statfs(&self) -> Statfs {
-        let rollup = self.tree.rollup(self.tree.root()).unwrap_or_default();
+        let rollup = self.known();
         Statfs {
             bytes: rollup.bytes,
             not_cached_bytes: rollup.bytes.saturating_sub(rollup.cached_bytes),

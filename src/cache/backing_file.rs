@@ -11,9 +11,12 @@ use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::uio::pwritev;
 
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
@@ -22,10 +25,49 @@ use super::record::{FileId, Fingerprint, NodeId};
 /// Parts written in one system call: Linux's IOV_MAX.
 const WRITE_PARTS_MAX: usize = 1024;
 
+/// Of the descriptors that this process may have, backing files take so many
+/// quarters at most. With the last one taken nobody could reach the daemon, and
+/// the daemon no remote.
+const DESCRIPTOR_QUARTERS: u64 = 3;
+
+/// Descriptors that backing files have now.
+static DESCRIPTORS: AtomicU64 = AtomicU64::new(0);
+
+/// Descriptors that backing files may have. Whoever starts a daemon raises the
+/// limit before it opens the first one.
+pub(super) fn descriptors_max() -> u64 {
+    static MAX: OnceLock<u64> = OnceLock::new();
+    *MAX.get_or_init(|| {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        limit / 4 * DESCRIPTOR_QUARTERS
+    })
+}
+
+/// One of the descriptors for backing files.
+#[derive(Debug)]
+struct Descriptor(());
+
+impl Descriptor {
+    fn take() -> io::Result<Self> {
+        let descriptor = Descriptor(()); // Gives it back whatever comes.
+        if DESCRIPTORS.fetch_add(1, Ordering::Relaxed) >= descriptors_max() {
+            return Err(Errno::EMFILE.into());
+        }
+        Ok(descriptor)
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        DESCRIPTORS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// An open backing file.
 #[derive(Debug)]
 pub(super) struct BackingFile {
     file: File,
+    _descriptor: Descriptor,
 }
 
 /// Nodes whose files share a folder. Ids are given out in order, so a cache of
@@ -57,17 +99,20 @@ impl FileId {
 impl BackingFile {
     /// Opens a file that the index knows.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let _descriptor = Descriptor::take()?;
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(BackingFile { file })
+        Ok(BackingFile { file, _descriptor })
     }
 
     /// As [`BackingFile::open`], only to look at it: a read-only disk allows that.
     pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
-        Ok(BackingFile { file: File::open(path)? })
+        let _descriptor = Descriptor::take()?;
+        Ok(BackingFile { file: File::open(path)?, _descriptor })
     }
 
     /// Creates an empty file of `size` bytes, all holes.
     pub(super) fn create(path: &Path, size: u64) -> io::Result<Self> {
+        let _descriptor = Descriptor::take()?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = match options.open(path) {
@@ -84,7 +129,7 @@ impl BackingFile {
             let _ = std::fs::remove_file(path);
             return Err(error);
         }
-        Ok(BackingFile { file })
+        Ok(BackingFile { file, _descriptor })
     }
 
     /// Fills `buf` from `offset`; a short file is an error.

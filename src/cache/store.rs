@@ -26,7 +26,7 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::backing_file::BackingFile;
+use super::backing_file::{BackingFile, descriptors_max};
 use super::budget::{Budget, disk_bytes};
 use super::chunk_map::ChunkMap;
 use super::disk_health::DiskHealth;
@@ -50,8 +50,9 @@ use room::Room;
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_millis(400);
 
 /// Objects kept open although nobody reads them: saves the index look-up and
-/// the open of a file that is opened again and again. Each costs one fd.
-const IDLE_OBJECTS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// the open of a file that is opened again and again. Each costs one fd, and half
+/// of those are for objects that somebody reads.
+const IDLE_OBJECTS_MAX: u64 = 1024;
 
 /// Blocking reads of the cache disk at once: enough for 20 readers, few enough
 /// to leave threads for the index.
@@ -85,6 +86,11 @@ const LOADING_LOCKS: usize = 16;
 /// Events a subscriber may be behind; later ones are dropped. They only make
 /// the kernel forget early what it forgets by itself with its TTL.
 const EVENTS_MAX: usize = 16_384;
+
+fn idle_objects_max() -> NonZeroUsize {
+    let max = IDLE_OBJECTS_MAX.min(descriptors_max() / 2);
+    usize::try_from(max).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
+}
 
 /// Keeps events coming. When it is dropped, their receiver sees the end.
 #[derive(Debug)]
@@ -192,7 +198,7 @@ impl Store {
             held: AtomicU64::new(totals.objects),
             loading: std::array::from_fn(|_| Mutex::default()),
             live: Mutex::default(),
-            idle: Mutex::new(LruCache::new(IDLE_OBJECTS_MAX)),
+            idle: Mutex::new(LruCache::new(idle_objects_max())),
             dirty: Mutex::default(),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),

@@ -51,7 +51,6 @@ const SMALL: usize = 110 * 1024 + 7;
 
 /// A mount of a folder of its own.
 struct Mount {
-    mode: OpenModeOption,
     metrics: Arc<MountMetrics>,
     session: MountSession,
     cache: Arc<Cache>,
@@ -96,7 +95,7 @@ impl Mount {
         let mnt = base.join("mnt");
         let session = MountSession::start_with(fs, "file:///x", &mnt, handle, init_flags).unwrap();
         let (runtime, held) = (Some(runtime), AtomicU64::new(0));
-        Mount { mode, metrics, session, cache, runtime, held, base, _watchdog: watchdog, _tmp: tmp }
+        Mount { metrics, session, cache, runtime, held, base, _watchdog: watchdog, _tmp: tmp }
     }
 
     fn path(&self, name: &str) -> PathBuf {

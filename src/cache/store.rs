@@ -222,6 +222,27 @@ impl Store {
         meta: &ObjectMeta,
         remote: &Arc<RemoteClient>,
     ) -> Arc<CachedObject> {
+        self.object_from(node, meta, remote, || self.load(node, meta))
+    }
+
+    /// As [`Store::object`], of a node that the index does not know any more.
+    pub(super) fn lost_object(
+        &self,
+        node: NodeId,
+        meta: &ObjectMeta,
+        remote: &Arc<RemoteClient>,
+    ) -> Arc<CachedObject> {
+        let lost = || Loaded { doomed: true, ..Loaded::nothing(node, meta.size) };
+        self.object_from(node, meta, remote, lost)
+    }
+
+    fn object_from(
+        &self,
+        node: NodeId,
+        meta: &ObjectMeta,
+        remote: &Arc<RemoteClient>,
+        load: impl FnOnce() -> Loaded,
+    ) -> Arc<CachedObject> {
         if let Some(object) = self.unharmed(node) {
             return object;
         }
@@ -230,7 +251,7 @@ impl Store {
             return object;
         }
         let losses = self.index.losses();
-        let mut loaded = self.load(node, meta);
+        let mut loaded = load();
         // Another index took over meanwhile: what was found is of no index now.
         loaded.doomed |= self.index.losses() != losses;
         let is_doomed = loaded.doomed;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::Answer;
 use super::errno::Errno;
+use super::given::Given;
 use super::inode::{Attr, Ino};
 use super::open_mode::{MountMode, Obstacle, OpenMode};
 use super::trace::Recorder;
@@ -34,6 +35,8 @@ pub struct FileSystem {
     options: MountOptions,
     metrics: Arc<MountMetrics>,
     mode: MountMode,
+    /// Files that the kernel may read without another word.
+    given: Given,
     recorder: OnceLock<Recorder>,
 }
 
@@ -74,7 +77,8 @@ impl FileSystem {
     /// A file system over `tree`.
     pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
         let mode = MountMode::new(options.open_mode);
-        Arc::new(FileSystem { tree, options, metrics, mode, recorder: OnceLock::new() })
+        let (given, recorder) = (Given::new(), OnceLock::new());
+        Arc::new(FileSystem { tree, options, metrics, mode, given, recorder })
     }
 
     /// How files are opened.
@@ -165,7 +169,11 @@ impl FileSystem {
 
     fn found(&self, child: Child) -> Found {
         match child {
-            Child::Known(node) => Found { attr: Some(self.attr_of(&node)), ttl: node.valid_for },
+            Child::Known(node) => {
+                let found = Found { attr: Some(self.attr_of(&node)), ttl: node.valid_for };
+                self.give(node.parent, std::iter::once(node));
+                found
+            }
             Child::Absent(ttl) => Found { attr: None, ttl },
             Child::Unknown => Found { attr: None, ttl: Duration::ZERO },
         }
@@ -195,11 +203,21 @@ impl FileSystem {
         }))
     }
 
+    /// Remembers nodes of `folder` that the kernel is told of. With handles there
+    /// is no need: it looks a name up again when it cannot be opened.
+    fn give(&self, folder: NodeId, nodes: impl Iterator<Item = Node>) {
+        if self.mode() == OpenMode::Cached
+            && let Ok(prefix) = self.tree.prefix(folder)
+        {
+            self.given.give(&prefix, nodes);
+        }
+    }
+
     fn node(&self, ino: Ino) -> Result<Node, Errno> {
         let id = ino.node(self.tree.root());
         match self.tree.node(id) {
             Ok(Some(node)) => Ok(node),
-            Ok(None) => Err(Errno::ESTALE),
+            Ok(None) => self.given.get(id).map(|(node, _)| node).ok_or(Errno::ESTALE),
             Err(error) => Err(self.failed("node", &id.0.to_string(), &error)),
         }
     }
@@ -230,6 +248,10 @@ impl FileSystem {
     pub fn object(&self, ino: Ino) -> Result<Arc<CachedObject>, Errno> {
         if let Some(object) = self.tree.store().unharmed(ino.node(self.tree.root())) {
             return Ok(object);
+        }
+        let id = ino.node(self.tree.root());
+        if let (Ok(None), Some((node, prefix))) = (self.tree.node(id), self.given.get(id)) {
+            return self.tree.open_lost(&node, &prefix).ok_or(Errno::ESTALE);
         }
         let node = self.node(ino)?;
         match self.tree.open(&node) {
@@ -346,12 +368,13 @@ impl FileSystem {
             .tree
             .children(folder, after.as_deref(), READDIR_ENTRIES_MAX)
             .map_err(|error| self.failed("readdir", "", &error))?;
-        entries.extend(children.into_iter().map(|node| DirEntry {
+        entries.extend(children.iter().map(|node| DirEntry {
             offset: node.id.0,
-            attr: self.attr_of(&node),
+            attr: self.attr_of(node),
             ttl: node.valid_for,
-            name: node.name,
+            name: node.name.clone(),
         }));
+        self.give(folder, children.into_iter());
         Ok(entries)
     }
 

@@ -24,7 +24,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 const OPTIONS: [&str; 3] = ["auto", "cached", "passthrough"];
 
 /// Larger than where passthrough begins to pay, and no multiple of anything.
-const LARGE: usize = (3 << 20) + 4_097;
+const LARGE: usize = (6 << 20) + 4_097;
 
 const NO_PRIVILEGE: &str = "no privilege (CAP_SYS_ADMIN)";
 
@@ -169,9 +169,9 @@ fn auto_goes_by_the_size_of_the_files() {
     };
     // Enough small ones among the large make opening them what counts.
     for (sizes, small, reason) in [
-        (&[("a", LARGE), ("b", LARGE)][..], false, "large files (mean 3.00 MiB)"),
+        (&[("a", LARGE), ("b", LARGE)][..], false, "large files (mean 6.00 MiB)"),
         (&[("a", 70 << 10), ("b", 150 << 10)], true, "small files (mean 110 KiB)"),
-        (&[("a", LARGE), ("b", 1), ("c", 1), ("d", 1)], true, "small files (mean 769 KiB)"),
+        (&[("a", LARGE), ("b", 1), ("c", 1), ("d", 1)], true, "small files (mean 1.50 MiB)"),
     ] {
         let rig = Rig::new(sizes);
         rig.mount("auto");

@@ -84,15 +84,13 @@ pub struct TrafficOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum OpenModeOption {
-    /// warmfs chooses.
+    /// The better one for the machine and the size of the files.
     #[default]
     Auto,
-    /// OPEN is answered each time and the page cache kept.
-    KeepCache,
-    /// OPEN is answered with ENOSYS once and never sent again.
-    NoOpen,
     /// Complete files are read by the kernel from the backing file itself.
     Passthrough,
+    /// The kernel keeps pages and listings and never asks to open again.
+    Cached,
 }
 
 /// The caller's environment, as far as a remote may need it. Its values are

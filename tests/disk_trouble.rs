@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 
 use common::epoch::{Objects, Sampler, compare, count_files, drop_pages, du};
 use common::image::{Ballast, Image, free_bytes};
+use common::machine::has_passthrough;
 use common::store::Store;
 use common::{Warmfs, eventually, is_mounted};
 
@@ -75,7 +76,11 @@ impl Rig {
 
     fn mount(&self, options: &[&str]) -> PathBuf {
         // What is passed through to the kernel is out of the daemon's hands.
-        let mut all = vec!["--open-mode", "keep-cache"];
+        self.mount_as("cached", options)
+    }
+
+    fn mount_as(&self, mode: &str, options: &[&str]) -> PathBuf {
+        let mut all = vec!["--open-mode", mode];
         all.extend(options);
         self.warmfs.mount_with("s3://bucket/data", "mount", &all)
     }
@@ -321,18 +326,30 @@ fn a_disk_that_refuses_writes_for_a_while_is_used_again_after() {
     rig.unmount();
 }
 
-#[test]
-fn a_disk_that_turns_read_only_is_passed_by() {
+fn read_only_disk(mode: &str) {
     let Some(image) = Image::ext4(DISK, &[], "errors=remount-ro") else { return };
     let rig = Rig::new(image, 40, 1 << 20..4 << 20);
-    let mount = rig.mount(&["--cache-size", "1G"]);
+    let mount = rig.mount_as(mode, &["--cache-size", "1G"]);
     // Nobody can remount a disk read-only that has files open for writing;
     // the kernel can, and for good.
     rig.epoch_amid(&mount, || rig.image.trigger_error());
     eventually("status says what is wrong", || rig.state().contains("disk"));
     rig.epoch(&mount);
     assert_ne!(rig.state(), "ok", "still read-only");
+    assert_eq!(rig.warmfs.status()["mounts"][0]["mode"], mode, "reading it goes on as before");
     rig.unmount();
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_passed_by() {
+    read_only_disk("cached");
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_passed_by_with_passthrough() {
+    if has_passthrough("a_disk_that_turns_read_only_is_passed_by_with_passthrough") {
+        read_only_disk("passthrough");
+    }
 }
 
 /// Mounts on a disk without a byte to spare. It works, or says in a line why not.

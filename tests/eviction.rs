@@ -41,7 +41,7 @@ impl Rig {
 
     fn mount(&self, uri: &str, name: &str) -> PathBuf {
         // So that every read reaches the daemon, and is counted.
-        let options = ["--cache-size", &BUDGET.to_string(), "--open-mode", "keep-cache"];
+        let options = ["--cache-size", &BUDGET.to_string(), "--open-mode", "cached"];
         self.warmfs.mount_with(uri, name, &options)
     }
 
@@ -310,13 +310,8 @@ fn held_while_evicting(mode: &str) {
 }
 
 #[test]
-fn open_and_mapped_files_are_not_disturbed_with_keep_cache() {
-    held_while_evicting("keep-cache");
-}
-
-#[test]
-fn open_and_mapped_files_are_not_disturbed_with_no_open() {
-    held_while_evicting("no-open");
+fn open_and_mapped_files_are_not_disturbed_in_cached_mode() {
+    held_while_evicting("cached");
 }
 
 #[test]
@@ -331,7 +326,7 @@ fn the_file_of_a_replaced_version_goes_with_its_last_reader() {
     for key in ["whole", "part"] {
         rig.store.put(BUCKET, key, old.clone());
     }
-    let options = ["--metadata-ttl", "1s", "--open-mode", "keep-cache"];
+    let options = ["--metadata-ttl", "1s", "--open-mode", "cached"];
     let mount = rig.warmfs.mount_with("s3://bucket", "mount", &options);
     let (whole, part) = (mount.join("whole"), mount.join("part"));
     compare(&whole, &old).unwrap();
@@ -380,7 +375,7 @@ fn a_smaller_limit_shrinks_the_cache() {
     eventually("the daemon ends with its last mount", || rig.warmfs.daemon().is_none());
 
     let limit = 20 * MIB;
-    let options = ["--cache-size", &limit.to_string(), "--open-mode", "keep-cache"];
+    let options = ["--cache-size", &limit.to_string(), "--open-mode", "cached"];
     rig.warmfs.mount_with("s3://bucket", "mount", &options);
     let shown = rig.warmfs.status()["cache"]["limit_bytes"].as_u64().unwrap();
     assert_eq!(shown, limit);

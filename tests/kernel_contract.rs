@@ -7,7 +7,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -18,21 +18,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::machine::{has_passthrough, is_root, skip};
 use common::{STEP_TIMEOUT, TEST_TIMEOUT, Warmfs, Watchdog, abort_mounts, eventually};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::unistd::{Uid, User, Whence, lseek};
+use nix::unistd::{User, Whence, lseek};
 use warmfs::cache::Cache;
 use warmfs::config::{
     CacheOptions, MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
 };
 use warmfs::daemon::kernel;
 use warmfs::fs::FileSystem;
+use warmfs::fs::open_mode::OpenMode;
 use warmfs::fs::session::MountSession;
 use warmfs::metrics::{MountMetrics, RemoteMetrics};
 use warmfs::remote::client::RemoteClient;
 use warmfs::remote::local::LocalRemote;
 
-use OpenModeOption::{KeepCache, NoOpen, Passthrough};
+use OpenModeOption::{Auto, Cached, Passthrough};
 
 /// Nothing goes stale within a test.
 const LONG: Duration = Duration::from_secs(3_600);
@@ -49,12 +51,11 @@ const SMALL: usize = 110 * 1024 + 7;
 
 /// A mount of a folder of its own.
 struct Mount {
-    mode: OpenModeOption,
     metrics: Arc<MountMetrics>,
     session: MountSession,
     cache: Arc<Cache>,
     runtime: Option<tokio::runtime::Runtime>,
-    /// Open files and folders that the test itself holds.
+    /// Open files that the test itself holds.
     held: AtomicU64,
     base: PathBuf,
     _watchdog: Watchdog,
@@ -64,6 +65,16 @@ struct Mount {
 impl Mount {
     /// Mounts what `fill` puts in a folder.
     fn new(mode: OpenModeOption, ttl: Duration, fill: impl FnOnce(&Path)) -> Mount {
+        Self::on_kernel(u64::MAX, mode, ttl, fill)
+    }
+
+    /// The same on a kernel that offers no more than these flags of INIT.
+    fn on_kernel(
+        init_flags: u64,
+        mode: OpenModeOption,
+        ttl: Duration,
+        fill: impl FnOnce(&Path),
+    ) -> Mount {
         let tmp = tempfile::tempdir().unwrap();
         let base = tmp.path().canonicalize().unwrap();
         let watchdog = Watchdog::new(TEST_TIMEOUT);
@@ -81,9 +92,10 @@ impl Mount {
         let tree = runtime.block_on(cache.attach(remote, "", ttl)).unwrap();
         let metrics = Arc::new(MountMetrics::default());
         let fs = FileSystem::new(tree, mount_options(mode, ttl), metrics.clone());
-        let session = MountSession::start(fs, "file:///x", &base.join("mnt"), handle).unwrap();
+        let mnt = base.join("mnt");
+        let session = MountSession::start_with(fs, "file:///x", &mnt, handle, init_flags).unwrap();
         let (runtime, held) = (Some(runtime), AtomicU64::new(0));
-        Mount { mode, metrics, session, cache, runtime, held, base, _watchdog: watchdog, _tmp: tmp }
+        Mount { metrics, session, cache, runtime, held, base, _watchdog: watchdog, _tmp: tmp }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -98,19 +110,19 @@ impl Mount {
         self.metrics.fuse_ops.all().into_iter().collect()
     }
 
-    /// Waits for RELEASE and RELEASEDIR, which the kernel sends behind `close`.
+    /// Waits for RELEASE, which the kernel sends behind `close`.
     fn settle(&self) {
-        if self.mode == NoOpen {
+        if self.session.mode() == OpenMode::Cached {
             return; // It sends none.
         }
         let held = self.held.load(Ordering::Relaxed);
-        eventually("every file and folder that was closed is released", || {
+        eventually("every file that was closed is released", || {
             let ops = self.ops();
-            ops["release"] + ops["releasedir"] + held == ops["open"] + ops["opendir"]
+            ops["release"] + held == ops["open"]
         });
     }
 
-    /// Says that the test keeps so many files or folders open from now on.
+    /// Says that the test keeps so many files open from now on.
     fn hold(&self, handles: u64) {
         self.held.store(handles, Ordering::Relaxed);
     }
@@ -183,39 +195,9 @@ fn mount_options(open_mode: OpenModeOption, metadata_ttl: Duration) -> MountOpti
     }
 }
 
-/// Says that something is not tested here, past the capture of test output.
-fn skip(what: &str, why: &str) {
-    let _ = writeln!(io::stderr(), "SKIPPED: {what}: {why}");
-}
-
-/// Whether this machine can pass files through at all, told without warmfs.
-fn has_passthrough(what: &str) -> bool {
-    let uname = nix::sys::utsname::uname().unwrap();
-    let release = uname.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>());
-    let version = (numbers.next().unwrap().unwrap(), numbers.next().unwrap().unwrap());
-    let stacked = nix::sys::statfs::statfs(&std::env::temp_dir())
-        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC);
-    let why = if version < (6, 9) {
-        format!("kernel {release} has no passthrough (6.9 has)")
-    } else if !is_root() {
-        "passthrough needs root".to_owned()
-    } else if stacked {
-        "the temporary folder lies on overlayfs".to_owned()
-    } else {
-        return true;
-    };
-    skip(&format!("passthrough in {what}"), &why);
-    false
-}
-
-fn is_root() -> bool {
-    Uid::effective().is_root()
-}
-
 /// Every mode that this machine can have.
 fn modes(what: &str) -> Vec<OpenModeOption> {
-    let mut modes = vec![KeepCache, NoOpen];
+    let mut modes = vec![Cached];
     modes.extend(has_passthrough(what).then_some(Passthrough));
     modes
 }
@@ -322,30 +304,31 @@ impl Drop for Mapping {
 const FLUSHES: u64 = 2;
 
 #[test]
-fn keep_cache_opens_each_time_and_reads_once() {
-    let mount = Mount::new(KeepCache, LONG, |source| files(source, 4));
+fn what_was_open_before_it_was_complete_is_kept_in_the_page_cache() {
+    const NAME: &str = "what_was_open_before_it_was_complete_is_kept_in_the_page_cache";
+    if !has_passthrough(NAME) {
+        return;
+    }
+    let mount = Mount::new(Passthrough, LONG, |source| files(source, 4));
+    // With a handle from before, no later one is passed through.
+    let held: Vec<File> =
+        (0..4).map(|n| File::open(mount.path(&format!("f{n}"))).unwrap()).collect();
+    mount.hold(4);
     let cold = mount.cost(|| epoch(&mount, 4));
-    assert_eq!((cold["lookup"], cold["open"], cold["release"]), (4, 4, 4), "{cold:?}");
+    assert_eq!((cold["open"], cold["release"]), (4, 4), "{cold:?}");
     assert!(cold["flush"] <= FLUSHES, "the first FLUSH is the last: {cold:?}");
     assert!(cold["read"] >= 4, "{cold:?}");
-    let warm = mount.cost(|| epoch(&mount, 4));
-    assert_eq!((warm["open"], warm["release"]), (4, 4), "{warm:?}");
-    for op in ["read", "lookup", "flush"] {
-        assert!(!warm.contains_key(op), "{op}: {warm:?}");
-    }
-    // A second one if the notice of its completion comes in between.
-    assert!(warm.get("getattr").is_none_or(|count| *count <= 8), "{warm:?}");
     mount.soon_costs(&[("open", 4), ("release", 4)], || epoch(&mount, 4));
     // Without its pages a file is read again, from the cache.
-    let file = File::open(mount.path("f0")).unwrap();
-    drop_pages(&file);
-    drop(file);
+    drop_pages(&held[0]);
     assert!(mount.cost(|| epoch(&mount, 1))["read"] > 0);
+    drop(held);
+    mount.hold(0);
 }
 
 #[test]
-fn no_open_asks_once_and_then_a_warm_file_costs_nothing() {
-    let mount = Mount::new(NoOpen, LONG, |source| {
+fn cached_asks_once_and_then_a_warm_file_costs_nothing() {
+    let mount = Mount::new(Cached, LONG, |source| {
         files(source, 4);
         fs::create_dir(source.join("sub")).unwrap();
         files(&source.join("sub"), 2);
@@ -537,7 +520,7 @@ fn a_changed_object_is_a_new_inode_and_the_old_handle_keeps_its_own() {
             match read_all(&old) {
                 Ok(bytes) => assert!(bytes == content(0, SMALL), "{}: a mix", mount.mode()),
                 // No handle holds the old version here.
-                Err(error) if mode == NoOpen => {
+                Err(error) if mode == Cached => {
                     assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{error}");
                 }
                 Err(error) => panic!("{}: a cached version is gone: {error}", mount.mode()),
@@ -583,7 +566,6 @@ fn a_kept_listing_goes_when_the_folder_changes() {
             nix::sys::stat::Mode::empty(),
         );
         let mut held = held.unwrap();
-        mount.hold(1);
         for (round, dir) in ["", "sub", "sub/deep", "sub"].into_iter().enumerate() {
             for _ in 0..3 {
                 assert_eq!(names(&mount.path(dir)), names(&mount.source(dir)));
@@ -606,8 +588,6 @@ fn a_kept_listing_goes_when_the_folder_changes() {
                 dir.iter().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
             names.contains(&"newest".to_owned()) && !names.contains(&"f2".to_owned())
         });
-        drop(held);
-        mount.hold(0);
     }
 }
 
@@ -624,12 +604,7 @@ fn an_unchanged_folder_keeps_its_mtime_and_its_copy_in_the_kernel() {
         assert_eq!(first["opendir"], 1, "{first:?}");
         assert!(first["readdirplus"] >= 1, "READDIRPLUS at the beginning: {first:?}");
         let second = mount.cost(|| drop(names(&mount.path("sub"))));
-        let expected = if mode == NoOpen {
-            [].into()
-        } else {
-            BTreeMap::from([("opendir", 1), ("releasedir", 1)])
-        };
-        assert_eq!(second, expected, "{}", mount.mode());
+        assert_eq!(second, BTreeMap::new(), "{}", mount.mode());
         assert_eq!(mtime(), before, "listing a folder is no change");
     }
 }
@@ -737,7 +712,6 @@ fn a_position_in_a_folder_stays_right_when_entries_vanish() {
             (0..600).for_each(|n| fs::write(source.join(name(n)), "x").unwrap());
         });
         let stream = Stream::open(&mount.path(""));
-        mount.hold(1);
         let before: Vec<String> = std::iter::from_fn(|| stream.next()).take(102).collect();
         assert_eq!(before[2..], (0..100).map(name).collect::<Vec<_>>());
         let at = stream.tell();
@@ -755,8 +729,6 @@ fn a_position_in_a_folder_stays_right_when_entries_vanish() {
             stream.seek(at);
             stream.rest() == left
         });
-        drop(stream);
-        mount.hold(0);
     }
 }
 
@@ -896,6 +868,58 @@ fn the_mount_is_as_it_was_asked_for() {
     }
 }
 
+/// What kernels offer in INIT that asks nothing of how they are built:
+/// `fs/fuse/inode.c` of each. The last one has passthrough, as a control.
+const KERNELS: [(&str, u64); 5] = [
+    // Nothing of all this: each OPEN and OPENDIR is to be answered.
+    ("of long ago", 0),
+    ("5.15", INIT_5_15),
+    // INIT_EXT, SECURITY_CTX
+    ("6.1", INIT_5_15 | 1 << 30 | 1 << 32),
+    // CREATE_SUPP_GROUP, HAS_EXPIRE_ONLY, DIRECT_IO_ALLOW_MMAP
+    ("6.6", INIT_5_15 | 1 << 30 | 1 << 32 | 0b111 << 34),
+    // PASSTHROUGH, NO_EXPORT_SUPPORT, HAS_RESEND
+    ("6.9", INIT_5_15 | 1 << 30 | 1 << 32 | 0b111 << 34 | 0b111 << 37),
+];
+
+/// Bits 0 to 25 without FILE_OPS, which none has offered yet; HANDLE_KILLPRIV_V2
+/// and SETXATTR_EXT.
+const INIT_5_15: u64 = ((1 << 26) - 1) & !(1 << 2) | 1 << 28 | 1 << 29;
+
+#[test]
+fn older_kernels_read_the_same() {
+    let can_pass = has_passthrough("older_kernels_read_the_same, with 6.9");
+    for (kernel, init_flags) in KERNELS {
+        for option in [Auto, Cached, Passthrough] {
+            let fill = |source: &Path| {
+                files(source, 3);
+                fs::create_dir(source.join("sub")).unwrap();
+                fs::write(source.join("sub/big"), content(9, 3 << 20)).unwrap();
+            };
+            let mount = Mount::on_kernel(init_flags, option, LONG, fill);
+            for _ in 0..2 {
+                epoch(&mount, 3);
+                assert!(fs::read(mount.path("sub/big")).unwrap() == content(9, 3 << 20));
+                assert_eq!(names(&mount.path("")).len(), 4);
+                (0..3).for_each(|n| mount.wait_complete(&format!("f{n}")));
+            }
+            let passes = option == Passthrough && kernel == "6.9" && can_pass;
+            let shown = if passes { "passthrough" } else { "cached" };
+            let reason = mount.session.file_system().mode_reason();
+            assert_eq!(mount.mode(), shown, "{kernel}, {option:?}: {reason}");
+            if option != Cached && kernel != "6.9" && is_root() {
+                assert!(reason.ends_with("this kernel has no passthrough"), "{kernel}: {reason}");
+            }
+            let releases = || {
+                let ops = mount.ops();
+                (ops["release"] > 0, ops["releasedir"] > 0)
+            };
+            let expected = (passes || init_flags == 0, init_flags == 0);
+            eventually(&format!("{kernel}: {expected:?}"), || releases() == expected);
+        }
+    }
+}
+
 // ---------------------------------------------------------------------------
 // What is left behind
 // ---------------------------------------------------------------------------
@@ -974,7 +998,7 @@ fn two_epochs(warmfs: &Warmfs, mode: &str, user: Option<&User>) -> serde_json::V
     epoch();
     let released = |status: &serde_json::Value| {
         let count = |op: &str| status["fuse"]["ops"][op].as_u64().unwrap_or(0);
-        mode == "no-open" || count("open") == count("release")
+        status["mode"] == "cached" || count("open") == count("release")
     };
     eventually("the file is released", || released(&status()));
     let cold = status();
@@ -991,9 +1015,8 @@ fn two_epochs(warmfs: &Warmfs, mode: &str, user: Option<&User>) -> serde_json::V
 fn the_binary_keeps_the_contract_of_each_mode() {
     for mode in modes("the_binary_keeps_the_contract_of_each_mode") {
         let (name, opens) = match mode {
-            NoOpen => ("no-open", 1),
             Passthrough => ("passthrough", 2),
-            _ => ("keep-cache", 2),
+            _ => ("cached", 1),
         };
         let warmfs = Warmfs::new();
         let warm = two_epochs(&warmfs, name, None);
@@ -1012,7 +1035,11 @@ fn a_user_without_privilege_has_every_mode_but_passthrough() {
         None
     };
     assert!(kernel::find_program("fusermount3"), "install fuse3");
-    for (mode, opens) in [("keep-cache", 2), ("no-open", 1), ("passthrough", 2)] {
+    for (mode, reason) in [
+        ("auto", "no privilege (CAP_SYS_ADMIN)"),
+        ("cached", "asked for"),
+        ("passthrough", "passthrough was asked for; no privilege (CAP_SYS_ADMIN)"),
+    ] {
         let warmfs = Warmfs::new();
         if let Some(user) = &nobody {
             fs::set_permissions(warmfs.path(""), Permissions::from_mode(0o755)).unwrap();
@@ -1025,11 +1052,10 @@ fn a_user_without_privilege_has_every_mode_but_passthrough() {
             }
         }
         let warm = two_epochs(&warmfs, mode, nobody.as_ref());
-        assert_eq!(warm["fuse"]["ops"]["open"], opens, "{mode}: {warm}");
-        let shown = if mode == "passthrough" { "keep-cache" } else { mode };
-        assert_eq!(warm["mode"], shown, "{warm}");
+        assert_eq!(warm["fuse"]["ops"]["open"], 1, "{mode}: {warm}");
+        assert_eq!((&warm["mode"], &warm["mode_reason"]), (&"cached".into(), &reason.into()));
         let log = warmfs.log();
-        let fallbacks = log.lines().filter(|line| line.contains("go through the daemon")).count();
+        let fallbacks = log.lines().filter(|line| line.contains("not passed through")).count();
         assert_eq!(fallbacks, usize::from(mode == "passthrough"), "{mode}: {log}");
     }
 }

@@ -271,7 +271,7 @@ fn options_come_from_the_environment_too() {
         ("WARMFS_UID", "1234"),
         ("WARMFS_GID", "2345"),
         ("WARMFS_METADATA_TTL", "7s"),
-        ("WARMFS_OPEN_MODE", "no-open"),
+        ("WARMFS_OPEN_MODE", "cached"),
         ("WARMFS_ALLOW_OTHER", "1"),
     ] {
         warmfs.set_env(name, value);
@@ -284,7 +284,7 @@ fn options_come_from_the_environment_too() {
     assert_eq!(fs::metadata(dir.join("folder")).unwrap().mode() & 0o7777, 0o550);
     let status = warmfs.status();
     assert_eq!(status["cache"]["dir"], cache.to_str().unwrap());
-    assert_eq!(status["mounts"][0]["mode"], "no-open");
+    assert_eq!(status["mounts"][0]["mode"], "cached");
     let limit = status["cache"]["limit_bytes"].as_u64().unwrap();
     assert!(limit.abs_diff(1 << 30) < 64 << 20, "{limit}");
     assert!(fs::read_to_string(&log).unwrap().contains("is mounted"));

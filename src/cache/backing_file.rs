@@ -12,6 +12,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::block::ALIGNMENT;
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
@@ -21,12 +25,58 @@ use super::record::{FileId, Fingerprint, NodeId};
 /// disk costs more than the copy.
 const DIRECT_MIN_BYTES: usize = 512 << 10;
 
+/// Of the descriptors that this process may have, backing files take so many
+/// quarters at most. With the last one taken nobody could reach the daemon, and
+/// the daemon no remote.
+const DESCRIPTOR_QUARTERS: u64 = 3;
+
+/// Descriptors that backing files have now.
+static DESCRIPTORS: AtomicU64 = AtomicU64::new(0);
+
+/// Descriptors that backing files may have. Whoever starts a daemon raises the
+/// limit before it opens the first one.
+pub(super) fn descriptors_max() -> u64 {
+    static MAX: OnceLock<u64> = OnceLock::new();
+    *MAX.get_or_init(|| {
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        limit / 4 * DESCRIPTOR_QUARTERS
+    })
+}
+
+/// One of the descriptors for backing files.
+#[derive(Debug)]
+struct Descriptor(());
+
+impl Descriptor {
+    fn take() -> io::Result<Self> {
+        let descriptor = Descriptor(()); // Gives it back whatever comes.
+        if DESCRIPTORS.fetch_add(1, Ordering::Relaxed) >= descriptors_max() {
+            return Err(Errno::EMFILE.into());
+        }
+        Ok(descriptor)
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        DESCRIPTORS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// An open backing file.
 #[derive(Debug)]
 pub(super) struct BackingFile {
     file: File,
     /// The same past the page cache, where the file system can; see [`Way::Direct`].
-    direct: OnceLock<Option<File>>,
+    direct: OnceLock<Option<Direct>>,
+    _descriptor: Descriptor,
+}
+
+/// Another descriptor of a backing file.
+#[derive(Debug)]
+struct Direct {
+    file: File,
+    _descriptor: Descriptor,
 }
 
 /// How bytes get to the disk.
@@ -66,19 +116,26 @@ impl FileId {
 }
 
 impl BackingFile {
+    fn of(file: File, descriptor: Descriptor) -> Self {
+        BackingFile { file, direct: OnceLock::new(), _descriptor: descriptor }
+    }
+
     /// Opens a file that the index knows.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let descriptor = Descriptor::take()?;
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(BackingFile::from(file))
+        Ok(BackingFile::of(file, descriptor))
     }
 
     /// As [`BackingFile::open`], only to look at it: a read-only disk allows that.
     pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
-        Ok(BackingFile::from(File::open(path)?))
+        let descriptor = Descriptor::take()?;
+        Ok(BackingFile::of(File::open(path)?, descriptor))
     }
 
     /// Creates an empty file of `size` bytes, all holes.
     pub(super) fn create(path: &Path, size: u64) -> io::Result<Self> {
+        let descriptor = Descriptor::take()?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = match options.open(path) {
@@ -95,7 +152,7 @@ impl BackingFile {
             let _ = std::fs::remove_file(path);
             return Err(error);
         }
-        Ok(BackingFile::from(file))
+        Ok(BackingFile::of(file, descriptor))
     }
 
     /// Fills `buf` from `offset`; a short file is an error.
@@ -124,7 +181,7 @@ impl BackingFile {
             && aligned >= DIRECT_MIN_BYTES
             && let Some(direct) = self.direct.get_or_init(|| self.open_direct())
         {
-            match direct.write_all_at(&bytes[..aligned], offset) {
+            match direct.file.write_all_at(&bytes[..aligned], offset) {
                 Ok(()) => written = aligned,
                 // It keeps to larger blocks than we do: the page cache takes all.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
@@ -135,9 +192,12 @@ impl BackingFile {
     }
 
     /// The file once more, whatever became of its name.
-    fn open_direct(&self) -> Option<File> {
+    fn open_direct(&self) -> Option<Direct> {
+        let descriptor = Descriptor::take().ok()?;
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).ok()
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_DIRECT);
+        Some(Direct { file: options.open(path).ok()?, _descriptor: descriptor })
     }
 
     /// What the file looks like now; `None` if it has no name any more.
@@ -182,12 +242,6 @@ impl BackingFile {
     /// The file itself, to hand to the kernel. Only for a complete, verified object.
     pub(super) fn as_file(&self) -> &File {
         &self.file
-    }
-}
-
-impl From<File> for BackingFile {
-    fn from(file: File) -> Self {
-        BackingFile { file, direct: OnceLock::new() }
     }
 }
 

@@ -30,6 +30,11 @@ pub(super) fn is_full(error: &Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
+/// Whether an error says that too many files are open, and nothing of the disk.
+pub(super) fn is_short_of_descriptors(error: &Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 impl DiskHealth {
     /// A write failed.
     pub(super) fn failed(&self, error: &Error) {

@@ -338,15 +338,17 @@ impl Tree {
         node: &Node,
         prefix: &str,
     ) -> Result<Option<Arc<CachedObject>>, CacheError> {
-        let NodeKind::Object(attr) = &node.kind else { return Ok(None) };
-        let name = attr.key_name.as_ref().unwrap_or(&node.name);
-        let meta = ObjectMeta {
-            key: Key(format!("{prefix}{name}")),
-            size: attr.size,
-            version: attr.version.clone(),
-            mtime: UNIX_EPOCH + Duration::from_nanos(attr.mtime_ns),
-        };
-        Ok(Some(self.store.object(node.id, &meta, &self.remote)))
+        let meta = meta_of(node, prefix);
+        Ok(meta.map(|meta| self.store.object(node.id, &meta, &self.remote)))
+    }
+
+    /// The object of a node that the index knew and lost, for who has kept the
+    /// node and the prefix of its folder. Nothing of it is kept: its name is to be
+    /// looked up again, and means another node then.
+    pub fn open_lost(&self, node: &Node, prefix: &str) -> Option<Arc<CachedObject>> {
+        let meta = meta_of(node, prefix)?;
+        self.store.emit(Event::Entry(node.parent, node.name.clone()));
+        Some(self.store.lost_object(node.id, &meta, &self.remote))
     }
 
     /// The remote no longer has the version that `node` stands for: what is
@@ -382,7 +384,7 @@ impl Tree {
     }
 
     /// The prefix of the keys in a folder: empty, or ending in `/`.
-    pub(super) fn prefix(&self, folder: NodeId) -> Result<String, CacheError> {
+    pub fn prefix(&self, folder: NodeId) -> Result<String, CacheError> {
         let mut parts = Vec::new();
         let mut at = folder;
         while at != self.bucket && parts.len() < DEPTH_MAX {
@@ -612,4 +614,15 @@ impl Tree {
 /// Whether the remote may do later what it could not do now.
 fn is_passing(error: &CacheError) -> bool {
     matches!(error, CacheError::Remote(error) if error.is_retryable())
+}
+/// An object as the remote has it; `None` for a folder.
+fn meta_of(node: &Node, prefix: &str) -> Option<ObjectMeta> {
+    let NodeKind::Object(attr) = &node.kind else { return None };
+    let name = attr.key_name.as_ref().unwrap_or(&node.name);
+    Some(ObjectMeta {
+        key: Key(format!("{prefix}{name}")),
+        size: attr.size,
+        version: attr.version.clone(),
+        mtime: UNIX_EPOCH + Duration::from_nanos(attr.mtime_ns),
+    })
 }

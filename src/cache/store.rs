@@ -25,7 +25,7 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::backing_file::{BackingFile, Way};
+use super::backing_file::{BackingFile, Way, descriptors_max};
 use super::budget::{Budget, disk_bytes};
 use super::chunk_map::ChunkMap;
 use super::disk_health::DiskHealth;
@@ -48,8 +48,9 @@ use room::Room;
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_millis(400);
 
 /// Objects kept open although nobody reads them: saves the index look-up and
-/// the open of a file that is opened again and again. Each costs one fd.
-const IDLE_OBJECTS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// the open of a file that is opened again and again. Each costs one fd, and half
+/// of those are for objects that somebody reads.
+const IDLE_OBJECTS_MAX: u64 = 1024;
 
 /// Blocking reads of the cache disk at once: enough for 20 readers, few enough
 /// to leave threads for the index.
@@ -87,6 +88,11 @@ const LOADING_LOCKS: usize = 16;
 /// Events a subscriber may be behind; later ones are dropped. They only make
 /// the kernel forget early what it forgets by itself with its TTL.
 const EVENTS_MAX: usize = 16_384;
+
+fn idle_objects_max() -> NonZeroUsize {
+    let max = IDLE_OBJECTS_MAX.min(descriptors_max() / 2);
+    usize::try_from(max).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
+}
 
 /// Keeps events coming. When it is dropped, their receiver sees the end.
 #[derive(Debug)]
@@ -128,6 +134,8 @@ pub struct Store {
     live: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
     idle: Mutex<LruCache<NodeId, Arc<CachedObject>>>,
     dirty: Mutex<HashMap<NodeId, Arc<CachedObject>>>,
+    /// Some mount passes backing files through.
+    are_pages_read: AtomicBool,
     /// Nothing is kept in memory any more: objects hold the store, and must
     /// not be held by it for ever.
     closed: AtomicBool,
@@ -200,8 +208,9 @@ impl Store {
             held: AtomicU64::new(totals.objects),
             loading: std::array::from_fn(|_| Mutex::default()),
             live: Mutex::default(),
-            idle: Mutex::new(LruCache::new(IDLE_OBJECTS_MAX)),
+            idle: Mutex::new(LruCache::new(idle_objects_max())),
             dirty: Mutex::default(),
+            are_pages_read: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),
             flushing: Mutex::default(),
@@ -224,6 +233,27 @@ impl Store {
         meta: &ObjectMeta,
         remote: &Arc<RemoteClient>,
     ) -> Arc<CachedObject> {
+        self.object_from(node, meta, remote, || self.load(node, meta))
+    }
+
+    /// As [`Store::object`], of a node that the index does not know any more.
+    pub(super) fn lost_object(
+        &self,
+        node: NodeId,
+        meta: &ObjectMeta,
+        remote: &Arc<RemoteClient>,
+    ) -> Arc<CachedObject> {
+        let lost = || Loaded { doomed: true, ..Loaded::nothing(node, meta.size) };
+        self.object_from(node, meta, remote, lost)
+    }
+
+    fn object_from(
+        &self,
+        node: NodeId,
+        meta: &ObjectMeta,
+        remote: &Arc<RemoteClient>,
+        load: impl FnOnce() -> Loaded,
+    ) -> Arc<CachedObject> {
         if let Some(object) = self.unharmed(node) {
             return object;
         }
@@ -232,7 +262,7 @@ impl Store {
             return object;
         }
         let losses = self.index.losses();
-        let mut loaded = self.load(node, meta);
+        let mut loaded = load();
         // Another index took over meanwhile: what was found is of no index now.
         loaded.doomed |= self.index.losses() != losses;
         let is_doomed = loaded.doomed;
@@ -513,6 +543,15 @@ impl Store {
         self.budget.release_file();
     }
 
+    /// A file on the disk that the backing files lie on: the index, which every
+    /// cache has.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn sample_file(&self) -> std::io::Result<std::fs::File> {
+        std::fs::File::open(self.data_dir.with_file_name("index.redb"))
+    }
+
     pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
     }
@@ -574,7 +613,14 @@ impl Store {
 
     /// How what is written gets to the disk.
     pub(super) fn way_to_disk(&self) -> Way {
-        if self.writer.is_prompt() { Way::Direct } else { Way::Cached }
+        let is_direct = self.writer.is_prompt() && !self.are_pages_read.load(Ordering::Relaxed);
+        if is_direct { Way::Direct } else { Way::Cached }
+    }
+
+    /// The kernel reads backing files without us: what is written is to be in their
+    /// pages for it. Where reads come through us, they end in pages of the mount.
+    pub fn pages_are_read(&self) {
+        self.are_pages_read.store(true, Ordering::Relaxed);
     }
 
     /// Writes to the disk.

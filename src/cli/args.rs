@@ -134,7 +134,7 @@ pub(super) struct LookArgs {
     /// Permissions of folders, octal
     #[arg(long, value_name = "MODE", env = "WARMFS_DIR_MODE", hide_env = true, default_value = "0555", value_parser = parse_mode)]
     pub(super) dir_mode: u16,
-    /// auto (default), keep-cache, no-open or passthrough
+    /// auto (default), passthrough or cached
     #[arg(
         long,
         value_name = "HOW",

@@ -214,7 +214,7 @@ mod tests {
             corpus: [
                 "ro,allow_other,uid=7,_netdev,x-systemd.a=b",
                 "endpoint_url=http://h:1,cache-size=1G,metadata_ttl=90s",
-                "file_mode=0444,open_mode=no-open,profile=a=b",
+                "file_mode=0444,open_mode=cached,profile=a=b",
             ]
             .map(Vec::from)
             .to_vec(),

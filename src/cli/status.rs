@@ -299,8 +299,8 @@ mod tests {
             mounts: vec![MountStatus {
                 uri: "s3://a-bucket-with-a-long-name/and/a/prefix".to_owned(),
                 dir: "/content/drive/my data/train".into(),
-                mode: "keep-cache".to_owned(),
-                mode_reason: "passthrough needs kernel 6.9 and CAP_SYS_ADMIN, this is 6.6.122"
+                mode: "cached".to_owned(),
+                mode_reason: "passthrough was asked for; the cache lies on too many file systems"
                     .to_owned(),
                 uptime_s: 90_000.5,
                 detached: false,
@@ -347,7 +347,7 @@ mod tests {
         }
         for part in [
             "4194303",
-            "keep-cache",
+            "cached (passthrough was asked for;",
             "1d 1h",
             "my data/train",
             "1 chunk repaired",

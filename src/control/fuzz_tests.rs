@@ -47,7 +47,7 @@ fn mount_request() -> MountRequest {
         gid: 0,
         file_mode: 0o444,
         dir_mode: 0o555,
-        open_mode: OpenModeOption::KeepCache,
+        open_mode: OpenModeOption::Cached,
         record_trace: None,
         warm: WarmOption::Auto,
         traffic: TrafficOptions::default(),
@@ -80,7 +80,7 @@ fn status() -> StatusReply {
     let mount = MountStatus {
         uri: "s3://b".to_owned(),
         dir: "/d".into(),
-        mode: "keep-cache".to_owned(),
+        mode: "cached".to_owned(),
         mode_reason: String::new(),
         uptime_s: 0.5,
         detached: false,

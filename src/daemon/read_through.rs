@@ -157,7 +157,7 @@ impl ActiveMount for Mounted {
     }
 
     fn mode_reason(&self) -> String {
-        self.session.file_system().mode_reason().to_owned()
+        self.session.file_system().mode_reason()
     }
 
     fn metrics(&self) -> &MountMetrics {

@@ -17,9 +17,9 @@ use tokio::runtime::Handle;
 use super::Answer;
 use super::errno::Errno;
 use super::inode::{Attr, Ino};
-use super::open_mode::{OpenMode, OpenNodes};
+use super::open_mode::{Obstacle, OpenMode, OpenNodes};
 use super::ops::{DirEntry, FileSystem};
-use crate::cache::AtHand;
+use crate::cache::{AtHand, CachedObject};
 use crate::metrics::Counter;
 
 /// Requests the kernel may have waiting in the background (readahead), and
@@ -43,11 +43,25 @@ pub(super) struct Driver {
     fs: Arc<FileSystem>,
     runtime: Handle,
     open: OpenNodes<BackingId>,
+    stack_depth: u32,
+    /// Flags that the kernel may be taken to offer.
+    init_flags: InitFlags,
+    /// Whether the kernel can be told once that there is no OPEN and no OPENDIR.
+    goes_without_open: bool,
 }
 
 impl Driver {
-    pub(super) fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
-        Driver { fs, runtime, open: OpenNodes::new() }
+    /// `stack_depth` is what passthrough of the cache's files takes; `init_flags`
+    /// are those of INIT that may be used where the kernel offers them.
+    pub(super) fn new(
+        fs: Arc<FileSystem>,
+        runtime: Handle,
+        stack_depth: u32,
+        init_flags: u64,
+    ) -> Self {
+        let init_flags = InitFlags::from_bits_retain(init_flags);
+        let open = OpenNodes::new();
+        Driver { fs, runtime, open, stack_depth, init_flags, goes_without_open: false }
     }
 
     fn count(&self, op: &Counter) {
@@ -69,25 +83,31 @@ impl Driver {
         }
     }
 
-    /// Hands a complete file to the kernel, or explains once why not.
-    fn register(&self, reply: &ReplyOpen, file: Option<&std::fs::File>) -> Option<BackingId> {
-        if self.fs.mode() != OpenMode::Passthrough {
-            return None;
+    /// Hands a complete file to the kernel, if it takes it.
+    fn register(&self, reply: &ReplyOpen, object: &CachedObject) -> Option<BackingId> {
+        let backing = reply.open_backing(object.complete_file()?);
+        self.fs.passed(backing.as_ref().err());
+        backing.ok()
+    }
+
+    /// Asks for passthrough where it may be used. It costs whoever stacks a file
+    /// system on this one a level, or two.
+    fn ask_for_passthrough(&self, offered: InitFlags, config: &mut KernelConfig) {
+        if !self.fs.may_pass_through() {
+            return;
         }
-        match reply.open_backing(file?) {
-            Ok(backing) => Some(backing),
-            Err(error) => {
-                if self.fs.refuse_passthrough("the kernel passes no files through here") {
-                    tracing::warn!(%error, "the kernel passes no files through; reads go through the daemon");
-                }
-                None
-            }
+        let asked = offered.contains(InitFlags::FUSE_PASSTHROUGH)
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(self.stack_depth).is_ok();
+        if !asked {
+            self.fs.stop_passing(Obstacle::Kernel);
         }
     }
 }
 
 impl Filesystem for Driver {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let offered = config.capabilities() & self.init_flags;
         for flag in [
             // Without it lookups and readdirs of one folder come one by one.
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -98,19 +118,14 @@ impl Filesystem for Driver {
             // not touched by it: an inode's mtime never changes.
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ] {
-            if let Err(unsupported) = config.add_capabilities(flag) {
-                tracing::debug!(?unsupported, "an older kernel: done without");
+            if !offered.contains(flag) || config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "an older kernel: done without");
             }
         }
-        if self.fs.mode() == OpenMode::Passthrough {
-            // Depth 1: the cache lies on a plain file system. Deeper stacking
-            // is the second epoch's business.
-            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-                && config.set_max_stack_depth(1).is_ok();
-            if !offered && self.fs.refuse_passthrough("this kernel has no passthrough") {
-                tracing::warn!("this kernel has no passthrough; reads go through the daemon");
-            }
-        }
+        // A kernel that does not know them takes ENOSYS for an error.
+        let without = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        self.goes_without_open = offered.contains(without);
+        self.ask_for_passthrough(offered, config);
         // Both are plain preferences; a kernel that bounds them lower does so silently.
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(CONGESTION_THRESHOLD);
@@ -157,7 +172,8 @@ impl Filesystem for Driver {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count(&self.fs.metrics().fuse_ops.open);
-        if self.fs.mode() == OpenMode::NoOpen {
+        let mode = self.fs.settle_mode();
+        if mode == OpenMode::Cached && self.goes_without_open {
             return reply.error(fuser::Errno::ENOSYS);
         }
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
@@ -172,8 +188,10 @@ impl Filesystem for Driver {
         if let Some(recorder) = self.fs.recorder() {
             recorder.open(node);
         }
-        let backing =
-            self.open.open(node, &object, |object| self.register(&reply, object.complete_file()));
+        let backing = self.open.open(node, &object, |object| match mode {
+            OpenMode::Passthrough => self.register(&reply, object),
+            OpenMode::Cached | OpenMode::KeepCache => None,
+        });
         match backing {
             Some(backing) => {
                 // No READ will tell.
@@ -203,7 +221,7 @@ impl Filesystem for Driver {
             Ok(object) => object,
             Err(errno) => return reply.error(errno.into()),
         };
-        if offset == 0 && self.fs.mode() == OpenMode::NoOpen {
+        if offset == 0 && self.fs.mode() == OpenMode::Cached {
             object.opened(); // As near as it comes.
         }
         if let Some(recorder) = self.fs.recorder() {
@@ -253,7 +271,8 @@ impl Filesystem for Driver {
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.count(&self.fs.metrics().fuse_ops.opendir);
-        if self.fs.mode() == OpenMode::NoOpen {
+        // In every mode: nothing is kept for a folder that is open.
+        if self.goes_without_open {
             return reply.error(fuser::Errno::ENOSYS);
         }
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);

@@ -1,17 +1,20 @@
 //! What each request means. No kernel here: tests call these directly.
 
 use std::ffi::OsStr;
+use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::Answer;
 use super::errno::Errno;
+use super::given::Given;
 use super::inode::{Attr, Ino};
+use super::open_mode::{MountMode, Obstacle, OpenMode};
 use super::trace::Recorder;
-use super::{Answer, open_mode::OpenMode};
 use crate::cache::{
-    AtHand, CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Tree,
+    AtHand, CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Rollup, Tree,
 };
 use crate::config::MountOptions;
 use crate::metrics::MountMetrics;
@@ -31,10 +34,9 @@ pub struct FileSystem {
     tree: Arc<Tree>,
     options: MountOptions,
     metrics: Arc<MountMetrics>,
-    mode: OpenMode,
-    mode_reason: &'static str,
-    /// Why nothing is passed through although it was asked for.
-    not_passed_through: OnceLock<&'static str>,
+    mode: MountMode,
+    /// Files that the kernel may read without another word.
+    given: Given,
     recorder: OnceLock<Recorder>,
 }
 
@@ -74,34 +76,54 @@ pub struct Statfs {
 impl FileSystem {
     /// A file system over `tree`.
     pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
-        let (mode, mode_reason) = OpenMode::choose(options.open_mode);
-        Arc::new(FileSystem {
-            tree,
-            options,
-            metrics,
-            mode,
-            mode_reason,
-            not_passed_through: OnceLock::new(),
-            recorder: OnceLock::new(),
-        })
+        let mode = MountMode::new(options.open_mode);
+        let (given, recorder) = (Given::new(), OnceLock::new());
+        Arc::new(FileSystem { tree, options, metrics, mode, given, recorder })
     }
 
     /// How files are opened.
     pub fn mode(&self) -> OpenMode {
-        match self.not_passed_through.get() {
-            Some(_) => OpenMode::KeepCache,
-            None => self.mode,
-        }
+        self.mode.mode(|| self.known())
     }
 
     /// Why they are opened so.
-    pub fn mode_reason(&self) -> &'static str {
-        self.not_passed_through.get().unwrap_or(&self.mode_reason)
+    pub fn mode_reason(&self) -> String {
+        self.mode.reason(|| self.known())
     }
 
-    /// Notes that the kernel passes nothing through; `true` the first time.
-    pub(super) fn refuse_passthrough(&self, why: &'static str) -> bool {
-        self.not_passed_through.set(why).is_ok()
+    /// How this file is to be opened, and with the first one every other.
+    pub(super) fn settle_mode(&self) -> OpenMode {
+        let mode = self.mode.settle(|| self.known());
+        if mode == OpenMode::Passthrough {
+            self.tree.store().pages_are_read();
+        }
+        mode
+    }
+
+    /// Whether the kernel is to be asked for passthrough.
+    pub(super) fn may_pass_through(&self) -> bool {
+        self.mode.may_pass_through()
+    }
+
+    /// Nothing is passed through from now on.
+    pub(super) fn stop_passing(&self, why: Obstacle) {
+        if self.mode.stop_passing(why) {
+            tracing::warn!(%why, "files are not passed through");
+        }
+    }
+
+    /// The kernel took a complete file to pass it through, or did not.
+    pub(super) fn passed(&self, refusal: Option<&io::Error>) {
+        if let Some(why) = refusal.and_then(Obstacle::of) {
+            self.stop_passing(why);
+        } else if let (true, Some(error)) = (self.mode.passed(refusal), refusal) {
+            tracing::warn!(%error, "some files are not passed through");
+        }
+    }
+
+    /// The files of the dataset, as far as they are known.
+    fn known(&self) -> Rollup {
+        self.tree.rollup(self.tree.root()).unwrap_or_default()
     }
 
     /// Has every open and read written down from now on.
@@ -151,7 +173,11 @@ impl FileSystem {
 
     fn found(&self, child: Child) -> Found {
         match child {
-            Child::Known(node) => Found { attr: Some(self.attr_of(&node)), ttl: node.valid_for },
+            Child::Known(node) => {
+                let found = Found { attr: Some(self.attr_of(&node)), ttl: node.valid_for };
+                self.give(node.parent, std::iter::once(node));
+                found
+            }
             Child::Absent(ttl) => Found { attr: None, ttl },
             Child::Unknown => Found { attr: None, ttl: Duration::ZERO },
         }
@@ -181,11 +207,21 @@ impl FileSystem {
         }))
     }
 
+    /// Remembers nodes of `folder` that the kernel is told of. With handles there
+    /// is no need: it looks a name up again when it cannot be opened.
+    fn give(&self, folder: NodeId, nodes: impl Iterator<Item = Node>) {
+        if self.mode() == OpenMode::Cached
+            && let Ok(prefix) = self.tree.prefix(folder)
+        {
+            self.given.give(&prefix, nodes);
+        }
+    }
+
     fn node(&self, ino: Ino) -> Result<Node, Errno> {
         let id = ino.node(self.tree.root());
         match self.tree.node(id) {
             Ok(Some(node)) => Ok(node),
-            Ok(None) => Err(Errno::ESTALE),
+            Ok(None) => self.given.get(id).map(|(node, _)| node).ok_or(Errno::ESTALE),
             Err(error) => Err(self.failed("node", &id.0.to_string(), &error)),
         }
     }
@@ -216,6 +252,10 @@ impl FileSystem {
     pub fn object(&self, ino: Ino) -> Result<Arc<CachedObject>, Errno> {
         if let Some(object) = self.tree.store().unharmed(ino.node(self.tree.root())) {
             return Ok(object);
+        }
+        let id = ino.node(self.tree.root());
+        if let (Ok(None), Some((node, prefix))) = (self.tree.node(id), self.given.get(id)) {
+            return self.tree.open_lost(&node, &prefix).ok_or(Errno::ESTALE);
         }
         let node = self.node(ino)?;
         match self.tree.open(&node) {
@@ -340,18 +380,19 @@ impl FileSystem {
             .tree
             .children(folder, after.as_deref(), READDIR_ENTRIES_MAX)
             .map_err(|error| self.failed("readdir", "", &error))?;
-        entries.extend(children.into_iter().map(|node| DirEntry {
+        entries.extend(children.iter().map(|node| DirEntry {
             offset: node.id.0,
-            attr: self.attr_of(&node),
+            attr: self.attr_of(node),
             ttl: node.valid_for,
-            name: node.name,
+            name: node.name.clone(),
         }));
+        self.give(folder, children.into_iter());
         Ok(entries)
     }
 
     /// Sizes of the dataset, as far as it is known.
     pub fn statfs(&self) -> Statfs {
-        let rollup = self.tree.rollup(self.tree.root()).unwrap_or_default();
+        let rollup = self.known();
         Statfs {
             bytes: rollup.bytes,
             not_cached_bytes: rollup.bytes.saturating_sub(rollup.cached_bytes),

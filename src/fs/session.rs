@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use fuser::{BackgroundSession, INodeNo, MountOption, Notifier, Session, SessionACL};
+use fuser::{BackgroundSession, BackingId, INodeNo, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::driver::Driver;
 use super::inode::Ino;
-use super::open_mode::OpenMode;
+use super::open_mode::{Obstacle, OpenMode};
 use super::ops::FileSystem;
 use crate::cache::{Event, NodeId};
 
@@ -29,6 +29,17 @@ const READ_AHEAD_KIB: u32 = 1024;
 
 /// Makes a descriptor of `/dev/fuse` another one of a mount: `_IOR(229, 0, u32)`.
 const FUSE_DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
+
+/// Gives a file that is passed through back: `_IOW(229, 2, u32)`.
+const FUSE_DEV_IOC_BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
+
+/// Flags of INIT that [`MountSession::start`] uses where the kernel offers them.
+const EVERY_INIT_FLAG: u64 = u64::MAX;
+
+/// What the mount counts as on top of the cache's file system: a plain one, and
+/// overlayfs, which is one on top of others itself. The kernel allows no more.
+const STACK_DEPTH: u32 = 1;
+const STACK_DEPTH_ON_OVERLAY: u32 = 2;
 
 /// A mounted file system.
 #[derive(Debug)]
@@ -51,6 +62,21 @@ impl MountSession {
         dir: &Path,
         runtime: Handle,
     ) -> io::Result<MountSession> {
+        Self::start_with(fs, source, dir, runtime, EVERY_INIT_FLAG)
+    }
+
+    /// As [`MountSession::start`], on a kernel that offers of its INIT flags
+    /// those in `init_flags` only, as an older one does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(
+        fs: Arc<FileSystem>,
+        source: &str,
+        dir: &Path,
+        runtime: Handle,
+        init_flags: u64,
+    ) -> io::Result<MountSession> {
         let mut config = fuser::Config::default();
         config.mount_options = vec![
             // Read-only in the superblock, or each read would invalidate the atime.
@@ -67,10 +93,18 @@ impl MountSession {
         config.n_threads = Some(FUSE_THREADS);
         config.clone_fd = true;
         let (subscription, events) = fs.tree().store().subscribe();
-        let driver = Driver::new(fs.clone(), runtime);
+        let sample = sample(&fs);
+        let stack_depth = sample.as_ref().map_or(STACK_DEPTH, stack_depth);
+        let driver = Driver::new(fs.clone(), runtime, stack_depth, init_flags);
         // Made now: at the end there may be no descriptor left to make it with.
         let (hung_up, _) = std::io::pipe()?;
         let session = Session::new(driver, dir, &config)?;
+        if let Some(sample) = sample.filter(|_| fs.may_pass_through())
+            && let Err(error) = try_passthrough(&session, &sample)
+        {
+            tracing::debug!(%error, "the kernel passes nothing through");
+            fs.stop_passing(Obstacle::of(&error).unwrap_or(Obstacle::Refused));
+        }
         let fuse = session.as_fd().as_raw_fd();
         let session = session.spawn()?;
         // Asks the mount itself: from here on it must answer. Without this
@@ -120,6 +154,50 @@ impl MountSession {
         let mut ended = self.ended.clone();
         // An error means that the thread is gone, and the session with it.
         let _ = ended.wait_for(|ended| *ended).await;
+    }
+}
+
+/// A file of the cache to try passthrough with, if it may be used.
+fn sample(fs: &FileSystem) -> Option<File> {
+    if !fs.may_pass_through() {
+        return None;
+    }
+    if !may_administer() {
+        fs.stop_passing(Obstacle::Privilege);
+        return None;
+    }
+    let sample = fs.tree().store().sample_file();
+    sample.inspect_err(|_| fs.stop_passing(Obstacle::Disk)).ok()
+}
+
+/// Whether this process has CAP_SYS_ADMIN, perhaps in a user namespace only:
+/// what it is good for shows when it is used.
+fn may_administer() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    effective.is_some_and(|bits| bits & 1 << CAP_SYS_ADMIN != 0)
+}
+
+fn stack_depth(sample: &File) -> u32 {
+    match nix::sys::statfs::fstatfs(sample) {
+        Ok(fs) if fs.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC => {
+            STACK_DEPTH_ON_OVERLAY
+        }
+        _ => STACK_DEPTH,
+    }
+}
+
+/// Has the kernel take a file, as it will take those that are passed through,
+/// and give it back: a kernel may offer what it then refuses.
+fn try_passthrough(session: &impl AsFd, sample: &File) -> io::Result<()> {
+    let id = BackingId::create_raw(session, sample)?;
+    let fuse = session.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open, and the argument an id that it gave out.
+    match unsafe { libc::ioctl(fuse, FUSE_DEV_IOC_BACKING_CLOSE, &raw const id) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

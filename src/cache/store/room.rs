@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::budget::{Disk, Excess, disk_bytes};
-use super::super::disk_health::is_full;
+use super::super::disk_health::{is_full, is_short_of_descriptors};
 use super::super::evict::Recency;
 use super::super::object::CachedObject;
 use super::super::record::{FileId, Location, NodeId, ObjectRow};
@@ -209,7 +209,7 @@ impl Store {
                 self.budget.meet_quota();
             }
             *lock(&self.room.looked) = None;
-        } else {
+        } else if !is_short_of_descriptors(error) {
             self.lose_trust();
         }
     }

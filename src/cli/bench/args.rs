@@ -96,7 +96,7 @@ pub(in crate::cli) struct BenchArgs {
     pub(super) memory_limit: Option<u64>,
     #[command(flatten)]
     pub(super) traffic: TrafficArgs,
-    /// How files are opened: auto, keep-cache, no-open or passthrough
+    /// How files are opened: auto, passthrough or cached
     #[arg(long, value_name = "HOW", hide_possible_values = true, default_value = "auto")]
     pub(super) open_mode: OpenModeOption,
 }

@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use crate::common::poll;
 use crate::figure::{Figure, Target};
+use crate::rig::Failure;
 use crate::rig::data::Set;
 use crate::rig::peer::{Mount, Peer};
 use crate::rig::read::{epoch, walk_and_epoch};
 use crate::rig::stats::Samples;
 use crate::rig::store::{Line, Store};
 use crate::rig::work::drop_page_cache;
-use crate::rig::Failure;
 use crate::stage::{Load, Stage, report};
 use Target::{AtLeast, AtMost, Stated};
 

@@ -109,6 +109,84 @@ fn a_mount_is_measured_as_the_store_saw_it() {
 }
 
 #[test]
+fn a_mount_is_compared_with_a_copy_in_turn() {
+    let store = filled(StoreOptions::default());
+    let (warmfs, tmp) = of(&store);
+    let mount = warmfs.mount_uri(URI, "mnt");
+    let (copy, plot) = (warmfs.path("copy"), warmfs.path("plot.svg"));
+    copy_tree(&mount, &copy);
+    let (at, with) = (mount.to_str().unwrap(), copy.to_str().unwrap());
+    let comparing = |more: &[&str]| {
+        let args = [&[at, "--compare-with", with, "--epochs", "3"], more].concat();
+        let report = json(&warmfs, &args);
+        assert_eq!(
+            each(&report, "/means"),
+            ["folder", "copy", "folder", "copy", "folder", "copy"],
+            "{more:?}"
+        );
+        assert_eq!(each(&report, "/epoch"), [1, 1, 2, 2, 3, 3]);
+        let bytes = each(&report, "/bytes");
+        assert!(bytes.chunks(2).all(|pair| pair[0] == pair[1]), "{bytes:?}");
+        assert!(
+            report["epochs"][1]["remote"].is_null() && report["epochs"][0]["remote"].is_object()
+        );
+        let mib_per_s = each(&report, "/mib_per_s");
+        let rate = |at: usize| mib_per_s[at].as_f64().unwrap();
+        let comparison = &report["comparison"];
+        let ratios = comparison["ratios"].as_array().unwrap();
+        for (n, ratio) in ratios.iter().enumerate() {
+            let expected = rate(2 * n) / rate(2 * n + 1);
+            assert!((ratio["ratio"].as_f64().unwrap() - expected).abs() < 1e-6, "{comparison}");
+        }
+        assert_eq!((ratios.len(), &ratios[2]["name"]), (3, &"epoch 3".into()));
+        let later =
+            (ratios[1]["ratio"].as_f64().unwrap() + ratios[2]["ratio"].as_f64().unwrap()) / 2.0;
+        assert!((comparison["median_ratio"].as_f64().unwrap() - later).abs() < 1e-6);
+        assert_eq!(comparison["with"], with);
+        bytes
+    };
+    assert_eq!(comparing(&["--plot", plot.to_str().unwrap()]), [BYTES; 6]);
+    assert_eq!(fs::read_to_string(plot).unwrap().matches(">copy</text>").count(), 3);
+    assert_eq!(comparing(&["--mmap"]), [BYTES; 6]);
+    comparing(&["--random", "4k", "--max-bytes", "400k", "--readers", "2"]);
+    if Uid::effective().is_root() {
+        comparing(&["--page-cache", "drop"]);
+    }
+    let text = warmfs.ok(&["bench", at, "--compare-with", with]);
+    assert_eq!(text.matches("\n- ratio ").count(), 2, "{text}");
+    let one_line = text.replace("\n  ", " ");
+    assert!(text.contains("\ncompared with ") && one_line.contains("the median is "), "{text}");
+    // A mount of its own is compared as well.
+    let report = json(&warmfs, &[URI, "--compare-with", with]);
+    assert_eq!(each(&report, "/means"), ["mount", "copy", "mount", "copy"]);
+
+    let gets = store.counts().get.requests;
+    fs::write(copy.join("1/04"), "short").unwrap();
+    let line = warmfs.fails(&["bench", at, "--compare-with", with]);
+    assert!(line.contains("copy/1/04: it has 5 bytes, and "), "{line}");
+    fs::remove_file(copy.join("1/04")).unwrap();
+    let line = warmfs.fails(&["bench", URI, "--compare-with", with]);
+    assert!(line.contains("copy/1/04: no such file or directory"), "{line}");
+    let line = warmfs.fails(&["bench", URI, "--compare-with", "/no/such/folder"]);
+    assert!(line.contains("cannot compare with /no/such/folder"), "{line}");
+    assert_eq!(store.counts().get.requests, gets, "nothing was read");
+    warmfs.unmount("mnt");
+    assert_nothing_left(&warmfs, &tmp);
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_tree(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+#[test]
 fn direct_reads_each_byte_from_the_store_in_each_epoch() {
     let store = filled(StoreOptions::default());
     let (warmfs, tmp) = of(&store);

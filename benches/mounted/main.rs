@@ -16,6 +16,7 @@ mod race;
 mod rig;
 mod stage;
 mod trouble;
+mod warm;
 
 use std::process::ExitCode;
 
@@ -30,7 +31,7 @@ const ROUNDS: usize = 5;
 /// Figures that are measured together.
 type Group = (&'static str, fn(&Stage) -> Result<Vec<Figure>, Failure>);
 
-const GROUPS: [Group; 12] = [
+const GROUPS: [Group; 14] = [
     ("large loopback", race::large_on_loopback),
     ("small loopback", race::small_on_loopback),
     ("small cloud", race::small_in_the_cloud),
@@ -43,6 +44,8 @@ const GROUPS: [Group; 12] = [
     ("throttled", trouble::throttled),
     ("stalled, warming", trouble::tails),
     ("cgroup", trouble::cgroup),
+    ("warm, cached", warm::cached),
+    ("warm, passthrough", warm::passthrough),
 ];
 
 fn main() -> ExitCode {

@@ -1,6 +1,7 @@
 //! What all groups stand on: the data, the tools, and one cold epoch.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -95,24 +96,29 @@ impl Stage {
     pub(crate) fn direct(&self, store: &Store, load: Load) -> Result<Option<f64>, Failure> {
         let home = self.work.folder("direct");
         let log = home.join("log");
-        let mut command = self.field(store).command(Peer::Warmfs, &home)?;
-        command.arg("bench").arg(format!("s3://bench/{}", load.set.folder()));
-        command.args(["--direct", "--json", "--epochs", "1", "--order", "sequential"]);
+        let mut command = self.bench(store, &home)?;
+        command.arg(format!("s3://bench/{}", load.set.folder()));
+        command.args(["--direct", "--epochs", "1", "--order", "sequential"]);
         command.args(["--readers", &load.readers.to_string(), "--no-sign-request"]);
         command.args(["--endpoint-url", store.url()]);
-        match run(&mut command, &log, LIMIT) {
+        match report(&mut command, &log) {
             Err(failure) if said_unknown(&log) => {
                 eprintln!("NO DIRECT READER in this build, its rows are left out: {failure}");
                 Ok(None)
             }
             Err(failure) => Err(failure),
-            Ok(_) => {
-                let text = std::fs::read_to_string(&log).map_err(failed("bench --json"))?;
-                let json: Value = serde_json::from_str(&text).map_err(failed("bench --json"))?;
+            Ok(json) => {
                 let rate = json["epochs"][0]["mib_per_s"].as_f64();
                 rate.map(Some).ok_or_else(|| "bench --json has no mib_per_s".to_owned())
             }
         }
+    }
+
+    /// `warmfs bench --json`, without what it is to read.
+    pub(crate) fn bench(&self, store: &Store, home: &Path) -> Result<Command, Failure> {
+        let mut command = self.field(store).command(Peer::Warmfs, home)?;
+        command.args(["bench", "--json"]);
+        Ok(command)
     }
 
     /// `status --json` of a mount of ours.
@@ -140,6 +146,13 @@ impl Stage {
         }
         last.get().0.ok_or_else(|| "no status".to_owned())
     }
+}
+
+/// Runs a [`Stage::bench`]; gives what it says.
+pub(crate) fn report(bench: &mut Command, log: &Path) -> Result<Value, Failure> {
+    run(bench, log, LIMIT)?;
+    let text = std::fs::read_to_string(log).map_err(failed("bench --json"))?;
+    serde_json::from_str(&text).map_err(failed("bench --json"))
 }
 
 fn said_unknown(log: &Path) -> bool {

@@ -26,12 +26,15 @@ pub(crate) enum Set {
     Small,
     /// One object of 512 MiB.
     One,
+    /// 4 x 512 MiB. To the store they are [`Set::One`] under four names, or they
+    /// would take 2 GiB of memory.
+    Big,
     /// One object of 1 GiB, of zeros but for its first MiB.
     Giant,
 }
 
 impl Set {
-    const ALL: [Set; 4] = [Set::Large, Set::Small, Set::One, Set::Giant];
+    const ALL: [Set; 5] = [Set::Large, Set::Small, Set::One, Set::Big, Set::Giant];
 
     /// Its folder below the bucket.
     pub(crate) fn folder(self) -> &'static str {
@@ -39,6 +42,7 @@ impl Set {
             Set::Large => "large",
             Set::Small => "small",
             Set::One => "one",
+            Set::Big => "big",
             Set::Giant => "giant",
         }
     }
@@ -49,6 +53,7 @@ impl Set {
             Set::Large => (200 / tenth, 10 << 20),
             Set::Small => (10_000 / tenth, 110 << 10),
             Set::One => (1, (512 << 20) / tenth as u64),
+            Set::Big => (4, (512 << 20) / tenth as u64),
             Set::Giant => (1, 1 << 30),
         }
     }
@@ -78,8 +83,13 @@ impl Data {
                 let path = data.path(set, &object);
                 let folder = path.parent().expect("a folder of the bucket");
                 fs::create_dir_all(folder).map_err(failed("a folder of the bucket"))?;
-                write_object(&path, object.size, set, &mut dice)
-                    .map_err(failed("an object of the store"))?;
+                let written = match set {
+                    Set::Big => {
+                        fs::hard_link(data.path(Set::One, &data.objects(Set::One)[0]), &path)
+                    }
+                    _ => write_object(&path, object.size, set, &mut dice),
+                };
+                written.map_err(failed("an object of the store"))?;
             }
         }
         // The store's way to an object after a pause: a location of its own.
@@ -104,7 +114,11 @@ impl Data {
             0 => format!("{} KiB", size >> 10),
             mib => format!("{mib} MiB"),
         };
-        if count == 1 { size } else { format!("{} x {size}", super::stats::number(count as f64)) }
+        match count {
+            1 => size,
+            2..1_000 => format!("{count} x {size}"),
+            _ => format!("{} x {size}", super::stats::number(count as f64)),
+        }
     }
 
     pub(crate) fn bytes(&self, set: Set) -> u64 {
@@ -117,6 +131,17 @@ impl Data {
         let small = (0..SMALL_FOLDERS).map(|n| format!("small/{n:02}/"));
         let sets = Set::ALL.iter().map(|set| format!("{}/", set.folder()));
         std::iter::once(String::new()).chain(sets).chain(small).collect()
+    }
+
+    /// Copies a set, file by file, to `folder`.
+    pub(crate) fn copy(&self, set: Set, folder: &Path) -> Result<(), Failure> {
+        for object in self.objects(set) {
+            let to = folder.join(&object.name);
+            fs::create_dir_all(to.parent().expect("a folder"))
+                .map_err(failed("a copy's folder"))?;
+            fs::copy(self.path(set, &object), to).map_err(failed("a copy"))?;
+        }
+        Ok(())
     }
 
     /// Compares a sample of a set, below `folder`, with what the store has.

@@ -2,13 +2,16 @@
 //!
 //! A [`plan::Plan`] is made of the options before anything is touched. Each
 //! series of it opens a [`source::Source`] (a folder, a mount of its own, a remote
-//! without one), reads it epoch after epoch, and gives [`measurement::Row`]s,
-//! which are shown as a table, as JSON and as a picture.
+//! without one), reads it epoch after epoch, in turn with a copy of the same files
+//! if there is one, and gives [`measurement::Row`]s, which are shown as a table, as
+//! JSON and as a picture.
 
 mod args;
+mod comparison;
 mod dataset;
 mod generated;
 mod json;
+mod mapping;
 mod measurement;
 mod meter;
 mod own_mount;
@@ -21,6 +24,7 @@ mod source;
 mod stop;
 
 use std::fs::{self, OpenOptions};
+use std::iter;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,9 +37,10 @@ use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight::describe;
 use crate::units::format_bytes;
 pub(super) use args::BenchArgs;
+use comparison::pairs;
 use generated::Generated;
 use measurement::Row;
-use plan::{PageCache, Plan, Preset, Series, Subject};
+use plan::{Means, PageCache, Plan, Preset, Series, Subject};
 use report::Found;
 use source::Source;
 use stop::Stop;
@@ -108,8 +113,11 @@ impl Bench<'_> {
         let mut rows = Vec::new();
         for series in &self.plan.series {
             let source = self.open(series, &args, generated.as_ref())?;
+            let with = self.plan.compare_with.as_deref();
+            let copy = with.map(|dir| source.copied_in(dir)).transpose()?;
             let found = found.get_or_insert_with(|| {
                 let mut found = source.found();
+                found.notes.extend(copy.iter().flat_map(|copy| copy.found().notes));
                 found.notes.extend(generated.as_ref().map(Generated::note));
                 found.notes.extend(unlike_published(self.plan, &found));
                 self.show_heading(&found);
@@ -120,7 +128,9 @@ impl Bench<'_> {
                 return Err(ErrorReply::new(ErrorCode::NotFound, message)
                     .with_hint("name a folder or prefix with files"));
             }
-            self.read(series, &source, &mut rows)?;
+            let copies = copy.iter().map(|copy| (Means::Copy, copy));
+            let sides: Vec<_> = iter::once((series.means, &source)).chain(copies).collect();
+            self.read(series, &sides, &mut rows)?;
         }
         found.map(|found| (found, rows)).ok_or_else(|| invalid("there is nothing to measure"))
     }
@@ -143,36 +153,52 @@ impl Bench<'_> {
         Source::remote(series.means, args, &uri, limit, self.stop, &self.runtime)
     }
 
-    /// One series, its rows shown as they come.
+    /// One series, each epoch over each side in turn, its rows shown as they come.
     fn read(
         &self,
         series: &Series,
-        source: &Source,
+        sides: &[(Means, &Source)],
         rows: &mut Vec<Row>,
     ) -> Result<(), ErrorReply> {
         for epoch in &series.epochs {
-            if self.stop.code().is_some() {
-                return Err(interrupted());
+            for (means, source) in sides {
+                if self.stop.code().is_some() {
+                    return Err(interrupted());
+                }
+                if epoch.number > 1 && self.plan.reading.page_cache == PageCache::Drop {
+                    // All sides, or one is written out while another is read.
+                    sides.iter().for_each(|(_, source)| source.write_out());
+                    fs::write(DROP_CACHES, "1").map_err(|error| cannot_drop(&describe(&error)))?;
+                }
+                let figures = source.epoch(
+                    &self.plan.reading,
+                    series.readers,
+                    epoch,
+                    self.stop,
+                    self.json,
+                )?;
+                let name = if *means == Means::Copy { "copy" } else { &epoch.name };
+                rows.push(Row {
+                    name: name.to_owned(),
+                    means: *means,
+                    readers: series.readers,
+                    epoch: epoch.number,
+                    figures,
+                });
+                self.show_last(rows)?;
             }
-            if epoch.number > 1 && self.plan.reading.page_cache == PageCache::Drop {
-                source.write_out();
-                fs::write(DROP_CACHES, "1").map_err(|error| cannot_drop(&describe(&error)))?;
-            }
-            let figures =
-                source.epoch(&self.plan.reading, series.readers, epoch, self.stop, self.json)?;
-            let row = Row {
-                name: epoch.name.clone(),
-                means: series.means,
-                readers: series.readers,
-                epoch: epoch.number,
-                figures,
-            };
-            if !self.json {
-                output::line(&report::line(&row))?;
-            }
-            rows.push(row);
         }
         Ok(())
+    }
+
+    /// The newest row, and its ratio if it ends a pair.
+    fn show_last(&self, rows: &[Row]) -> Result<(), ErrorReply> {
+        if self.json {
+            return Ok(());
+        }
+        rows.last().map_or(Ok(()), |row| output::line(&report::line(row)))?;
+        let pair = pairs(&rows[rows.len().saturating_sub(2)..]).next();
+        pair.map_or(Ok(()), |pair| output::line(&report::ratio_line(pair.ratio())))
     }
 
     fn show_heading(&self, found: &Found) {

@@ -32,10 +32,10 @@ pub(in crate::cli) struct BenchArgs {
     #[arg(value_name = "PATH|URI", required_unless_present = "preset")]
     pub(super) target: Option<String>,
     /// Read URI by the fetcher alone: no mount, no cache
-    #[arg(long, requires = "target", conflicts_with_all = ["preset", "random"])]
+    #[arg(long, requires = "target", conflicts_with_all = ["preset", "random", "mmap", "compare_with"])]
     pub(super) direct: bool,
     /// published: direct, cold and warm, 20 readers
-    #[arg(long, value_name = "NAME", hide_possible_values = true, conflicts_with_all = ["readers", "sweep", "epochs", "random"])]
+    #[arg(long, value_name = "NAME", hide_possible_values = true, conflicts_with_all = ["readers", "sweep", "epochs", "random", "mmap", "compare_with"])]
     pub(super) preset: Option<Preset>,
     /// Threads that read [default: 8]
     #[arg(long, value_name = "N", conflicts_with = "sweep", value_parser = clap::value_parser!(u16).range(1..=READERS_MAX))]
@@ -73,6 +73,12 @@ pub(in crate::cli) struct BenchArgs {
     /// Read so many bytes here and there, not whole files
     #[arg(long, value_name = "SIZE", value_parser = parse_block)]
     pub(super) random: Option<u64>,
+    /// Map each file and copy every page of it, instead of reading
+    #[arg(long, conflicts_with = "random")]
+    pub(super) mmap: bool,
+    /// Read the same files below DIR too, in turn, and say the ratio
+    #[arg(long, value_name = "DIR")]
+    pub(super) compare_with: Option<PathBuf>,
     /// Files in a first batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) batch: u64,
@@ -129,11 +135,13 @@ impl BenchArgs {
             page_cache: self.page_cache,
             limit: self.limit(),
             block: self.block,
+            mapped: self.mmap,
             random: self.random,
             random_bytes_max: self.max_bytes.filter(|_| self.random.is_some()),
             batch: self.batch,
         };
-        Ok(Plan { subject, series, reading, preset: self.preset })
+        let compare_with = self.compare_with.clone();
+        Ok(Plan { subject, series, reading, preset: self.preset, compare_with })
     }
 
     /// Random reads are limited themselves: the place they are drawn from is not.

@@ -87,6 +87,39 @@ impl Walk {
     }
 }
 
+/// The files of `root` as they lie below `dir`.
+///
+/// # Errors
+/// With the first that is no file there, or not as long.
+pub(super) fn copies(
+    files: &[FileEntry],
+    root: &Path,
+    dir: &Path,
+) -> Result<Vec<FileEntry>, (PathBuf, io::Error)> {
+    let copy = |file: &FileEntry| {
+        let path = match file.path.strip_prefix(root) {
+            // The root is a file itself.
+            Ok(rest) if rest.as_os_str().is_empty() => {
+                dir.join(root.file_name().unwrap_or_default())
+            }
+            Ok(rest) => dir.join(rest),
+            Err(_) => dir.join(&file.path),
+        };
+        let size = match fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => meta.len(),
+            Ok(_) => return Err((path, io::Error::other("not a file"))),
+            Err(error) => return Err((path, error)),
+        };
+        if size != file.size {
+            let message =
+                format!("it has {size} bytes, and {} has {}", file.path.display(), file.size);
+            return Err((path, io::Error::other(message)));
+        }
+        Ok(FileEntry { path, size })
+    };
+    files.iter().map(copy).collect()
+}
+
 /// One thing to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Item {
@@ -179,6 +212,7 @@ mod tests {
             page_cache: PageCache::Keep,
             limit: ALL,
             block: 1 << 20,
+            mapped: false,
             random,
             random_bytes_max: None,
             batch: 32,
@@ -210,6 +244,34 @@ mod tests {
         assert_eq!((one.len(), one[0].size), (1, 4));
         let (path, error) = walk(&dir.path().join("none"), ALL).unwrap_err();
         assert!(path.ends_with("none") && error.kind() == io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_copy_has_every_file_at_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, copy) = (dir.path().join("root"), dir.path().join("copy"));
+        for path in ["root/a/b", "root/c", "copy/a/b"] {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "12345").unwrap();
+        }
+        let files = walk(&root, ALL).unwrap();
+        let compared = || copies(&files, &root, &copy);
+        let (path, error) = compared().unwrap_err();
+        assert!(path == copy.join("c") && error.kind() == io::ErrorKind::NotFound);
+        fs::create_dir(copy.join("c")).unwrap();
+        assert!(compared().unwrap_err().1.to_string().contains("not a file"));
+        fs::remove_dir(copy.join("c")).unwrap();
+        fs::write(copy.join("c"), "1234").unwrap();
+        let (_, error) = compared().unwrap_err();
+        assert!(error.to_string().starts_with("it has 4 bytes, and "), "{error}");
+        fs::write(copy.join("c"), "54321").unwrap();
+        fs::write(copy.join("more"), "").unwrap();
+        let paths: Vec<PathBuf> = compared().unwrap().into_iter().map(|file| file.path).collect();
+        assert_eq!(paths, [copy.join("a/b"), copy.join("c")]);
+        // One file is found by its name.
+        let (root, file) = (root.join("c"), walk(&root.join("c"), ALL).unwrap());
+        assert_eq!(copies(&file, &root, &copy).unwrap()[0].path, copy.join("c"));
     }
 
     #[test]

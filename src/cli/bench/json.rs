@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::comparison::{Pair, median_ratio, pairs};
 use super::measurement::Row;
 use super::plan::{Means, PageCache, Plan, Preset, Subject};
 use super::report::{Found, PUBLISHED_MIB_PER_S, PUBLISHED_SOURCE, cpu_of, remote_of};
@@ -28,6 +29,8 @@ pub(super) struct Report<'a> {
     counted: Counted,
     epochs: Vec<EpochReport<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    comparison: Option<ComparisonReport<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     published: Option<Published>,
 }
 
@@ -46,6 +49,7 @@ struct Options {
     page_cache: &'static str,
     block_bytes: u64,
     random_bytes: Option<u64>,
+    mmap: bool,
     batch_files: u64,
 }
 
@@ -101,6 +105,21 @@ struct Timeline {
 }
 
 #[derive(Debug, Serialize)]
+struct ComparisonReport<'a> {
+    with: String,
+    ratios: Vec<RatioReport<'a>>,
+    median_ratio: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct RatioReport<'a> {
+    name: &'a str,
+    readers: usize,
+    epoch: u16,
+    ratio: f64,
+}
+
+#[derive(Debug, Serialize)]
 struct Published {
     cold_mib_per_s: f64,
     warm_mib_per_s: f64,
@@ -137,11 +156,17 @@ impl<'a> Report<'a> {
                 },
                 block_bytes: reading.block,
                 random_bytes: reading.random,
+                mmap: reading.mapped,
                 batch_files: reading.batch,
             },
             dataset: DatasetReport { files: found.files, bytes: found.bytes },
             counted: Counted { remote: remote_of(rows), cpu: cpu_of(plan, rows) },
             epochs: rows.iter().map(epoch).collect(),
+            comparison: plan.compare_with.as_ref().map(|dir| ComparisonReport {
+                with: dir.display().to_string(),
+                ratios: pairs(rows).map(ratio).collect(),
+                median_ratio: median_ratio(rows),
+            }),
             published: (plan.preset == Some(Preset::Published)).then_some(Published {
                 cold_mib_per_s,
                 warm_mib_per_s,
@@ -149,6 +174,11 @@ impl<'a> Report<'a> {
             }),
         }
     }
+}
+
+fn ratio<'a>(pair: Pair<'a>) -> RatioReport<'a> {
+    let Row { name, readers, epoch, .. } = pair.read;
+    RatioReport { name, readers: *readers, epoch: *epoch, ratio: pair.ratio() }
 }
 
 fn epoch(row: &Row) -> EpochReport<'_> {
@@ -161,6 +191,7 @@ fn epoch(row: &Row) -> EpochReport<'_> {
             Means::Folder => "folder",
             Means::Mount => "mount",
             Means::Direct => "direct",
+            Means::Copy => "copy",
         },
         readers: row.readers,
         epoch: row.epoch,

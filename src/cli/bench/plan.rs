@@ -11,6 +11,8 @@ pub(super) struct Plan {
     pub(super) series: Vec<Series>,
     pub(super) reading: Reading,
     pub(super) preset: Option<Preset>,
+    /// Where the same files lie once more, to be read in turn with them.
+    pub(super) compare_with: Option<PathBuf>,
 }
 
 /// What is read.
@@ -41,6 +43,8 @@ pub(super) enum Means {
     Mount,
     /// The fetcher, without a mount.
     Direct,
+    /// The same files elsewhere.
+    Copy,
 }
 
 /// One pass over the dataset.
@@ -58,8 +62,10 @@ pub(super) struct Reading {
     pub(super) seed: u64,
     pub(super) page_cache: PageCache,
     pub(super) limit: Limit,
-    /// Bytes in one read call.
+    /// Bytes in one read call, or copied out of a mapping at once.
     pub(super) block: u64,
+    /// Whole files are mapped, not read.
+    pub(super) mapped: bool,
     /// Reads of so many bytes at random places, instead of whole files.
     pub(super) random: Option<u64>,
     /// Bytes that the random reads of one epoch come to, at most.

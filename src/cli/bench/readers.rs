@@ -14,7 +14,9 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::dataset::FileEntry;
+use super::mapping::Mapping;
 use super::pass::{Pass, Tally};
+use super::plan::Reading;
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::direct::{Direct, Object};
 use crate::daemon::preflight::describe;
@@ -26,14 +28,15 @@ const LEAVE_MAX: Duration = Duration::from_secs(2);
 /// How often the progress is shown.
 const SHOW_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Reads with so many threads, each with a buffer of `block` bytes.
+/// Reads with so many threads, each with a buffer of a block.
 pub(super) fn in_threads(
     pass: &Arc<Pass>,
     files: &Arc<[FileEntry]>,
     readers: usize,
-    block: u64,
+    reading: &Reading,
     show: impl FnMut(&Pass),
 ) -> Result<Tally, ErrorReply> {
+    let (block, mapped) = (reading.block, reading.mapped);
     let (sender, tallies) = mpsc::channel();
     // Threads begin together, with their buffers in memory.
     let ready = Arc::new(Barrier::new(readers));
@@ -43,7 +46,7 @@ pub(super) fn in_threads(
         let read_on = move || {
             let mut buffer = vec![1; block as usize];
             ready.wait();
-            let mut reader = Reader { pass: &pass, open: None, tally: Tally::default() };
+            let mut reader = Reader { pass: &pass, mapped, open: None, tally: Tally::default() };
             while let Some((item, begun)) = pass.next() {
                 let entry = &files[item.file];
                 match reader.read(item.file, entry, item.range, &mut buffer) {
@@ -131,6 +134,7 @@ fn gather(
 /// One thread. A file that is read at several places in a row stays open.
 struct Reader<'a> {
     pass: &'a Pass,
+    mapped: bool,
     open: Option<(usize, File)>,
     tally: Tally,
 }
@@ -146,7 +150,10 @@ impl Reader<'_> {
     ) -> io::Result<bool> {
         let Some(range) = range else {
             let file = File::open(&entry.path)?;
-            return self.read_range(&file, 0..u64::MAX, buffer);
+            return match self.mapped {
+                true => self.read_mapped(&file, buffer),
+                false => self.read_range(&file, 0..u64::MAX, buffer),
+            };
         };
         let file = match self.open.take() {
             Some((open, file)) if open == number => file,
@@ -180,6 +187,21 @@ impl Reader<'_> {
             self.pass.came(&mut self.tally, read);
         }
         Ok(true)
+    }
+
+    fn read_mapped(&mut self, file: &File, buffer: &mut [u8]) -> io::Result<bool> {
+        let Some(mapping) = Mapping::of(file)? else { return Ok(true) };
+        let mut at = 0;
+        while !self.pass.is_over() {
+            match mapping.copy(at, buffer) {
+                0 => return Ok(true),
+                copied => {
+                    at += copied;
+                    self.pass.came(&mut self.tally, copied as u64);
+                }
+            }
+        }
+        Ok(false)
     }
 }
 

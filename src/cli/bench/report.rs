@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::comparison::median_ratio;
 use super::measurement::{Measurement, Row};
 use super::plan::{Means, PageCache, Plan, Preset, Subject};
 use crate::cli::status::{COLUMNS, wrap};
@@ -40,6 +41,7 @@ pub(super) fn heading(plan: &Plan, found: &Found) -> String {
         (None, true) => format!("shuffled (seed {})", reading.seed),
         (None, false) => "in order of name".to_owned(),
     };
+    let order = if reading.mapped { format!("{order}, mapped") } else { order };
     let cache = match reading.page_cache {
         PageCache::Keep => "kept",
         PageCache::Drop => "dropped before each epoch past the first",
@@ -90,6 +92,14 @@ pub(super) fn line(row: &Row) -> String {
     ])
 }
 
+/// What stands below a row and its copy, in the column of MiB/s.
+pub(super) fn ratio_line(ratio: f64) -> String {
+    let mut fields = [""; 10];
+    let shown = number(ratio);
+    (fields[0], fields[1]) = ("- ratio", shown.as_str());
+    columns(&fields).trim_end().to_owned()
+}
+
 /// What stands below the table.
 pub(super) fn footing(plan: &Plan, rows: &[Row]) -> String {
     let item = if plan.reading.random.is_some() { "read" } else { "file" };
@@ -110,6 +120,14 @@ pub(super) fn footing(plan: &Plan, rows: &[Row]) -> String {
         paragraphs.push(format!(
             "For comparison: {cold:.0} MiB/s cold and {warm:.0} MiB/s warm with 20 readers of \
              10 MiB objects, {PUBLISHED_SOURCE}"
+        ));
+    }
+    if let (Some(dir), Some(ratio)) = (&plan.compare_with, median_ratio(rows)) {
+        paragraphs.push(format!(
+            "ratio: MiB/s by those of the copy in {}; the median is {}, without first epochs if \
+             there are later ones",
+            dir.display(),
+            number(ratio)
         ));
     }
     let mut text = String::new();

@@ -40,7 +40,7 @@ pub(super) struct Source {
 }
 
 enum Files {
-    Paths(Arc<[FileEntry]>),
+    Paths { root: PathBuf, files: Arc<[FileEntry]> },
     Objects(Arc<Direct>, Arc<[Object]>),
 }
 
@@ -52,9 +52,10 @@ impl Source {
     pub(super) fn folder(path: &Path, limit: Limit, runtime: &Handle) -> Result<Self, ErrorReply> {
         let root = path.canonicalize().map_err(|error| unreadable(path, &error))?;
         let mount = mount_of(&root);
+        let files = list(&root, limit)?;
         let mut source = Source {
-            files: Files::Paths(Arc::default()),
-            sizes: Vec::new(),
+            sizes: files.sizes(),
+            files,
             meter: Meter::Nobody,
             what: path.display().to_string(),
             fs_type: mount.as_ref().map_or(String::new(), |mount| mount.fs_type.clone()),
@@ -75,7 +76,6 @@ impl Source {
                     .push("its daemon is out of reach: requests are not known".to_owned()),
             }
         }
-        source.take_files(&root, limit)?;
         Ok(source)
     }
 
@@ -95,14 +95,14 @@ impl Source {
             return Self::direct(args, uri, limit, stop, runtime);
         }
         let mount = OwnMount::make(args, uri, stop, runtime)?;
-        let root = mount.dir().to_owned();
+        let files = list(mount.dir(), limit)?;
         let cache_dir = mount.cache_dir().to_owned();
         let in_memory = mount_of(&cache_dir).is_some_and(|mount| mount.fs_type == "tmpfs");
         let remark =
             if in_memory { ", which is memory: --cache-dir names another place" } else { "" };
-        let mut source = Source {
-            files: Files::Paths(Arc::default()),
-            sizes: Vec::new(),
+        Ok(Source {
+            sizes: files.sizes(),
+            files,
             meter: Meter::Daemon(mount.client().clone()),
             what: uri.to_owned(),
             fs_type: String::new(),
@@ -110,9 +110,32 @@ impl Source {
             writes_to: cache_dir,
             runtime: runtime.clone(),
             _mount: Some(mount),
+        })
+    }
+
+    /// The same files below `dir`.
+    ///
+    /// # Errors
+    /// If one is missing there, or is not as long.
+    pub(super) fn copied_in(&self, dir: &Path) -> Result<Self, ErrorReply> {
+        let Files::Paths { root, files } = &self.files else {
+            return Err(super::invalid("only files can be compared with a copy"));
         };
-        source.take_files(&root, limit)?;
-        Ok(source)
+        let dir = dir.canonicalize().map_err(|error| no_copy(dir, &error))?;
+        let copies = dataset::copies(files, root, &dir);
+        let files = copies.map_err(|(path, error)| no_copy(&path, &error))?.into();
+        let fs_type = mount_of(&dir).map_or(String::new(), |mount| mount.fs_type);
+        Ok(Source {
+            files: Files::Paths { root: dir.clone(), files },
+            sizes: self.sizes.clone(),
+            meter: Meter::Nobody,
+            what: dir.display().to_string(),
+            notes: vec![format!("compared with {} ({fs_type})", dir.display())],
+            fs_type,
+            writes_to: dir,
+            runtime: self.runtime.clone(),
+            _mount: None,
+        })
     }
 
     fn direct(
@@ -137,10 +160,11 @@ impl Source {
                 () = stop.wait() => Err(interrupted()),
             }
         })?;
+        let files = Files::Objects(direct.clone(), objects.into());
         Ok(Source {
-            sizes: objects.iter().map(Object::size).collect(),
-            meter: Meter::Direct(direct.clone()),
-            files: Files::Objects(direct, objects.into()),
+            sizes: files.sizes(),
+            files,
+            meter: Meter::Direct(direct),
             what: uri.to_owned(),
             fs_type: String::new(),
             notes: vec!["direct: by the fetcher alone, without mount and cache".to_owned()],
@@ -148,14 +172,6 @@ impl Source {
             runtime: runtime.clone(),
             _mount: None,
         })
-    }
-
-    fn take_files(&mut self, root: &Path, limit: Limit) -> Result<(), ErrorReply> {
-        let files =
-            dataset::walk(root, limit).map_err(|(path, error)| unreadable(&path, &error))?;
-        self.sizes = files.iter().map(|file| file.size).collect();
-        self.files = Files::Paths(files.into());
-        Ok(())
     }
 
     /// The size of each file.
@@ -207,7 +223,7 @@ impl Source {
         };
         let before = self.meter.read(&self.runtime)?;
         let read = match &self.files {
-            Files::Paths(files) => readers::in_threads(&pass, files, readers, reading.block, show),
+            Files::Paths { files, .. } => readers::in_threads(&pass, files, readers, reading, show),
             Files::Objects(direct, objects) => {
                 readers::direct(&pass, direct, objects, readers, &self.runtime, show)
             }
@@ -219,11 +235,32 @@ impl Source {
     }
 }
 
+impl Files {
+    fn sizes(&self) -> Vec<u64> {
+        match self {
+            Files::Paths { files, .. } => files.iter().map(|file| file.size).collect(),
+            Files::Objects(_, objects) => objects.iter().map(Object::size).collect(),
+        }
+    }
+}
+
+fn list(root: &Path, limit: Limit) -> Result<Files, ErrorReply> {
+    let files = dataset::walk(root, limit).map_err(|(path, error)| unreadable(&path, &error))?;
+    Ok(Files::Paths { root: root.to_owned(), files: files.into() })
+}
+
 /// What is mounted where `path` lies.
 fn mount_of(path: &Path) -> Option<mountinfo::MountInfo> {
     let mounts = mountinfo::read().ok()?.into_iter();
     // Of equal length the later covers the earlier.
     mounts.filter(|m| path.starts_with(&m.dir)).max_by_key(|m| m.dir.components().count())
+}
+
+fn no_copy(path: &Path, error: &std::io::Error) -> ErrorReply {
+    let why = preflight::describe(error);
+    let message = format!("cannot compare with {}: {why}", path.display());
+    ErrorReply::new(ErrorCode::NotFound, message)
+        .with_hint("--compare-with names a folder that has the same files below it")
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> ErrorReply {

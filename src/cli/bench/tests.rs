@@ -84,6 +84,9 @@ fn what_makes_no_sense_is_refused() {
         (&["s3://b", "--direct", "--random", "4k"], "--random"),
         (&["--preset", "published", "--readers", "4"], "--readers"),
         (&["--preset", "other"], "published"),
+        (&["/d", "--mmap", "--random", "4k"], "--random"),
+        (&["s3://b", "--direct", "--compare-with", "/d"], "--compare-with"),
+        (&["--preset", "published", "--mmap"], "--mmap"),
     ] {
         let error = args(wrong).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{wrong:?}");

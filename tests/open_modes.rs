@@ -285,7 +285,7 @@ fn a_read_only_sys_costs_nothing_but_readahead() {
     }
     let can_pass = has_passthrough("a_read_only_sys_costs_nothing_but_readahead");
     for option in OPTIONS {
-        let rig = Rig::new(&[("a", 1_000), ("b", LARGE)]);
+        let rig = Rig::new(&[("a", 1_000), ("b", 2 * LARGE)]);
         let prepare = "mount -o remount,bind,ro /sys; ! sh -c ': > /sys/probe' 2>/dev/null";
         let Some(status) = session_in(&rig, option, &[], prepare) else { return };
         let expected = if option != "cached" && can_pass { "passthrough" } else { "cached" };
@@ -299,7 +299,7 @@ fn a_read_only_sys_costs_nothing_but_readahead() {
 #[test]
 fn passthrough_that_is_offered_and_refused_is_cached() {
     for option in OPTIONS {
-        let rig = Rig::new(&[("a", 1_000), ("b", LARGE)]);
+        let rig = Rig::new(&[("a", 1_000), ("b", 2 * LARGE)]);
         let own = ["--user", "--map-root-user"];
         let Some(status) = session_in(&rig, option, &own, "true") else { return };
         let (mode, reason) = mode_of(&status);
@@ -359,7 +359,7 @@ fn a_cache_on_overlayfs_has_every_mode() {
     let can_pass = has_passthrough("a_cache_on_overlayfs_has_every_mode");
     for option in OPTIONS {
         let Some(overlay) = Overlay::new() else { return };
-        let rig = Rig::new(&[("a", 1_000), ("b", LARGE)]);
+        let rig = Rig::new(&[("a", 1_000), ("b", 2 * LARGE)]);
         fs::create_dir(rig.warmfs.path("home")).unwrap();
         symlink(overlay.dir(), rig.warmfs.path("home/.cache")).unwrap();
         for _ in 0..2 {

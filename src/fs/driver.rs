@@ -223,6 +223,9 @@ impl Filesystem for Driver {
         };
         if offset == 0 && self.fs.mode() == OpenMode::Cached {
             object.opened(); // As near as it comes.
+            if let Some(recorder) = self.fs.recorder() {
+                recorder.open(node);
+            }
         }
         if let Some(recorder) = self.fs.recorder() {
             recorder.read(node, object.size(), offset, u64::from(size));

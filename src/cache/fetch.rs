@@ -131,7 +131,7 @@ impl Fetcher {
     pub(super) fn retire(&self, flight: &Arc<Flight>) {
         flight.retire();
         let is_short = self.is_short();
-        if flight.is_read_through() || (is_short && flight.is_kept()) {
+        if flight.is_gone() || flight.is_read_through() || (is_short && flight.is_kept()) {
             flight.forget();
             return;
         }
@@ -230,9 +230,9 @@ impl Flight {
         &self.urgency
     }
 
-    /// Whether somebody asked for it, from the beginning or since.
-    pub(super) fn is_demanded(&self) -> bool {
-        self.urgency.class() == Class::Demand
+    /// Whether a reader wants it, or is on its way to it.
+    pub(super) fn is_for_reader(&self) -> bool {
+        self.urgency.class() != Class::Prefetch
     }
 
     /// Whether its bytes are in memory no more.

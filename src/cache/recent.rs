@@ -24,6 +24,9 @@ const KEPT_FOR: Duration = Duration::from_secs(5);
 /// The same for what is not on disk, and would have to be fetched again.
 const UNKEPT_FOR: Duration = Duration::from_secs(30);
 
+/// Given back at once, at least: looking for it goes through all that is here.
+const GIVE_WAY_MIN_BYTES: u64 = 2 << 20;
+
 /// Flights that have landed, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Recent(Mutex<VecDeque<Entry>>);
@@ -47,7 +50,8 @@ impl Recent {
     /// first, and to demand also what is not.
     pub(super) fn give_way(&self, class: Class, bytes: u64) {
         let now = Instant::now();
-        let freed = self.forget(bytes, |entry| entry.flight.is_kept() && entry.may_go(class, now));
+        let most = bytes.max(GIVE_WAY_MIN_BYTES);
+        let freed = self.forget(most, |entry| entry.flight.is_kept() && entry.may_go(class, now));
         if class == Class::Demand && freed < bytes {
             self.forget(bytes - freed, |_| true);
         }
@@ -78,17 +82,17 @@ impl Recent {
         });
         // After the lock: the memory goes to who waits for it. What somebody reads
         // just now is not gone after this, and looked at again the next time.
-        going.iter().filter(|flight| flight.forget()).map(|flight| flight.range()).fold(
-            0,
-            |sum, range| sum + (range.end - range.start),
-        )
+        going
+            .iter()
+            .filter(|flight| flight.forget())
+            .map(|flight| flight.range())
+            .fold(0, |sum, range| sum + (range.end - range.start))
     }
 }
 
 impl Entry {
     fn may_go(&self, class: Class, now: Instant) -> bool {
-        let is_for_reader = self.flight.urgency().class() != Class::Prefetch;
         let is_fresh = now.saturating_duration_since(self.since) < FRESH;
-        class == Class::Demand || !(is_for_reader && is_fresh)
+        class == Class::Demand || !(self.flight.is_for_reader() && is_fresh)
     }
 }

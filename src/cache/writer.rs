@@ -252,7 +252,11 @@ mod tests {
     }
 
     /// A writer whose threads all wait until the sender is dropped, with `jobs`.
-    fn hung(memory_bytes: u64, jobs: usize, given_up: &Arc<AtomicUsize>) -> (Arc<Writer>, mpsc::Sender<()>) {
+    fn hung(
+        memory_bytes: u64,
+        jobs: usize,
+        given_up: &Arc<AtomicUsize>,
+    ) -> (Arc<Writer>, mpsc::Sender<()>) {
         let writer = Writer::new(Handle::current(), memory_bytes);
         let (release, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));

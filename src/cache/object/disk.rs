@@ -99,16 +99,16 @@ impl CachedObject {
     }
 
     /// Writes chunks that follow one another, whose bytes these are, and notes that
-    /// they are there; `false` if they cannot be kept. Others give way to them only
-    /// if somebody `demanded` them.
-    pub(super) fn keep(self: &Arc<Self>, run: &[Chunk], bytes: &[u8], demanded: bool) -> bool {
+    /// they are there; `false` if they cannot be kept. What is in the cache gives way
+    /// to them only if they are `for_reader`.
+    pub(super) fn keep(self: &Arc<Self>, run: &[Chunk], bytes: &[u8], for_reader: bool) -> bool {
         let Some(first) = run.first() else { return true };
         let disk = self.disk_bytes_of_chunks(run);
-        if self.is_doomed() || !self.store.reserve(disk, demanded) {
+        if self.is_doomed() || !self.store.reserve(disk, for_reader) {
             return false;
         }
         let offset = chunk_range(first.number, self.meta.size).start;
-        let file = match self.writable_file(demanded) {
+        let file = match self.writable_file(for_reader) {
             Ok(Some(file)) => file,
             refused => {
                 self.store.release(disk);

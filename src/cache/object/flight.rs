@@ -246,7 +246,7 @@ impl Landing {
         let size = self.object.meta.size;
         let range = chunk_range(first.number, size).start..chunk_range(last.number, size).end;
         let bytes = block.get(self.flight.place(&range));
-        if self.object.keep(run, bytes, self.flight.is_demanded()) {
+        if self.object.keep(run, bytes, self.flight.is_for_reader()) {
             return;
         }
         match run {

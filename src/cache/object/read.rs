@@ -94,7 +94,8 @@ impl CachedObject {
         let mut state = lock(&self.state);
         let shared = match Self::seat_for(&state, &range) {
             Some(seat) => {
-                let (data, miss_bytes) = (seat.bytes_now(&range)?, self.missing_bytes(&state, &range));
+                let (data, miss_bytes) =
+                    (seat.bytes_now(&range)?, self.missing_bytes(&state, &range));
                 Some((seat, AtHand::Shared { data, miss_bytes }))
             }
             None => None,

@@ -191,7 +191,8 @@ impl Store {
     /// `may_evict`. Blocks.
     pub(in crate::cache) fn reserve_file(&self, may_evict: bool) -> bool {
         self.budget.reserve_file()
-            || (may_evict && self.make_room(Excess { bytes: 0, files: 1 }, false)
+            || (may_evict
+                && self.make_room(Excess { bytes: 0, files: 1 }, false)
                 && self.budget.reserve_file())
     }
 

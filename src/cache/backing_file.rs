@@ -8,6 +8,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -17,12 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::block::ALIGNMENT;
+use super::block::{ALIGNMENT, Filler};
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
 use super::record::{FileId, Fingerprint, NodeId};
 
-/// Least bytes that are written past the page cache: for fewer, waiting for the
-/// disk costs more than the copy.
+/// Least bytes that go past the page cache at once: for fewer, waiting for the disk
+/// costs more than the copy.
 const DIRECT_MIN_BYTES: usize = 512 << 10;
 
 /// Of the descriptors that this process may have, backing files take so many
@@ -79,7 +80,7 @@ struct Direct {
     _descriptor: Descriptor,
 }
 
-/// How bytes get to the disk.
+/// How bytes get to the disk, and back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// Through the page cache, which takes more than the disk does for a while.
@@ -160,6 +161,34 @@ impl BackingFile {
         self.file.read_exact_at(buf, offset)
     }
 
+    /// As [`BackingFile::read`], the bytes `range` into an empty block.
+    pub(super) fn read_into(
+        &self,
+        filler: &mut Filler,
+        range: &Range<u64>,
+        way: Way,
+    ) -> io::Result<()> {
+        let wanted = (range.end - range.start) as usize;
+        let mut direct = self.direct_for(way, wanted).filter(|_| is_aligned(range.start));
+        while filler.block().filled() < wanted {
+            let filled = filler.block().filled();
+            let (at, left) = (range.start + filled as u64, wanted - filled);
+            let read = match direct.filter(|_| is_aligned(at)) {
+                Some(direct) => filler.read(&direct.file, at, left.next_multiple_of(ALIGNMENT)),
+                None => filler.read(&self.file, at, left),
+            };
+            match read {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It keeps to larger blocks than we do.
+                Err(error) if is_refused(&error) && direct.is_some() => direct = None,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// As [`BackingFile::read`], but only from the page cache: `false` if that
     /// would have to wait for the disk, or cannot be told.
     pub(super) fn read_if_in_memory(&self, buf: &mut [u8], offset: u64) -> bool {
@@ -177,18 +206,21 @@ impl BackingFile {
     pub(super) fn write(&self, bytes: &[u8], offset: u64, way: Way) -> io::Result<()> {
         let aligned = bytes.len() - bytes.len() % ALIGNMENT;
         let mut written = 0;
-        if way == Way::Direct
-            && aligned >= DIRECT_MIN_BYTES
-            && let Some(direct) = self.direct.get_or_init(|| self.open_direct())
-        {
+        if let Some(direct) = self.direct_for(way, aligned) {
             match direct.file.write_all_at(&bytes[..aligned], offset) {
                 Ok(()) => written = aligned,
                 // It keeps to larger blocks than we do: the page cache takes all.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) if is_refused(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         self.file.write_all_at(&bytes[written..], offset + written as u64)
+    }
+
+    /// The file past the page cache, if so many bytes are to go that way.
+    fn direct_for(&self, way: Way, bytes: usize) -> Option<&Direct> {
+        let is_due = way == Way::Direct && bytes >= DIRECT_MIN_BYTES;
+        is_due.then(|| self.direct.get_or_init(|| self.open_direct()).as_ref()).flatten()
     }
 
     /// The file once more, whatever became of its name.
@@ -213,7 +245,7 @@ impl BackingFile {
     }
 
     /// Gives the disk under `range` back; it reads as zeros from now on.
-    pub(super) fn punch(&self, range: std::ops::Range<u64>) -> io::Result<()> {
+    pub(super) fn punch(&self, range: Range<u64>) -> io::Result<()> {
         use nix::fcntl::{FallocateFlags, fallocate};
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
@@ -243,6 +275,15 @@ impl BackingFile {
     pub(super) fn as_file(&self) -> &File {
         &self.file
     }
+}
+
+fn is_aligned(offset: u64) -> bool {
+    offset.is_multiple_of(ALIGNMENT as u64)
+}
+
+/// Whether a file system says that it does not do this past the page cache.
+fn is_refused(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
 }
 
 #[cfg(test)]

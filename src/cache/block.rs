@@ -5,8 +5,11 @@
 //! slices of it. Its memory counts until nobody holds any of it.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::fs::File;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -97,6 +100,16 @@ impl Pool {
 
     /// An empty block for `bytes`, whose memory is `permit`'s.
     pub(super) fn block(self: &Arc<Self>, bytes: u64, permit: Permit) -> Filler {
+        self.make(bytes, Some(permit))
+    }
+
+    /// An empty block for an answer of `bytes` from the disk, whose number is bounded
+    /// by that of the reads.
+    pub(super) fn answer(self: &Arc<Self>, bytes: u64) -> Filler {
+        self.make(bytes, None)
+    }
+
+    fn make(self: &Arc<Self>, bytes: u64, permit: Option<Permit>) -> Filler {
         let bytes = Self::rounded(bytes) as usize;
         let buffer = {
             let mut free = lock(&self.free);
@@ -136,7 +149,7 @@ pub(super) struct Block {
     /// Bytes that are there and never change again.
     filled: AtomicUsize,
     pool: Arc<Pool>,
-    _permit: Permit,
+    _permit: Option<Permit>,
 }
 
 // SAFETY: below `filled` the memory is only read; behind that only the one filler
@@ -200,6 +213,24 @@ impl Filler {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), end, bytes.len());
         }
         block.filled.store(filled + bytes.len(), Ordering::Release);
+    }
+
+    /// Appends what one read of `file` at `offset` gives: `bytes` of it at most, and as
+    /// many as there is room for. Returns how many.
+    pub(super) fn read(&mut self, file: &File, offset: u64, bytes: usize) -> io::Result<usize> {
+        let block = &self.0;
+        let filled = block.filled.load(Ordering::Relaxed);
+        let bytes = bytes.min(block.buffer.len() - filled);
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: they fit behind `filled`, where nobody reads and only this one
+        // filler writes, which is borrowed for it; the descriptor is open.
+        let read = unsafe {
+            let end = block.buffer.start.as_ptr().add(filled);
+            libc::pread(file.as_raw_fd(), end.cast(), bytes, offset)
+        };
+        let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+        block.filled.store(filled + read, Ordering::Release);
+        Ok(read)
     }
 }
 

@@ -122,6 +122,11 @@ impl Fetcher {
         })
     }
 
+    /// An empty block for an answer of `bytes` from the disk.
+    pub(super) fn answer(&self, bytes: u64) -> Filler {
+        self.pool.answer(bytes)
+    }
+
     /// Whether a reader waits for memory.
     pub(super) fn is_short(&self) -> bool {
         self.memory.has_waiters(Class::Demand)

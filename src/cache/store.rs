@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use lru::LruCache;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::backing_file::{BackingFile, Way, descriptors_max};
 use super::budget::{Budget, disk_bytes};
@@ -594,6 +594,11 @@ impl Store {
         self.runtime.spawn(task);
     }
 
+    /// The right to read the disk, if fewer do than may.
+    pub(super) fn try_disk_read(&self) -> Option<OwnedSemaphorePermit> {
+        self.disk_reads.clone().try_acquire_owned().ok()
+    }
+
     /// Runs a read of the disk where it blocks nobody else.
     pub(super) async fn read_blocking<T: Send + 'static>(
         &self,
@@ -615,6 +620,12 @@ impl Store {
     pub(super) fn way_to_disk(&self) -> Way {
         let is_direct = self.writer.is_prompt() && !self.are_pages_read.load(Ordering::Relaxed);
         if is_direct { Way::Direct } else { Way::Cached }
+    }
+
+    /// How what is read gets from the disk: it ends in pages of the mount, and need not
+    /// be in those of its file, too.
+    pub(super) fn way_from_disk(&self) -> Way {
+        if self.are_pages_read.load(Ordering::Relaxed) { Way::Cached } else { Way::Direct }
     }
 
     /// The kernel reads backing files without us: what is written is to be in their

@@ -243,12 +243,21 @@ impl Filesystem for Driver {
         });
         let Some(reply) = reply else { return };
         let fs = self.fs.clone();
-        self.runtime.spawn(async move {
+        let on_disk = fs.read_on_disk(&object, offset, u64::from(size));
+        let elsewhere = move |reply: ReplyData| async move {
             match fs.read(ino, object, offset, u64::from(size)).await {
                 Ok(data) => reply.data(&data),
                 Err(errno) => reply.error(errno.into()),
             }
-        });
+        };
+        let runtime = self.runtime.clone();
+        match on_disk {
+            Some(read) => drop(self.runtime.spawn_blocking(move || match read() {
+                Some(data) => reply.data(&data),
+                None => drop(runtime.spawn(elsewhere(reply))),
+            })),
+            None => drop(self.runtime.spawn(elsewhere(reply))),
+        }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -286,6 +286,24 @@ impl FileSystem {
         Some(read)
     }
 
+    /// Reads from a file what is on the disk, where that may block: with what is
+    /// returned, which gives `None` if it is to be had elsewhere after all. One thread
+    /// less on the way than with [`FileSystem::read`].
+    pub fn read_on_disk(
+        self: &Arc<Self>,
+        object: &Arc<CachedObject>,
+        offset: u64,
+        len: u64,
+    ) -> Option<impl FnOnce() -> Option<Bytes> + Send + 'static> {
+        let read = object.read_on_disk(offset, len)?;
+        let (fs, object) = (self.clone(), object.clone());
+        Some(move || {
+            let data = read()?;
+            fs.was_read(&object, data.len() as u64, 0);
+            Some(data)
+        })
+    }
+
     fn was_read(&self, object: &CachedObject, bytes: u64, miss_bytes: u64) {
         self.metrics.hit_bytes.add(bytes.saturating_sub(miss_bytes));
         self.metrics.miss_bytes.add(miss_bytes);

@@ -196,34 +196,53 @@ impl CachedObject {
 
     async fn append_from_file(self: &Arc<Self>, range: Range<u64>, out: &mut Assembly) -> bool {
         let object = self.clone();
-        let mut data = std::mem::take(&mut out.data);
-        let before = data.len();
-        let at = range.start;
-        let (data, read) = self
-            .store
-            .read_blocking(move || {
-                data.resize(before + (range.end - range.start) as usize, 0);
-                let read = match object.file.get() {
-                    Some(file) => file.read(&mut data[before..], range.start),
-                    None => Err(std::io::ErrorKind::NotFound.into()),
-                };
-                if read.is_err() {
-                    data.truncate(before);
-                }
-                (data, read)
-            })
-            .await;
-        out.data = data;
+        let read = self.store.read_blocking(move || object.read_file(&range)).await;
+        read.map(|bytes| out.push(bytes)).is_some()
+    }
+
+    /// Bytes of the backing file; `None` if it cannot be read. Blocks.
+    fn read_file(&self, range: &Range<u64>) -> Option<Bytes> {
+        let bytes = range.end - range.start;
+        let mut filler = self.store.fetcher().answer(bytes);
+        let read = match self.file.get() {
+            Some(file) => file.read_into(&mut filler, range, self.store.way_from_disk()),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
         match read {
-            Ok(()) => true,
+            Ok(()) => Some(filler.block().slice(0..bytes as usize)),
             Err(error) => {
                 // A file that is shorter than it was grows holes where it is
                 // written again: nothing in it is taken on trust any more.
-                tracing::warn!(key = ?self.meta.key.0, at, %error, "a cached object cannot be read; it is checked");
+                let (key, at) = (&self.meta.key.0, range.start);
+                tracing::warn!(?key, at, %error, "a cached object cannot be read; it is checked");
                 self.distrust(&mut lock(&self.state));
-                false
+                None
             }
         }
+    }
+
+    /// Up to `len` bytes from `offset` on, if all of them are on disk: to be read by
+    /// what is returned, which blocks, and gives `None` if they cannot be had there
+    /// after all. `None` also while enough others read.
+    pub fn read_on_disk(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u64,
+    ) -> Option<impl FnOnce() -> Option<Bytes> + Send + 'static> {
+        let range = offset..offset.saturating_add(len).min(self.meta.size);
+        let is_on_disk = self.complete.load(Ordering::Acquire) || {
+            let state = lock(&self.state);
+            let mut chunks = chunks_of(range.start, range.end);
+            chunks.all(|chunk| state.map.presence(chunk) == Presence::Verified)
+        };
+        let turn = is_on_disk.then(|| self.store.try_disk_read()).flatten()?;
+        let object = self.clone();
+        Some(move || {
+            let bytes = object.read_file(&range)?;
+            drop(turn);
+            object.was_read(range.end - range.start);
+            Some(bytes)
+        })
     }
 
     /// Where each stretch of `from..end` is to be had now. Fetches for what is

@@ -97,6 +97,16 @@ impl Scenario {
     }
 }
 
+/// At 47 files a second an epoch of all takes s3fs four minutes, and each round has
+/// three: it reads so many, in the same order. Its rate is the same over any part.
+pub(crate) const SLOW_FILES: usize = 1_000;
+
+/// Whether a peer reads only [`SLOW_FILES`] in a scenario.
+pub(crate) fn is_slow(peer: Peer, scenario: Scenario) -> bool {
+    peer == Peer::S3fs
+        && scenario == Scenario { network: Network::Cloud, workload: Workload::Small }
+}
+
 /// What one round gave.
 #[derive(Debug)]
 pub(crate) struct Round {
@@ -126,7 +136,7 @@ pub(crate) fn round(
     if peer == Peer::S5cmd {
         copied(field, data, scenario.workload, round)
     } else {
-        mounted(field, data, peer, scenario.workload, round)
+        mounted(field, data, peer, scenario, round)
     }
 }
 
@@ -134,11 +144,15 @@ fn mounted(
     field: &Field<'_>,
     data: &Data,
     peer: Peer,
-    workload: Workload,
+    scenario: Scenario,
     round: usize,
 ) -> Result<Round, Failure> {
+    let workload = scenario.workload;
     let set = workload.set();
-    let objects = workload.order(round).apply(data.objects(set));
+    let mut objects = workload.order(round).apply(data.objects(set));
+    if is_slow(peer, scenario) {
+        objects.truncate(SLOW_FILES);
+    }
     let (mark, store_cpu_s) = (field.store.mark(), field.store.cpu_s());
     let mount = field.mount(peer, &[])?;
     let folder = mount.folder(set);

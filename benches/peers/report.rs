@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::measure::{Network, Round, Scenario, Workload};
+use crate::measure::{Network, Round, SLOW_FILES, Scenario, Workload, is_slow};
 use crate::rig::data::Data;
 use crate::rig::install::Tools;
 use crate::rig::peer::Peer;
@@ -122,7 +122,11 @@ impl Results {
 impl Row {
     fn write(&self, text: &mut String, unit: Unit) {
         if !self.rounds.is_empty() {
-            self.write_line(text, unit, self.peer.name(), |round| Some(&round.cold));
+            let name = match is_slow(self.peer, self.scenario) {
+                true => format!("{}, {SLOW_FILES} of them", self.peer.name()),
+                false => self.peer.name().to_owned(),
+            };
+            self.write_line(text, unit, &name, |round| Some(&round.cold));
             if self.peer == Peer::S5cmd {
                 let name = "s5cmd cp, then read";
                 self.write_line(text, unit, name, |round| round.copied_and_read.as_ref());

@@ -114,6 +114,14 @@ impl Fetcher {
         Some(Admission { class, request, memory, reserved })
     }
 
+    /// Lets a flight from the disk take off, ahead of its reader, or not at all.
+    pub(super) fn try_from_disk(&self, boarding: Boarding) -> Option<Pilot> {
+        let range = boarding.flight.range();
+        let bytes = range.end - range.start;
+        let memory = self.try_memory(Class::Ahead, Pool::rounded(bytes))?;
+        Some(boarding.with_memory(self, memory, None))
+    }
+
     /// Memory, if need be of what has been read or can be read from the disk.
     fn try_memory(&self, class: Class, bytes: u64) -> Option<Permit> {
         self.memory.try_acquire(class, bytes).or_else(|| {
@@ -159,6 +167,7 @@ pub(super) struct Flight {
     chunks: Range<u32>,
     /// The bytes of the object that it brings.
     range: Range<u64>,
+    source: Source,
     urgency: Urgency,
     state: Mutex<State>,
     failure: OnceLock<RemoteError>,
@@ -181,6 +190,14 @@ struct State {
     is_retired: bool,
 }
 
+/// Where the bytes of a flight come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Remote,
+    /// The backing file, ahead of a reader: past the page cache nobody else does that.
+    Disk,
+}
+
 /// A reader's claim to some bytes of a flight.
 #[derive(Debug)]
 pub(super) struct Seat(Arc<Flight>);
@@ -192,7 +209,7 @@ pub(super) struct Pilot {
     flight: Arc<Flight>,
     filler: Filler,
     progress: watch::Sender<usize>,
-    _request: Permit,
+    _request: Option<Permit>,
 }
 
 /// A flight that waits for its admission.
@@ -205,12 +222,27 @@ pub(super) struct Boarding {
 impl Flight {
     /// A flight for `chunks` of an object of `size` bytes.
     pub(super) fn new(chunks: Range<u32>, size: u64, class: Class) -> (Arc<Flight>, Boarding) {
+        Self::from(Source::Remote, chunks, size, class)
+    }
+
+    /// One that brings them from the disk, ahead of their reader.
+    pub(super) fn from_disk(chunks: Range<u32>, size: u64) -> (Arc<Flight>, Boarding) {
+        Self::from(Source::Disk, chunks, size, Class::Ahead)
+    }
+
+    fn from(
+        source: Source,
+        chunks: Range<u32>,
+        size: u64,
+        class: Class,
+    ) -> (Arc<Flight>, Boarding) {
         let (sender, progress) = watch::channel(0);
         let range = chunk_range(chunks.start, size).start..chunk_range(chunks.end - 1, size).end;
         let flight = Arc::new(Flight {
             chunks,
             unread: AtomicU64::new(range.end - range.start),
             range,
+            source,
             urgency: class.into(),
             state: Mutex::default(),
             failure: OnceLock::new(),
@@ -228,6 +260,11 @@ impl Flight {
     /// The bytes of the object that it brings.
     pub(super) fn range(&self) -> &Range<u64> {
         &self.range
+    }
+
+    /// Where its bytes come from.
+    pub(super) fn source(&self) -> Source {
+        self.source
     }
 
     /// What it is flown for.
@@ -377,8 +414,12 @@ impl Drop for Seat {
 impl Boarding {
     /// It may go out: its bytes have a place now.
     pub(super) fn admitted(self, fetcher: &Fetcher, admission: Admission) -> Pilot {
-        let Boarding { flight, progress } = self;
         let Admission { request, memory, .. } = admission;
+        self.with_memory(fetcher, memory, Some(request))
+    }
+
+    fn with_memory(self, fetcher: &Fetcher, memory: Permit, request: Option<Permit>) -> Pilot {
+        let Boarding { flight, progress } = self;
         let bytes = flight.range.end - flight.range.start;
         let filler = fetcher.pool.block(bytes, memory);
         lock(&flight.state).block = Some(filler.block().clone());
@@ -387,6 +428,11 @@ impl Boarding {
 }
 
 impl Pilot {
+    /// Where the bytes go.
+    pub(super) fn filler(&mut self) -> &mut Filler {
+        &mut self.filler
+    }
+
     /// More bytes came.
     pub(super) fn append(&mut self, bytes: &[u8]) {
         self.filler.append(bytes);
@@ -448,6 +494,11 @@ impl Flights {
         if let Some(flight) = self.covering(chunk).cloned() {
             self.remove(&flight);
         }
+    }
+
+    /// Removes those from the disk: it is not trusted any more.
+    pub(super) fn remove_from_disk(&mut self) {
+        self.0.retain(|_, flight| flight.source == Source::Remote);
     }
 
     /// Those whose bytes are in memory, or on their way there.

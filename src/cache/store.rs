@@ -599,6 +599,11 @@ impl Store {
         self.disk_reads.clone().try_acquire_owned().ok()
     }
 
+    /// Runs something that blocks where it blocks nobody else.
+    pub(super) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
+        self.runtime.spawn_blocking(run);
+    }
+
     /// Runs a read of the disk where it blocks nobody else.
     pub(super) async fn read_blocking<T: Send + 'static>(
         &self,

@@ -64,6 +64,7 @@ impl CachedObject {
     pub(super) fn distrust(&self, state: &mut State) {
         self.complete.store(false, Ordering::Release);
         state.map.distrust();
+        state.flights.remove_from_disk();
         state.doubts += 1;
     }
 

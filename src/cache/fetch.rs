@@ -82,15 +82,26 @@ impl Fetcher {
 
     /// Waits until a request of `bytes` may go out.
     pub(super) async fn admit(&self, class: Class, bytes: u64, remote: &RemoteClient) -> Admission {
-        // The request first: who waits for its endpoint holds no memory that
-        // requests to another one could have.
-        let request = remote.requests().acquire(class, 1).await;
         let bytes = Pool::rounded(bytes);
-        let memory = match self.try_memory(class, bytes) {
-            Some(memory) => memory,
-            None => self.wait_for_memory(class, bytes).await,
-        };
-        Admission { class, request, memory, reserved: None }
+        let admission = |request, memory| Admission { class, request, memory, reserved: None };
+        loop {
+            // The request first: who waits for its endpoint holds no memory that
+            // requests to another one could have.
+            let request = remote.requests().acquire(class, 1).await;
+            if let Some(memory) = self.try_memory(class, bytes) {
+                return admission(request, memory);
+            }
+            if class != Class::Prefetch {
+                let memory = self.wait_for_memory(class, bytes).await;
+                return admission(request, memory);
+            }
+            // Nobody waits for a request that a prefetch holds while it waits.
+            drop(request);
+            let memory = self.wait_for_memory(class, bytes).await;
+            if let Some(request) = remote.requests().try_acquire(class, 1) {
+                return admission(request, memory);
+            }
+        }
     }
 
     async fn wait_for_memory(&self, class: Class, bytes: u64) -> Permit {
@@ -108,9 +119,10 @@ impl Fetcher {
     /// readahead never queues, so that a reader never waits behind it.
     pub(super) fn try_admit_ahead(&self, bytes: u64, remote: &RemoteClient) -> Option<Admission> {
         let class = Class::Ahead;
-        let memory = self.try_memory(class, Pool::rounded(bytes))?;
         let request = remote.requests().try_acquire(class, 1)?;
         let reserved = Some(remote.reserve(bytes)?);
+        // Last: others give way to it.
+        let memory = self.try_memory(class, Pool::rounded(bytes))?;
         Some(Admission { class, request, memory, reserved })
     }
 
@@ -143,15 +155,23 @@ impl Fetcher {
     /// All bytes of a flight came, and are on disk if they will ever be.
     pub(super) fn retire(&self, flight: &Arc<Flight>) {
         flight.retire();
-        let is_short = self.is_short();
-        if flight.is_gone() || flight.is_read_through() || (is_short && flight.is_kept()) {
+        if flight.is_gone() || (flight.is_kept() && flight.is_read_through()) {
             flight.forget();
             return;
         }
         self.recent.insert(flight.clone());
-        if is_short {
-            let range = flight.range();
-            self.recent.give_way(Class::Demand, range.end - range.start);
+        // Only now: who gets in line after this finds it there.
+        let range = flight.range();
+        self.relieve(range.end - range.start);
+    }
+
+    /// Where somebody waits for memory, about `bytes` of what lies there go to him.
+    pub(super) fn relieve(&self, bytes: u64) {
+        let waiting = [Class::Demand, Class::Ahead, Class::Prefetch]
+            .into_iter()
+            .find(|class| self.memory.has_waiters(*class));
+        if let Some(class) = waiting {
+            self.recent.give_way(class, bytes);
         }
     }
 
@@ -301,7 +321,7 @@ impl Flight {
     }
 
     /// Whether each of its bytes was read, as far as that can be told.
-    fn is_read_through(&self) -> bool {
+    pub(super) fn is_read_through(&self) -> bool {
         self.unread.load(Ordering::Relaxed) == 0
     }
 
@@ -347,6 +367,12 @@ impl Flight {
         lock(&self.state).is_retired = true;
     }
 
+    /// Whether nobody has a seat on it, or is still to write it.
+    pub(super) fn is_free(&self) -> bool {
+        let state = lock(&self.state);
+        state.is_retired && state.seats == 0
+    }
+
     /// Gives its memory back; `false` if it cannot yet, since somebody has a seat
     /// or it is still to be written.
     pub(super) fn forget(&self) -> bool {
@@ -387,9 +413,12 @@ impl Seat {
 
     /// The same, if they are there.
     pub(super) fn bytes_now(&self, range: &Range<u64>) -> Option<Bytes> {
-        let place = self.0.place(range);
-        let is_there = *self.0.progress.borrow() >= place.end;
-        is_there.then(|| self.0.read(place)).flatten()
+        self.is_there(range).then(|| self.0.read(self.0.place(range))).flatten()
+    }
+
+    /// Whether they are there.
+    pub(super) fn is_there(&self, range: &Range<u64>) -> bool {
+        *self.0.progress.borrow() >= self.0.place(range).end
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::super::backing_file::BackingFile;
 use super::super::budget::disk_bytes;
 use super::super::chunk_map::{Presence, chunk_count, chunk_len, chunk_range};
+use super::super::disk_health::is_short_of_descriptors;
 use super::super::fetch::Flight;
 use super::super::index::Write;
 use super::super::record::{Fingerprint, GROUP_CHUNKS, Location, ObjectRow};
@@ -113,7 +114,10 @@ impl CachedObject {
             Ok(Some(file)) => file,
             refused => {
                 self.store.release(disk);
-                if let Err(error) = refused {
+                // Too many open files say nothing of the disk.
+                if let Err(error) = refused
+                    && !is_short_of_descriptors(&error)
+                {
                     self.store.disk_failed(&error);
                 }
                 return false;
@@ -281,7 +285,8 @@ impl Job for Late {
             }
             let bytes = block.get(place);
             let chunk = Chunk { number, crc: crc32c::crc32c(bytes) };
-            are_kept &= object.is_kept(number) || object.keep(&[chunk], bytes, true);
+            let for_reader = flight.is_for_reader();
+            are_kept &= object.is_kept(number) || object.keep(&[chunk], bytes, for_reader);
         }
         if are_kept {
             flight.was_kept();

@@ -92,6 +92,15 @@ enum Piece {
     Flight { seat: Seat, range: Range<u64>, miss_bytes: u64 },
 }
 
+impl Piece {
+    fn is_waited_for(&self) -> bool {
+        match self {
+            Piece::File(_) | Piece::Check { .. } => true,
+            Piece::Flight { seat, range, .. } => !seat.is_there(range),
+        }
+    }
+}
+
 impl CachedObject {
     /// The bytes from `offset` on for which `buf` has room, if that needs neither
     /// the remote nor the disk. For FUSE threads, which wait for neither. All of
@@ -267,8 +276,9 @@ impl CachedObject {
         })
     }
 
-    /// Where each stretch of `from..end` is to be had now. Fetches for what is
-    /// missing were started by [`CachedObject::plan`].
+    /// Where each stretch of `from..end` is to be had now, up to the first that is to be
+    /// waited for: who waits holds no seat on another flight, whose memory the one he
+    /// waits for may need. Fetches for what is missing were started by [`CachedObject::plan`].
     fn pieces(&self, state: &State, from: u64, end: u64) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for chunk in chunks_of(from, end) {
@@ -285,17 +295,24 @@ impl CachedObject {
                     *miss_bytes += missing;
                     continue;
                 }
+                if pieces.last().is_some_and(Piece::is_waited_for) {
+                    break;
+                }
                 // Unless its memory goes this moment.
                 if let Some(seat) = flight.seat() {
                     pieces.push(Piece::Flight { seat, range, miss_bytes: missing });
                     continue;
                 }
             }
+            if let (Presence::Verified, Some(Piece::File(before))) = (presence, pieces.last_mut()) {
+                before.end = range.end;
+                continue;
+            }
+            if pieces.last().is_some_and(Piece::is_waited_for) {
+                break;
+            }
             match presence {
-                Presence::Verified => match pieces.last_mut() {
-                    Some(Piece::File(before)) => before.end = range.end,
-                    _ => pieces.push(Piece::File(range)),
-                },
+                Presence::Verified => pieces.push(Piece::File(range)),
                 Presence::Unverified { crc } => pieces.push(Piece::Check { chunk, crc, range }),
                 // Given up this moment; the next round asks again.
                 Presence::Absent => break,

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::block::{Block, Filler, POOL_PART, Pool};
 use super::chunk_map::chunk_range;
 use super::lock;
+use super::readahead::WHOLE_OBJECT_MAX_BYTES;
 use super::recent::Recent;
 use crate::admission::{Class, Permit, PrioritySemaphore, Urgency};
 use crate::remote::client::{InFlight, RemoteClient};
@@ -178,6 +179,8 @@ impl Fetcher {
     /// Gives up what nobody came for.
     pub(super) fn forget_old(&self, now: Instant) {
         self.recent.forget_old(now);
+        // What was too fresh when somebody got in line for its memory.
+        self.relieve(WHOLE_OBJECT_MAX_BYTES);
     }
 }
 

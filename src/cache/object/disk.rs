@@ -276,7 +276,8 @@ struct Late {
 impl Job for Late {
     fn run(self: Box<Self>) {
         let (object, flight) = (&self.object, &self.flight);
-        let Some(block) = flight.block() else { return };
+        // A reader may have had all of it meanwhile, and its memory be gone.
+        let Some(block) = flight.block() else { return self.give_up() };
         let mut are_kept = true;
         for number in flight.chunks().clone() {
             let place = flight.place(&chunk_range(number, object.meta.size));
@@ -293,5 +294,10 @@ impl Job for Late {
         }
     }
 
-    fn give_up(self: Box<Self>) {}
+    fn give_up(self: Box<Self>) {
+        let chunks = self.flight.chunks().clone();
+        for chunk in chunks.filter(|chunk| !self.object.is_kept(*chunk)) {
+            self.object.store.fill_when_idle(&self.object, chunk);
+        }
+    }
 }

@@ -133,7 +133,7 @@ impl Store {
                 object.keep_all_passed();
                 match object.fill_chunks(&chunks).await {
                     // The disk fell behind again.
-                    Ok(_) if !store.may_prefetch() => {
+                    Ok(fill) if !fill.is_whole => {
                         chunks.iter().for_each(|chunk| store.fill_when_idle(&object, *chunk));
                     }
                     Ok(_) => {}

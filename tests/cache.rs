@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use offline::*;
 use tempfile::TempDir;
-use warmfs::cache::{AtHand, Child};
+use warmfs::cache::{AtHand, CachedObject, Child};
 use warmfs::config::{TrafficOptions, WarmOption};
 use warmfs::fs::Errno;
 use warmfs::fs::inode::Ino;
@@ -803,6 +803,66 @@ fn a_file_that_is_cut_short_while_it_is_read_serves_no_zeros() {
         let last = object.read(15 * CHUNK, CHUNK).await.unwrap().data;
         assert!(last[..] == bytes[15 * CHUNK as usize..]);
         assert!(read_all(&object).await == bytes);
+        assert!(rig.cache.store().metrics().repairs.get() > 0);
+    });
+}
+
+/// Reads as the driver does: at hand, else from the disk, else wherever it is.
+async fn read_as_the_driver_does(
+    rig: &Rig,
+    object: &Arc<CachedObject>,
+    ino: Ino,
+    at: u64,
+) -> Vec<u8> {
+    let mut buffer = vec![0; MIB as usize];
+    match rig.fs.read_at_hand(object, at, &mut buffer) {
+        Some(AtHand::Copied(len)) => return buffer[..len].to_vec(),
+        Some(AtHand::Shared { data, .. }) => return data.to_vec(),
+        None => {}
+    }
+    let read = rig.fs.read_on_disk(object, at, MIB);
+    let on_disk = match read {
+        Some(read) => tokio::task::spawn_blocking(read).await.unwrap(),
+        None => None,
+    };
+    match on_disk {
+        Some(data) => data.to_vec(),
+        None => rig.fs.clone().read(ino, object.clone(), at, MIB).await.unwrap().to_vec(),
+    }
+}
+
+#[test]
+fn a_stream_from_the_disk_is_read_ahead_and_falls_back_where_the_file_was_touched() {
+    run(async |dir, remote| {
+        let size = 24 * MIB + 17;
+        let bytes = content(1, size);
+        remote.put("a", bytes.clone());
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        let ino = rig.ino("a").await;
+        let object = rig.object("a").await;
+        assert!(read_all(&object).await == bytes);
+        eventually("all is kept", || object.present_bytes() == size).await;
+        remote.clear_requests();
+        for cut_at in [u64::MAX, 12 * MIB] {
+            let file = &data_files(&dir)[0];
+            nix::fcntl::posix_fadvise(
+                open(file),
+                0,
+                0,
+                nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+            )
+            .unwrap();
+            for at in (0..size).step_by(MIB as usize) {
+                if at == cut_at {
+                    assert_eq!(rig.gets(), 0);
+                    open(file).set_len(MIB).unwrap();
+                }
+                let read = read_as_the_driver_does(&rig, &object, ino, at).await;
+                let end = size.min(at + MIB);
+                assert!(read == bytes[at as usize..end as usize], "{at}");
+            }
+        }
+        assert!(rig.gets() > 0, "what was cut off came from the remote");
         assert!(rig.cache.store().metrics().repairs.get() > 0);
     });
 }

@@ -58,6 +58,13 @@ impl Descriptor {
     }
 }
 
+impl Descriptor {
+    /// One that can be done without: none once half of them are taken.
+    fn take_spare() -> Option<Self> {
+        (DESCRIPTORS.load(Ordering::Relaxed) < descriptors_max() / 2).then(Self::take)?.ok()
+    }
+}
+
 impl Drop for Descriptor {
     fn drop(&mut self) {
         DESCRIPTORS.fetch_sub(1, Ordering::Relaxed);
@@ -225,7 +232,7 @@ impl BackingFile {
 
     /// The file once more, whatever became of its name.
     fn open_direct(&self) -> Option<Direct> {
-        let descriptor = Descriptor::take().ok()?;
+        let descriptor = Descriptor::take_spare()?;
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_DIRECT);

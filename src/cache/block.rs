@@ -128,6 +128,9 @@ impl Pool {
     }
 
     fn give_back(&self, buffer: Buffer) {
+        if buffer.len() > self.bytes_max {
+            return; // It would push all others out, and then itself.
+        }
         let mut unwanted = Vec::new();
         let mut free = lock(&self.free);
         free.bytes += buffer.len();

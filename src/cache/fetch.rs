@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::block::{Block, Filler, POOL_PART, Pool};
 use super::chunk_map::chunk_range;
 use super::lock;
+use super::readahead::WHOLE_OBJECT_MAX_BYTES;
 use super::recent::Recent;
 use crate::admission::{Class, Permit, PrioritySemaphore, Urgency};
 use crate::remote::client::{InFlight, RemoteClient};
@@ -82,15 +83,26 @@ impl Fetcher {
 
     /// Waits until a request of `bytes` may go out.
     pub(super) async fn admit(&self, class: Class, bytes: u64, remote: &RemoteClient) -> Admission {
-        // The request first: who waits for its endpoint holds no memory that
-        // requests to another one could have.
-        let request = remote.requests().acquire(class, 1).await;
         let bytes = Pool::rounded(bytes);
-        let memory = match self.try_memory(class, bytes) {
-            Some(memory) => memory,
-            None => self.wait_for_memory(class, bytes).await,
-        };
-        Admission { class, request, memory, reserved: None }
+        let admission = |request, memory| Admission { class, request, memory, reserved: None };
+        loop {
+            // The request first: who waits for its endpoint holds no memory that
+            // requests to another one could have.
+            let request = remote.requests().acquire(class, 1).await;
+            if let Some(memory) = self.try_memory(class, bytes) {
+                return admission(request, memory);
+            }
+            if class != Class::Prefetch {
+                let memory = self.wait_for_memory(class, bytes).await;
+                return admission(request, memory);
+            }
+            // Nobody waits for a request that a prefetch holds while it waits.
+            drop(request);
+            let memory = self.wait_for_memory(class, bytes).await;
+            if let Some(request) = remote.requests().try_acquire(class, 1) {
+                return admission(request, memory);
+            }
+        }
     }
 
     async fn wait_for_memory(&self, class: Class, bytes: u64) -> Permit {
@@ -108,10 +120,19 @@ impl Fetcher {
     /// readahead never queues, so that a reader never waits behind it.
     pub(super) fn try_admit_ahead(&self, bytes: u64, remote: &RemoteClient) -> Option<Admission> {
         let class = Class::Ahead;
-        let memory = self.try_memory(class, Pool::rounded(bytes))?;
         let request = remote.requests().try_acquire(class, 1)?;
         let reserved = Some(remote.reserve(bytes)?);
+        // Last: others give way to it.
+        let memory = self.try_memory(class, Pool::rounded(bytes))?;
         Some(Admission { class, request, memory, reserved })
+    }
+
+    /// Lets a flight from the disk take off, ahead of its reader, or not at all.
+    pub(super) fn try_from_disk(&self, boarding: Boarding) -> Option<Pilot> {
+        let range = boarding.flight.range();
+        let bytes = range.end - range.start;
+        let memory = self.try_memory(Class::Ahead, Pool::rounded(bytes))?;
+        Some(boarding.with_memory(self, memory, None))
     }
 
     /// Memory, if need be of what has been read or can be read from the disk.
@@ -135,21 +156,31 @@ impl Fetcher {
     /// All bytes of a flight came, and are on disk if they will ever be.
     pub(super) fn retire(&self, flight: &Arc<Flight>) {
         flight.retire();
-        let is_short = self.is_short();
-        if flight.is_gone() || flight.is_read_through() || (is_short && flight.is_kept()) {
+        if flight.is_gone() || (flight.is_kept() && flight.is_read_through()) {
             flight.forget();
             return;
         }
         self.recent.insert(flight.clone());
-        if is_short {
-            let range = flight.range();
-            self.recent.give_way(Class::Demand, range.end - range.start);
+        // Only now: who gets in line after this finds it there.
+        let range = flight.range();
+        self.relieve(range.end - range.start);
+    }
+
+    /// Where somebody waits for memory, about `bytes` of what lies there go to him.
+    pub(super) fn relieve(&self, bytes: u64) {
+        let waiting = [Class::Demand, Class::Ahead, Class::Prefetch]
+            .into_iter()
+            .find(|class| self.memory.has_waiters(*class));
+        if let Some(class) = waiting {
+            self.recent.give_way(class, bytes);
         }
     }
 
     /// Gives up what nobody came for.
     pub(super) fn forget_old(&self, now: Instant) {
         self.recent.forget_old(now);
+        // What was too fresh when somebody got in line for its memory.
+        self.relieve(WHOLE_OBJECT_MAX_BYTES);
     }
 }
 
@@ -159,6 +190,7 @@ pub(super) struct Flight {
     chunks: Range<u32>,
     /// The bytes of the object that it brings.
     range: Range<u64>,
+    source: Source,
     urgency: Urgency,
     state: Mutex<State>,
     failure: OnceLock<RemoteError>,
@@ -181,6 +213,14 @@ struct State {
     is_retired: bool,
 }
 
+/// Where the bytes of a flight come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Remote,
+    /// The backing file, ahead of a reader: past the page cache nobody else does that.
+    Disk,
+}
+
 /// A reader's claim to some bytes of a flight.
 #[derive(Debug)]
 pub(super) struct Seat(Arc<Flight>);
@@ -192,7 +232,7 @@ pub(super) struct Pilot {
     flight: Arc<Flight>,
     filler: Filler,
     progress: watch::Sender<usize>,
-    _request: Permit,
+    _request: Option<Permit>,
 }
 
 /// A flight that waits for its admission.
@@ -205,12 +245,27 @@ pub(super) struct Boarding {
 impl Flight {
     /// A flight for `chunks` of an object of `size` bytes.
     pub(super) fn new(chunks: Range<u32>, size: u64, class: Class) -> (Arc<Flight>, Boarding) {
+        Self::from(Source::Remote, chunks, size, class)
+    }
+
+    /// One that brings them from the disk, ahead of their reader.
+    pub(super) fn from_disk(chunks: Range<u32>, size: u64) -> (Arc<Flight>, Boarding) {
+        Self::from(Source::Disk, chunks, size, Class::Ahead)
+    }
+
+    fn from(
+        source: Source,
+        chunks: Range<u32>,
+        size: u64,
+        class: Class,
+    ) -> (Arc<Flight>, Boarding) {
         let (sender, progress) = watch::channel(0);
         let range = chunk_range(chunks.start, size).start..chunk_range(chunks.end - 1, size).end;
         let flight = Arc::new(Flight {
             chunks,
             unread: AtomicU64::new(range.end - range.start),
             range,
+            source,
             urgency: class.into(),
             state: Mutex::default(),
             failure: OnceLock::new(),
@@ -228,6 +283,11 @@ impl Flight {
     /// The bytes of the object that it brings.
     pub(super) fn range(&self) -> &Range<u64> {
         &self.range
+    }
+
+    /// Where its bytes come from.
+    pub(super) fn source(&self) -> Source {
+        self.source
     }
 
     /// What it is flown for.
@@ -264,7 +324,7 @@ impl Flight {
     }
 
     /// Whether each of its bytes was read, as far as that can be told.
-    fn is_read_through(&self) -> bool {
+    pub(super) fn is_read_through(&self) -> bool {
         self.unread.load(Ordering::Relaxed) == 0
     }
 
@@ -310,6 +370,12 @@ impl Flight {
         lock(&self.state).is_retired = true;
     }
 
+    /// Whether nobody has a seat on it, or is still to write it.
+    pub(super) fn is_free(&self) -> bool {
+        let state = lock(&self.state);
+        state.is_retired && state.seats == 0
+    }
+
     /// Gives its memory back; `false` if it cannot yet, since somebody has a seat
     /// or it is still to be written.
     pub(super) fn forget(&self) -> bool {
@@ -350,9 +416,12 @@ impl Seat {
 
     /// The same, if they are there.
     pub(super) fn bytes_now(&self, range: &Range<u64>) -> Option<Bytes> {
-        let place = self.0.place(range);
-        let is_there = *self.0.progress.borrow() >= place.end;
-        is_there.then(|| self.0.read(place)).flatten()
+        self.is_there(range).then(|| self.0.read(self.0.place(range))).flatten()
+    }
+
+    /// Whether they are there.
+    pub(super) fn is_there(&self, range: &Range<u64>) -> bool {
+        *self.0.progress.borrow() >= self.0.place(range).end
     }
 }
 
@@ -377,8 +446,12 @@ impl Drop for Seat {
 impl Boarding {
     /// It may go out: its bytes have a place now.
     pub(super) fn admitted(self, fetcher: &Fetcher, admission: Admission) -> Pilot {
-        let Boarding { flight, progress } = self;
         let Admission { request, memory, .. } = admission;
+        self.with_memory(fetcher, memory, Some(request))
+    }
+
+    fn with_memory(self, fetcher: &Fetcher, memory: Permit, request: Option<Permit>) -> Pilot {
+        let Boarding { flight, progress } = self;
         let bytes = flight.range.end - flight.range.start;
         let filler = fetcher.pool.block(bytes, memory);
         lock(&flight.state).block = Some(filler.block().clone());
@@ -387,6 +460,11 @@ impl Boarding {
 }
 
 impl Pilot {
+    /// Where the bytes go.
+    pub(super) fn filler(&mut self) -> &mut Filler {
+        &mut self.filler
+    }
+
     /// More bytes came.
     pub(super) fn append(&mut self, bytes: &[u8]) {
         self.filler.append(bytes);
@@ -448,6 +526,11 @@ impl Flights {
         if let Some(flight) = self.covering(chunk).cloned() {
             self.remove(&flight);
         }
+    }
+
+    /// Removes those from the disk: it is not trusted any more.
+    pub(super) fn remove_from_disk(&mut self) {
+        self.0.retain(|_, flight| flight.source == Source::Remote);
     }
 
     /// Those whose bytes are in memory, or on their way there.

@@ -288,6 +288,7 @@ impl Cache {
             loop {
                 tick.tick().await;
                 let Some(cache) = cache.upgrade() else { return };
+                cache.store.forget_old(); // Whatever the disk does.
                 let leftover = std::mem::take(&mut leftover);
                 let task = tokio::task::spawn_blocking(move || cache.keep_house(&leftover));
                 if let Err(error) = task.await {

@@ -46,12 +46,15 @@ impl Recent {
         entries.push_back(Entry { flight, since: Instant::now() });
     }
 
-    /// Gives back about `bytes` that somebody of `class` wants: what is on disk
-    /// first, and to demand also what is not.
+    /// Gives back about `bytes` that somebody of `class` wants: what is on disk or was
+    /// read first, and to demand also what is neither.
     pub(super) fn give_way(&self, class: Class, bytes: u64) {
         let now = Instant::now();
         let most = bytes.max(GIVE_WAY_MIN_BYTES);
-        let freed = self.forget(most, |entry| entry.flight.is_kept() && entry.may_go(class, now));
+        let freed = self.forget(most, |entry| {
+            let is_spare = entry.flight.is_kept() || entry.flight.is_read_through();
+            is_spare && entry.may_go(class, now)
+        });
         if class == Class::Demand && freed < bytes {
             self.forget(bytes - freed, |_| true);
         }
@@ -73,15 +76,15 @@ impl Recent {
             if entry.flight.is_gone() {
                 return false;
             }
-            if sum < bytes && may_go(entry) {
+            if sum < bytes && may_go(entry) && entry.flight.is_free() {
                 let range = entry.flight.range();
                 sum += range.end - range.start;
                 going.push(entry.flight.clone());
             }
             true
         });
-        // After the lock: the memory goes to who waits for it. What somebody reads
-        // just now is not gone after this, and looked at again the next time.
+        // After the lock: the memory goes to who waits for it. What somebody began to
+        // read just now is not gone after this, and looked at again the next time.
         going
             .iter()
             .filter(|flight| flight.forget())

@@ -19,7 +19,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::runtime::Handle;
@@ -527,12 +527,18 @@ impl Store {
         self.pass_by_window
     }
 
-    /// Where readers wait for memory and the disk hangs, what waits for the disk
-    /// gives its memory up.
-    pub(super) fn relieve(&self) {
+    /// Where readers wait for memory, what lies there goes to them; and if the disk
+    /// hangs, what waits for it, too.
+    pub(super) fn relieve(&self, bytes: u64) {
         if self.fetcher.is_short() {
             self.writer.give_up_queued();
         }
+        self.fetcher.relieve(bytes);
+    }
+
+    /// Gives up what nobody came for in time.
+    pub(super) fn forget_old(&self) {
+        self.fetcher.forget_old(Instant::now());
     }
 
     pub(super) fn fetcher(&self) -> &Fetcher {
@@ -597,6 +603,11 @@ impl Store {
     /// The right to read the disk, if fewer do than may.
     pub(super) fn try_disk_read(&self) -> Option<OwnedSemaphorePermit> {
         self.disk_reads.clone().try_acquire_owned().ok()
+    }
+
+    /// Runs something that blocks where it blocks nobody else.
+    pub(super) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
+        self.runtime.spawn_blocking(run);
     }
 
     /// Runs a read of the disk where it blocks nobody else.

@@ -114,10 +114,11 @@ impl Writer {
         self.runtime.spawn_blocking(move || worker.work());
     }
 
-    /// Gives up what no thread has begun with, while the disk is too far behind for
-    /// anything to be kept: for readers who wait for its memory.
+    /// Gives up what no thread has begun with, while the disk is far behind: for
+    /// readers who wait for its memory. More of that is held than is unwritten, since a
+    /// flight's is given back as a whole.
     pub(super) fn give_up_queued(&self) {
-        if self.lag() < Lag::Keep {
+        if self.lag() < Lag::Ahead {
             return;
         }
         let jobs = std::mem::take(&mut self.lock().jobs);

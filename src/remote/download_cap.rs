@@ -58,12 +58,14 @@ impl DownloadCap {
     /// Sets bytes aside that nobody waits for, if the cap leaves so many.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<InFlight> {
         let Some(cap) = self.cap else { return Some(self.count(bytes)) };
-        let received = self.received.load(Ordering::Relaxed);
+        // Bytes count as received before they cease to be in flight: asked in this order
+        // none are missed.
         let with_it = |in_flight: u64| {
+            let received = self.received.load(Ordering::Acquire);
             let in_flight = in_flight.saturating_add(bytes);
             (received.saturating_add(in_flight) <= cap).then_some(in_flight)
         };
-        let counted = self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_it);
+        let counted = self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, with_it);
         counted.is_ok().then(|| InFlight { of: self.clone(), bytes })
     }
 
@@ -118,7 +120,7 @@ impl InFlight {
         let expected = bytes.min(self.bytes);
         self.of.receive(bytes);
         self.bytes -= expected;
-        self.of.in_flight.fetch_sub(expected, Ordering::Relaxed);
+        self.of.in_flight.fetch_sub(expected, Ordering::Release);
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::super::backing_file::BackingFile;
 use super::super::budget::disk_bytes;
 use super::super::chunk_map::{Presence, chunk_count, chunk_len, chunk_range};
+use super::super::disk_health::is_short_of_descriptors;
 use super::super::fetch::Flight;
 use super::super::index::Write;
 use super::super::record::{Fingerprint, GROUP_CHUNKS, Location, ObjectRow};
@@ -64,6 +65,7 @@ impl CachedObject {
     pub(super) fn distrust(&self, state: &mut State) {
         self.complete.store(false, Ordering::Release);
         state.map.distrust();
+        state.flights.remove_from_disk();
         state.doubts += 1;
     }
 
@@ -112,7 +114,10 @@ impl CachedObject {
             Ok(Some(file)) => file,
             refused => {
                 self.store.release(disk);
-                if let Err(error) = refused {
+                // Too many open files say nothing of the disk.
+                if let Err(error) = refused
+                    && !is_short_of_descriptors(&error)
+                {
                     self.store.disk_failed(&error);
                 }
                 return false;
@@ -271,7 +276,8 @@ struct Late {
 impl Job for Late {
     fn run(self: Box<Self>) {
         let (object, flight) = (&self.object, &self.flight);
-        let Some(block) = flight.block() else { return };
+        // A reader may have had all of it meanwhile, and its memory be gone.
+        let Some(block) = flight.block() else { return self.give_up() };
         let mut are_kept = true;
         for number in flight.chunks().clone() {
             let place = flight.place(&chunk_range(number, object.meta.size));
@@ -280,12 +286,18 @@ impl Job for Late {
             }
             let bytes = block.get(place);
             let chunk = Chunk { number, crc: crc32c::crc32c(bytes) };
-            are_kept &= object.is_kept(number) || object.keep(&[chunk], bytes, true);
+            let for_reader = flight.is_for_reader();
+            are_kept &= object.is_kept(number) || object.keep(&[chunk], bytes, for_reader);
         }
         if are_kept {
             flight.was_kept();
         }
     }
 
-    fn give_up(self: Box<Self>) {}
+    fn give_up(self: Box<Self>) {
+        let chunks = self.flight.chunks().clone();
+        for chunk in chunks.filter(|chunk| !self.object.is_kept(*chunk)) {
+            self.object.store.fill_when_idle(&self.object, chunk);
+        }
+    }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::super::chunk_map::{CHUNK_BYTES, chunk_range};
 use super::super::fetch::{Admission, Boarding, Flight, Pilot};
@@ -22,6 +23,9 @@ const FILL_CHUNKS: u32 = (WHOLE_OBJECT_MAX_BYTES / CHUNK_BYTES) as u32;
 /// wait for it, and fewer and larger writes cost less.
 const WRITE_CHUNKS: usize = 16;
 
+/// How often a reader that waits for memory looks whether a disk that hangs holds it.
+const RELIEF_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What came of filling an object.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::cache) struct Fill {
@@ -37,20 +41,22 @@ impl CachedObject {
     /// comes first asks for itself. Ends early when nothing is kept any more, or
     /// nothing more may be fetched that nobody waits for.
     pub(in crate::cache) async fn fill(self: &Arc<Self>) -> Result<Fill, RemoteError> {
-        self.fill_those(|_| true).await
+        self.fill_those(|_| true, Class::Prefetch).await
     }
 
-    /// As [`CachedObject::fill`], of these chunks only.
+    /// As [`CachedObject::fill`], of these chunks only, which somebody did read: what is
+    /// in the cache gives way to them.
     pub(in crate::cache) async fn fill_chunks(
         self: &Arc<Self>,
         chunks: &BTreeSet<u32>,
     ) -> Result<Fill, RemoteError> {
-        self.fill_those(|chunk| chunks.contains(&chunk)).await
+        self.fill_those(|chunk| chunks.contains(&chunk), Class::Ahead).await
     }
 
     async fn fill_those(
         self: &Arc<Self>,
         is_wanted: impl Fn(u32) -> bool,
+        class: Class,
     ) -> Result<Fill, RemoteError> {
         let mut flights = Vec::new();
         let mut fill = Fill { asked: 0, is_whole: false };
@@ -72,7 +78,9 @@ impl CachedObject {
             from = run.end;
             let mut state = lock(&self.state);
             if run.clone().all(|chunk| Self::is_missing(&state, chunk)) {
-                flights.push(self.start(&mut state, run, Some(admission)));
+                let flight = self.start(&mut state, run, Some(admission));
+                flight.urgency().raise(class);
+                flights.push(flight);
                 fill.asked += bytes;
             } else {
                 from = run.start; // A reader was faster with some of it.
@@ -133,9 +141,16 @@ impl CachedObject {
     }
 
     async fn admit(&self, bytes: u64) -> Admission {
-        // While memory waits for a disk that hangs, none would come.
-        self.store.relieve();
-        self.store.fetcher().admit(Class::Demand, bytes, &self.remote).await
+        let admission = self.store.fetcher().admit(Class::Demand, bytes, &self.remote);
+        let mut admission = std::pin::pin!(admission);
+        loop {
+            tokio::select! {
+                biased;
+                admission = &mut admission => return admission,
+                // While memory waits for a disk that hangs, none would come.
+                () = tokio::time::sleep(RELIEF_INTERVAL) => self.store.relieve(bytes),
+            }
+        }
     }
 }
 
@@ -213,7 +228,7 @@ impl Landing {
         if store.writer().lag() == Lag::Keep {
             self.pass_by(chunk.number);
             store.fill_when_idle(&self.object, chunk.number);
-            store.relieve();
+            store.relieve(self.bytes_of(chunk.number));
             return;
         }
         let unwritten = store.writer().landed(self.bytes_of(chunk.number));

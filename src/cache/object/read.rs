@@ -7,10 +7,12 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::super::backing_file::Way;
+use super::super::block::Filler;
 use super::super::chunk_map::{CHUNK_BYTES, Presence, chunk_range};
-use super::super::fetch::Seat;
+use super::super::fetch::{Flight, Seat, Source};
 use super::super::lock;
-use super::super::readahead::{Plan, WINDOW_MAX_BYTES};
+use super::super::readahead::{Plan, WHOLE_OBJECT_MAX_BYTES, WINDOW_MAX_BYTES};
 use super::super::writer::Lag;
 use super::{CachedObject, State, chunks_of};
 use crate::remote::{ErrorKind, RemoteError};
@@ -18,6 +20,11 @@ use crate::remote::{ErrorKind, RemoteError};
 /// How often a read looks again for bytes that moved (from memory to disk) or
 /// turned out damaged while it was looking. Each round settles one chunk.
 const ROUNDS_MAX: usize = 64;
+
+/// How far ahead of a stream is read from the disk, and how much at once: as deep as
+/// the kernel's own readahead is on fast disks, in pieces of its largest request.
+const DISK_WINDOW_BYTES: u64 = 8 << 20;
+const DISK_PART_CHUNKS: u32 = 8;
 
 /// Bytes for a reader, and where they came from.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -85,6 +92,15 @@ enum Piece {
     Flight { seat: Seat, range: Range<u64>, miss_bytes: u64 },
 }
 
+impl Piece {
+    fn is_waited_for(&self) -> bool {
+        match self {
+            Piece::File(_) | Piece::Check { .. } => true,
+            Piece::Flight { seat, range, .. } => !seat.is_there(range),
+        }
+    }
+}
+
 impl CachedObject {
     /// The bytes from `offset` on for which `buf` has room, if that needs neither
     /// the remote nor the disk. For FUSE threads, which wait for neither. All of
@@ -106,8 +122,10 @@ impl CachedObject {
             if shared.is_none() && !chunks.all(is_on_disk) {
                 return None;
             }
+        }
+        if shared.is_some() || !self.complete.load(Ordering::Acquire) {
             // A reader that only hits must still move its window along.
-            self.plan(&mut state, range.start, range.end);
+            self.look_ahead(&mut state, range.start, range.end);
         }
         drop(state);
         let at_hand = match shared {
@@ -150,7 +168,7 @@ impl CachedObject {
             let from = offset + read.len() as u64;
             let pieces = {
                 let mut state = lock(&self.state);
-                self.plan(&mut state, from, end);
+                self.look_ahead(&mut state, from, end);
                 self.pieces(&state, from, end)
             };
             for piece in pieces {
@@ -184,7 +202,12 @@ impl CachedObject {
                 None => return Ok(false),
             },
             Piece::Flight { seat, range, miss_bytes } => {
-                let bytes = seat.bytes(&range).await?;
+                let bytes = match seat.bytes(&range).await {
+                    Ok(bytes) => bytes,
+                    // Nothing in the file is taken on trust any more.
+                    Err(_) if seat.flight().source() == Source::Disk => return Ok(false),
+                    Err(error) => return Err(error),
+                };
                 out.miss_bytes += miss_bytes;
                 self.keep_passed(seat.flight());
                 bytes
@@ -204,21 +227,22 @@ impl CachedObject {
     fn read_file(&self, range: &Range<u64>) -> Option<Bytes> {
         let bytes = range.end - range.start;
         let mut filler = self.store.fetcher().answer(bytes);
+        self.read_file_into(&mut filler, range).ok()?;
+        Some(filler.block().slice(0..bytes as usize))
+    }
+
+    fn read_file_into(&self, filler: &mut Filler, range: &Range<u64>) -> std::io::Result<()> {
         let read = match self.file.get() {
-            Some(file) => file.read_into(&mut filler, range, self.store.way_from_disk()),
+            Some(file) => file.read_into(filler, range, self.store.way_from_disk()),
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
-        match read {
-            Ok(()) => Some(filler.block().slice(0..bytes as usize)),
-            Err(error) => {
-                // A file that is shorter than it was grows holes where it is
-                // written again: nothing in it is taken on trust any more.
-                let (key, at) = (&self.meta.key.0, range.start);
-                tracing::warn!(?key, at, %error, "a cached object cannot be read; it is checked");
-                self.distrust(&mut lock(&self.state));
-                None
-            }
-        }
+        read.inspect_err(|error| {
+            // A file that is shorter than it was grows holes where it is written
+            // again: nothing in it is taken on trust any more.
+            let (key, at) = (&self.meta.key.0, range.start);
+            tracing::warn!(?key, at, %error, "a cached object cannot be read; it is checked");
+            self.distrust(&mut lock(&self.state));
+        })
     }
 
     /// Up to `len` bytes from `offset` on, if all of them are on disk: to be read by
@@ -230,10 +254,17 @@ impl CachedObject {
         len: u64,
     ) -> Option<impl FnOnce() -> Option<Bytes> + Send + 'static> {
         let range = offset..offset.saturating_add(len).min(self.meta.size);
-        let is_on_disk = self.complete.load(Ordering::Acquire) || {
-            let state = lock(&self.state);
-            let mut chunks = chunks_of(range.start, range.end);
-            chunks.all(|chunk| state.map.presence(chunk) == Presence::Verified)
+        let is_on_disk = {
+            let mut state = lock(&self.state);
+            // What is on its way there already is waited for.
+            let is_there = chunks_of(range.start, range.end).all(|chunk| {
+                state.map.presence(chunk) == Presence::Verified
+                    && state.flights.covering(chunk).is_none()
+            });
+            if is_there && self.complete.load(Ordering::Acquire) {
+                self.look_ahead(&mut state, range.start, range.end);
+            }
+            is_there
         };
         let turn = is_on_disk.then(|| self.store.try_disk_read()).flatten()?;
         let object = self.clone();
@@ -245,8 +276,9 @@ impl CachedObject {
         })
     }
 
-    /// Where each stretch of `from..end` is to be had now. Fetches for what is
-    /// missing were started by [`CachedObject::plan`].
+    /// Where each stretch of `from..end` is to be had now, up to the first that is to be
+    /// waited for: who waits holds no seat on another flight, whose memory the one he
+    /// waits for may need. Fetches for what is missing were started by [`CachedObject::plan`].
     fn pieces(&self, state: &State, from: u64, end: u64) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for chunk in chunks_of(from, end) {
@@ -263,23 +295,85 @@ impl CachedObject {
                     *miss_bytes += missing;
                     continue;
                 }
+                if pieces.last().is_some_and(Piece::is_waited_for) {
+                    break;
+                }
                 // Unless its memory goes this moment.
                 if let Some(seat) = flight.seat() {
                     pieces.push(Piece::Flight { seat, range, miss_bytes: missing });
                     continue;
                 }
             }
+            if let (Presence::Verified, Some(Piece::File(before))) = (presence, pieces.last_mut()) {
+                before.end = range.end;
+                continue;
+            }
+            if pieces.last().is_some_and(Piece::is_waited_for) {
+                break;
+            }
             match presence {
-                Presence::Verified => match pieces.last_mut() {
-                    Some(Piece::File(before)) => before.end = range.end,
-                    _ => pieces.push(Piece::File(range)),
-                },
+                Presence::Verified => pieces.push(Piece::File(range)),
                 Presence::Unverified { crc } => pieces.push(Piece::Check { chunk, crc, range }),
                 // Given up this moment; the next round asks again.
                 Presence::Absent => break,
             }
         }
         pieces
+    }
+
+    /// Starts whatever a read of `from..end`, and those that will follow it, call for.
+    fn look_ahead(self: &Arc<Self>, state: &mut State, from: u64, end: u64) {
+        if !self.complete.load(Ordering::Acquire) {
+            self.plan(state, from, end);
+        } else if self.store.way_from_disk() == Way::Direct {
+            self.read_ahead(state, from, end);
+        }
+    }
+
+    /// Reads what a stream comes to next from the disk. The page cache would do that by
+    /// itself, and a small object is read whole by the kernel's own readahead.
+    fn read_ahead(self: &Arc<Self>, state: &mut State, from: u64, end: u64) {
+        if self.meta.size <= WHOLE_OBJECT_MAX_BYTES {
+            return;
+        }
+        let plan = state.readahead.on_read(from, end - from, DISK_WINDOW_BYTES);
+        let until = chunks_of(from, plan.range.end).end;
+        let mut chunk = chunks_of(from, end).end;
+        while chunk < until {
+            if let Some(flight) = state.flights.covering(chunk) {
+                chunk = flight.chunks().end;
+                continue;
+            }
+            let run = chunk..until.min(chunk + DISK_PART_CHUNKS);
+            let is_free = |chunk: &u32| state.flights.covering(*chunk).is_none();
+            let run = run.start..run.clone().take_while(is_free).last().unwrap_or(chunk) + 1;
+            chunk = run.end;
+            if !self.read_run_ahead(state, run.clone()) {
+                state.readahead.refused(u64::from(run.start) * CHUNK_BYTES);
+                break;
+            }
+        }
+    }
+
+    /// Reads chunks that are on disk, ahead of their reader; `false` if enough is read.
+    fn read_run_ahead(self: &Arc<Self>, state: &mut State, chunks: Range<u32>) -> bool {
+        let (flight, boarding) = Flight::from_disk(chunks, self.meta.size);
+        let Some(turn) = self.store.try_disk_read() else { return false };
+        let Some(mut pilot) = self.store.fetcher().try_from_disk(boarding) else { return false };
+        state.flights.insert(flight.clone());
+        let object = self.clone();
+        self.store.spawn_blocking(move || {
+            match object.read_file_into(pilot.filler(), flight.range()) {
+                Ok(()) => pilot.announce(),
+                Err(error) => pilot.fail(RemoteError::new(ErrorKind::Transient, error.to_string())),
+            }
+            drop(turn);
+            object.store.fetcher().retire(&flight);
+            if flight.is_gone() {
+                lock(&object.state).flights.remove(&flight);
+            }
+        });
+        true
     }
 
     /// Starts whatever fetches a read of `from..end` calls for.

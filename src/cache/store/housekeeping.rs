@@ -4,7 +4,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use super::super::{CacheError, kill_point, lock};
 use super::{DIRTY_MAX, Store, UNFLUSHED_MAX_BYTES};
@@ -110,8 +109,6 @@ impl Store {
         if self.health.trouble().is_some() && !self.health.is_pausing() {
             self.probe_disk();
         }
-        self.fetcher.forget_old(Instant::now());
-        self.relieve();
         self.fill_unkept();
         self.flush()
     }
@@ -136,7 +133,7 @@ impl Store {
                 object.keep_all_passed();
                 match object.fill_chunks(&chunks).await {
                     // The disk fell behind again.
-                    Ok(_) if !store.may_prefetch() => {
+                    Ok(fill) if !fill.is_whole => {
                         chunks.iter().for_each(|chunk| store.fill_when_idle(&object, *chunk));
                     }
                     Ok(_) => {}

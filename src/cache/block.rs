@@ -19,12 +19,7 @@ use bytes::Bytes;
 
 use super::chunk_map::CHUNK_BYTES;
 use super::lock;
-use crate::admission::Permit;
-
-/// Buffers that nobody uses are kept up to this part of the memory. As fast as
-/// they come back they are wanted again: without them each byte that is fetched
-/// would cost page faults.
-pub(super) const POOL_PART: u64 = 16;
+use crate::admission::{Permit, PrioritySemaphore};
 
 /// What blocks are aligned to: the largest block of a disk that direct I/O must keep to.
 pub(super) const ALIGNMENT: usize = 4096;
@@ -71,25 +66,52 @@ impl Drop for Buffer {
     }
 }
 
-/// Buffers that are not in use.
+/// Buffers that are not in use, beside those that are within the budget for memory. As
+/// fast as they come back they are wanted again: without them each byte that is fetched
+/// would cost page faults. What nobody wanted for a while is given back.
 #[derive(Debug)]
 pub(super) struct Pool {
     free: Mutex<Free>,
-    bytes_max: usize,
+    memory: Arc<PrioritySemaphore>,
+    bytes_max: u64,
 }
 
 #[derive(Debug, Default)]
 struct Free {
     /// The one that came last is used first: the processor may still have it.
     buffers: Vec<Buffer>,
-    bytes: usize,
+    bytes: u64,
+    /// The least that `bytes` was since the last trim.
+    idle_bytes: u64,
+}
+
+impl Free {
+    fn take(&mut self, bytes: usize) -> Option<Buffer> {
+        let at = self.buffers.iter().rposition(|buffer| buffer.len() == bytes)?;
+        self.bytes -= bytes as u64;
+        self.idle_bytes = self.idle_bytes.min(self.bytes);
+        Some(self.buffers.remove(at))
+    }
+
+    /// Takes the oldest out until no more than `bytes` are left.
+    fn shrink_to(&mut self, bytes: u64) -> Vec<Buffer> {
+        let mut left = self.bytes;
+        let too_many = self.buffers.iter().take_while(|buffer| {
+            let is_one = left > bytes;
+            left -= if is_one { buffer.len() as u64 } else { 0 };
+            is_one
+        });
+        let too_many = too_many.count();
+        self.bytes = left;
+        self.idle_bytes = self.idle_bytes.min(left);
+        self.buffers.drain(..too_many).collect()
+    }
 }
 
 impl Pool {
-    /// Keeps `bytes_max` at most.
-    pub(super) fn new(bytes_max: u64) -> Arc<Self> {
-        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-        Arc::new(Pool { free: Mutex::default(), bytes_max })
+    /// Those of `memory`, with at most `bytes_max` in use and not.
+    pub(super) fn new(memory: Arc<PrioritySemaphore>, bytes_max: u64) -> Arc<Self> {
+        Arc::new(Pool { free: Mutex::default(), memory, bytes_max })
     }
 
     /// What a block of `bytes` takes: buffers come in multiples of a chunk, so
@@ -111,14 +133,13 @@ impl Pool {
 
     fn make(self: &Arc<Self>, bytes: u64, permit: Option<Permit>) -> Filler {
         let bytes = Self::rounded(bytes) as usize;
-        let buffer = {
+        let (buffer, unwanted) = {
+            let used = self.memory.used(); // With this one's.
             let mut free = lock(&self.free);
-            let fitting = free.buffers.iter().rposition(|buffer| buffer.len() == bytes);
-            fitting.map(|at| {
-                free.bytes -= bytes;
-                free.buffers.remove(at)
-            })
+            let buffer = free.take(bytes);
+            (buffer, free.shrink_to(self.bytes_max.saturating_sub(used)))
         };
+        drop(unwanted); // After the lock: the kernel takes its time for it.
         Filler(Arc::new(Block {
             buffer: ManuallyDrop::new(buffer.unwrap_or_else(|| Buffer::new(bytes))),
             filled: AtomicUsize::new(0),
@@ -128,20 +149,19 @@ impl Pool {
     }
 
     fn give_back(&self, buffer: Buffer) {
-        if buffer.len() > self.bytes_max {
-            return; // It would push all others out, and then itself.
-        }
-        let mut unwanted = Vec::new();
         let mut free = lock(&self.free);
-        free.bytes += buffer.len();
+        free.bytes += buffer.len() as u64;
         free.buffers.push(buffer);
-        while free.bytes > self.bytes_max {
-            let oldest = free.buffers.remove(0);
-            free.bytes -= oldest.len();
-            unwanted.push(oldest);
-        }
+    }
+
+    /// Gives back what nobody has wanted since the last time.
+    pub(super) fn trim(&self) {
+        let mut free = lock(&self.free);
+        let wanted = free.bytes - free.idle_bytes;
+        let idle = free.shrink_to(wanted);
+        free.idle_bytes = free.bytes;
         drop(free);
-        drop(unwanted); // After the lock: the kernel takes its time for it.
+        drop(idle);
     }
 }
 
@@ -251,7 +271,7 @@ impl AsRef<[u8]> for Slice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::{Class, PrioritySemaphore};
+    use crate::admission::Class;
 
     const CHUNK: usize = CHUNK_BYTES as usize;
 
@@ -262,7 +282,7 @@ mod tests {
     #[test]
     fn what_came_can_be_read_while_more_comes_and_counts_until_the_last_slice() {
         let memory = PrioritySemaphore::new([1 << 20; 3]);
-        let pool = Pool::new(1 << 20);
+        let pool = Pool::new(memory.clone(), 1 << 20);
         let mut filler = pool.block(7, permit(&memory, 7));
         let block = filler.block().clone();
         assert_eq!(block.filled(), 0);
@@ -290,7 +310,7 @@ mod tests {
     #[should_panic(expected = "is not there")]
     fn what_has_not_come_cannot_be_read() {
         let memory = PrioritySemaphore::new([1 << 20; 3]);
-        let mut filler = Pool::new(0).block(7, permit(&memory, 7));
+        let mut filler = Pool::new(memory.clone(), 0).block(7, permit(&memory, 7));
         filler.append(b"abc");
         filler.block().get(0..4);
     }
@@ -298,7 +318,7 @@ mod tests {
     #[test]
     fn no_more_is_taken_than_there_is_room_for() {
         let memory = PrioritySemaphore::new([1 << 20; 3]);
-        let mut filler = Pool::new(0).block(1, permit(&memory, 1));
+        let mut filler = Pool::new(memory.clone(), 0).block(1, permit(&memory, 1));
         filler.append(&vec![1; CHUNK - 1]);
         filler.append(&[2, 3, 4]);
         assert_eq!(filler.block().filled(), CHUNK);
@@ -306,21 +326,33 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_used_again_and_not_more_are_kept_than_may_be() {
-        let memory = PrioritySemaphore::new([64 << 20; 3]);
-        let pool = Pool::new(2 * CHUNK_BYTES);
+    fn buffers_are_used_again_within_the_budget_and_given_back_when_idle() {
+        let memory = PrioritySemaphore::new([4 * CHUNK_BYTES; 3]);
+        let pool = Pool::new(memory.clone(), 4 * CHUNK_BYTES);
         let block = |chunks: u64| {
             let bytes = chunks * CHUNK_BYTES;
             pool.block(bytes, permit(&memory, bytes))
         };
+        let free_chunks = || lock(&pool.free).bytes / CHUNK_BYTES;
         let first = block(1);
         let start = first.block().buffer.start;
         drop(first);
         let again = block(1);
         assert_eq!(again.block().buffer.start, start);
-        let others = [block(1), block(1), block(2)];
-        drop((again, others));
-        assert!(lock(&pool.free).bytes <= 2 * CHUNK, "{:?}", lock(&pool.free).bytes);
-        assert_eq!(memory.used(), 0);
+        let others = [block(1), block(1)];
+        drop(others);
+        assert_eq!(free_chunks(), 2);
+        let large = block(2);
+        assert_eq!(free_chunks(), 1, "3 chunks in use, and 1 more may be");
+        pool.trim();
+        assert_eq!(free_chunks(), 1, "it came this moment");
+        pool.trim();
+        assert_eq!(free_chunks(), 0);
+        drop((again, large));
+        assert_eq!((free_chunks(), memory.used()), (3, 0));
+        pool.trim();
+        drop(block(2));
+        pool.trim();
+        assert_eq!(free_chunks(), 2, "the other one was wanted meanwhile");
     }
 }

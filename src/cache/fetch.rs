@@ -13,7 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::block::{Block, Filler, POOL_PART, Pool};
+use super::block::{Block, Filler, Pool};
 use super::chunk_map::chunk_range;
 use super::lock;
 use super::readahead::WHOLE_OBJECT_MAX_BYTES;
@@ -71,14 +71,11 @@ impl Admission {
 
 impl Fetcher {
     pub(super) fn new(memory_bytes: u64) -> Self {
-        let pooled = memory_bytes / POOL_PART;
-        let all = memory_bytes - pooled;
-        let part = |part: f64| (all as f64 * part) as u64;
-        Fetcher {
-            memory: PrioritySemaphore::new([all, part(AHEAD_PART), part(PREFETCH_PART)]),
-            pool: Pool::new(pooled),
-            recent: Recent::default(),
-        }
+        let part = |part: f64| (memory_bytes as f64 * part) as u64;
+        let limits = [memory_bytes, part(AHEAD_PART), part(PREFETCH_PART)];
+        let memory = PrioritySemaphore::new(limits);
+        let pool = Pool::new(memory.clone(), memory_bytes);
+        Fetcher { memory, pool, recent: Recent::default() }
     }
 
     /// Waits until a request of `bytes` may go out.
@@ -179,6 +176,7 @@ impl Fetcher {
     /// Gives up what nobody came for.
     pub(super) fn forget_old(&self, now: Instant) {
         self.recent.forget_old(now);
+        self.pool.trim();
         // What was too fresh when somebody got in line for its memory.
         self.relieve(WHOLE_OBJECT_MAX_BYTES);
     }
@@ -613,7 +611,7 @@ mod tests {
         while let Some(admission) = fetcher.try_admit_ahead(4 * MIB, &remote) {
             ahead.push(admission);
         }
-        assert_eq!(ahead.len(), 11, "three quarters of 60 MiB; 4 are for the pool");
+        assert_eq!(ahead.len(), 12, "three quarters of 64 MiB");
         drop(fetcher.admit(Class::Demand, 4 * MIB, &remote).await);
         ahead.pop();
         assert!(fetcher.try_admit_ahead(4 * MIB, &remote).is_some());
@@ -650,7 +648,7 @@ mod tests {
     #[tokio::test]
     async fn what_lies_in_memory_gives_way_to_demand_but_not_under_a_reader() {
         let fetcher = Fetcher::new(16 * MIB);
-        let all = fetcher.memory.acquire(Class::Demand, 13 * MIB).await;
+        let all = fetcher.memory.acquire(Class::Demand, 14 * MIB).await;
         let kept = landed(&fetcher, Class::Ahead).await;
         let read = landed(&fetcher, Class::Ahead).await;
         let seat = read.seat().unwrap();
@@ -663,12 +661,12 @@ mod tests {
     #[tokio::test]
     async fn readahead_spares_what_came_only_now_for_a_reader() {
         let fetcher = Fetcher::new(16 * MIB);
-        let most = fetcher.memory.acquire(Class::Demand, 10 * MIB).await;
+        let most = fetcher.memory.acquire(Class::Demand, 11 * MIB).await;
         let fresh = landed(&fetcher, Class::Ahead).await;
         assert!(fetcher.try_admit_ahead(SIZE, &remote()).is_none());
         assert!(!fresh.is_gone());
         drop(most);
-        let most = fetcher.memory.acquire(Class::Demand, 10 * MIB - SIZE).await;
+        let most = fetcher.memory.acquire(Class::Demand, 11 * MIB - SIZE).await;
         let nobodys = landed(&fetcher, Class::Prefetch).await;
         assert!(fetcher.try_admit_ahead(SIZE, &remote()).is_some());
         assert!(nobodys.is_gone() && !fresh.is_gone());
@@ -678,7 +676,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_nowhere_else_gives_way_last() {
         let fetcher = Fetcher::new(16 * MIB);
-        let all = fetcher.memory.acquire(Class::Demand, 13 * MIB).await;
+        let all = fetcher.memory.acquire(Class::Demand, 14 * MIB).await;
         let (unkept, mut pilot) = flown(&fetcher, 0..7, Class::Ahead).await;
         bring(&mut pilot, 7);
         drop(pilot);
@@ -695,7 +693,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_memory_gets_that_of_the_next_to_land() {
         let fetcher = Arc::new(Fetcher::new(16 * MIB));
-        let all = fetcher.memory.acquire(Class::Demand, 13 * MIB).await;
+        let all = fetcher.memory.acquire(Class::Demand, 14 * MIB).await;
         let (first, mut pilot) = flown(&fetcher, 0..7, Class::Ahead).await;
         let (second, mut unkept) = flown(&fetcher, 0..7, Class::Ahead).await;
         second.pass_by();

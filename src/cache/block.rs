@@ -24,10 +24,6 @@ use crate::admission::{Permit, PrioritySemaphore};
 /// What blocks are aligned to: the largest block of a disk that direct I/O must keep to.
 pub(super) const ALIGNMENT: usize = 4096;
 
-/// Large blocks are made of pages of this size, where the kernel has them: it pins
-/// each page of an answer and of a write, and there are 512 times fewer.
-const HUGE_PAGE: usize = 2 << 20;
-
 /// Memory of a block.
 #[derive(Debug)]
 struct Buffer {
@@ -40,17 +36,11 @@ unsafe impl Send for Buffer {}
 
 impl Buffer {
     fn new(bytes: usize) -> Buffer {
-        let is_huge = bytes >= HUGE_PAGE;
-        let alignment = if is_huge { HUGE_PAGE } else { ALIGNMENT };
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), alignment);
+        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT);
         let Ok(layout) = layout else { unreachable!("no request is that large") };
         // SAFETY: the layout has a size.
         let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        if is_huge {
-            // SAFETY: advice about memory that is ours; whether it is taken is the kernel's.
-            unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-        }
         Buffer { start, layout }
     }
 

@@ -27,6 +27,10 @@ use crate::remote::{ErrorKind, RemoteError};
 const AHEAD_PART: f64 = 0.75;
 const PREFETCH_PART: f64 = 0.5;
 
+/// Of the memory, 1 in so many bytes holds what waits for its reader: the rest is for
+/// what is on its way, and for buffers to be at hand when it comes.
+const RECENT_PART: u64 = 4;
+
 /// The bound on the bytes in memory, from before the first of a request comes
 /// until the last of it is on disk and was read. One for the whole daemon; how
 /// many requests may be in flight is the endpoint's.
@@ -75,7 +79,7 @@ impl Fetcher {
         let limits = [memory_bytes, part(AHEAD_PART), part(PREFETCH_PART)];
         let memory = PrioritySemaphore::new(limits);
         let pool = Pool::new(memory.clone(), memory_bytes);
-        Fetcher { memory, pool, recent: Recent::default() }
+        Fetcher { memory, pool, recent: Recent::new(memory_bytes / RECENT_PART) }
     }
 
     /// Waits until a request of `bytes` may go out.

@@ -27,9 +27,12 @@ const UNKEPT_FOR: Duration = Duration::from_secs(30);
 /// Given back at once, at least: looking for it goes through all that is here.
 const GIVE_WAY_MIN_BYTES: u64 = 2 << 20;
 
-/// Flights that have landed, the oldest first.
-#[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<VecDeque<Entry>>);
+/// Flights that have landed, the oldest first, and how many bytes of them are kept.
+#[derive(Debug)]
+pub(super) struct Recent {
+    entries: Mutex<VecDeque<Entry>>,
+    bytes_max: u64,
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -38,25 +41,40 @@ struct Entry {
 }
 
 impl Recent {
+    /// Keeps `bytes_max` at most.
+    pub(super) fn new(bytes_max: u64) -> Self {
+        Recent { entries: Mutex::default(), bytes_max }
+    }
+
     pub(super) fn insert(&self, flight: Arc<Flight>) {
-        let mut entries = lock(&self.0);
-        while entries.front().is_some_and(|entry| entry.flight.is_gone()) {
-            entries.pop_front();
+        let bytes: u64 = {
+            let mut entries = lock(&self.entries);
+            entries.retain(|entry| !entry.flight.is_gone());
+            entries.push_back(Entry { flight, since: Instant::now() });
+            entries.iter().map(|entry| entry.flight.range().end - entry.flight.range().start).sum()
+        };
+        let too_many = bytes.saturating_sub(self.bytes_max);
+        if too_many > 0 {
+            self.make_room(too_many, too_many, |_| true);
         }
-        entries.push_back(Entry { flight, since: Instant::now() });
     }
 
     /// Gives back about `bytes` that somebody of `class` wants: what is on disk or was
     /// read first, and to demand also what is neither.
     pub(super) fn give_way(&self, class: Class, bytes: u64) {
         let now = Instant::now();
+        let unkept = if class == Class::Demand { bytes } else { 0 };
         let most = bytes.max(GIVE_WAY_MIN_BYTES);
-        let freed = self.forget(most, |entry| {
-            let is_spare = entry.flight.is_kept() || entry.flight.is_read_through();
-            is_spare && entry.may_go(class, now)
-        });
-        if class == Class::Demand && freed < bytes {
-            self.forget(bytes - freed, |_| true);
+        self.make_room(most, unkept, |entry| entry.may_go(class, now));
+    }
+
+    /// Forgets `bytes` of what is on disk or was read, and `may_go`; where that is less
+    /// than `unkept`, the rest of it of the others.
+    fn make_room(&self, bytes: u64, unkept: u64, may_go: impl Fn(&Entry) -> bool) {
+        let is_spare = |entry: &Entry| entry.flight.is_kept() || entry.flight.is_read_through();
+        let freed = self.forget(bytes, |entry| is_spare(entry) && may_go(entry));
+        if freed < unkept {
+            self.forget(unkept - freed, |_| true);
         }
     }
 
@@ -72,7 +90,7 @@ impl Recent {
     fn forget(&self, bytes: u64, may_go: impl Fn(&Entry) -> bool) -> u64 {
         let mut going = Vec::new();
         let mut sum = 0;
-        lock(&self.0).retain(|entry| {
+        lock(&self.entries).retain(|entry| {
             if entry.flight.is_gone() {
                 return false;
             }

@@ -4,10 +4,11 @@
 //! byte is copied into it once, and answers to readers and writes to the disk are
 //! slices of it. Its memory counts until nobody holds any of it.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::chunk_map::CHUNK_BYTES;
 use super::lock;
@@ -24,11 +26,12 @@ use crate::admission::{Permit, PrioritySemaphore};
 /// What blocks are aligned to: the largest block of a disk that direct I/O must keep to.
 pub(super) const ALIGNMENT: usize = 4096;
 
-/// Memory of a block.
+/// Memory of a block: pages of its own, which go back to the kernel with it. From the
+/// allocator, whose arenas keep what they once had, they took twice the budget.
 #[derive(Debug)]
 struct Buffer {
     start: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
 }
 
 // SAFETY: the memory is the buffer's own.
@@ -36,23 +39,27 @@ unsafe impl Send for Buffer {}
 
 impl Buffer {
     fn new(bytes: usize) -> Buffer {
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT);
-        let Ok(layout) = layout else { unreachable!("no request is that large") };
-        // SAFETY: the layout has a size.
-        let start = unsafe { alloc(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Buffer { start, layout }
+        let Some(len) = NonZeroUsize::new(bytes) else { unreachable!("a block has a chunk") };
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: new pages, wherever the kernel has room.
+        let start = unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_PRIVATE) };
+        let Ok(start) = start else {
+            let page = Layout::new::<u8>();
+            handle_alloc_error(Layout::from_size_align(bytes, 1).unwrap_or(page))
+        };
+        Buffer { start: start.cast(), bytes }
     }
 
     fn len(&self) -> usize {
-        self.layout.size()
+        self.bytes
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and given back once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: mapped with this length, and given back once. It cannot fail but for
+        // want of memory to note it in; then the pages stay, and harm nobody.
+        let _ = unsafe { munmap(self.start.cast(), self.bytes) };
     }
 }
 
@@ -104,10 +111,10 @@ impl Pool {
         Arc::new(Pool { free: Mutex::default(), memory, bytes_max })
     }
 
-    /// What a block of `bytes` takes: buffers come in multiples of a chunk, so
-    /// that those of many small objects are alike.
+    /// What a block of `bytes` takes: a chunk, two, four and so on, so that few buffers
+    /// go back to the kernel for want of one of another size.
     pub(super) fn rounded(bytes: u64) -> u64 {
-        bytes.next_multiple_of(CHUNK_BYTES)
+        bytes.max(CHUNK_BYTES).next_power_of_two()
     }
 
     /// An empty block for `bytes`, whose memory is `permit`'s.

@@ -547,7 +547,7 @@ mod tests {
     use crate::cache::CHUNK_BYTES;
 
     const MIB: u64 = 1 << 20;
-    const SIZE: u64 = 7 * CHUNK_BYTES;
+    const SIZE: u64 = 8 * CHUNK_BYTES;
 
     fn remote() -> RemoteClient {
         let remote = Arc::new(crate::remote::scripted::ScriptedRemote::new());
@@ -569,8 +569,8 @@ mod tests {
 
     /// A flight that has landed, and which nobody has read.
     async fn landed(fetcher: &Fetcher, class: Class) -> Arc<Flight> {
-        let (flight, mut pilot) = flown(fetcher, 0..7, class).await;
-        bring(&mut pilot, 7);
+        let (flight, mut pilot) = flown(fetcher, 0..8, class).await;
+        bring(&mut pilot, 8);
         drop(pilot);
         fetcher.retire(&flight);
         flight
@@ -681,8 +681,8 @@ mod tests {
     async fn what_is_nowhere_else_gives_way_last() {
         let fetcher = Fetcher::new(16 * MIB);
         let all = fetcher.memory.acquire(Class::Demand, 14 * MIB).await;
-        let (unkept, mut pilot) = flown(&fetcher, 0..7, Class::Ahead).await;
-        bring(&mut pilot, 7);
+        let (unkept, mut pilot) = flown(&fetcher, 0..8, Class::Ahead).await;
+        bring(&mut pilot, 8);
         drop(pilot);
         unkept.pass_by();
         fetcher.retire(&unkept);
@@ -698,8 +698,8 @@ mod tests {
     async fn who_waits_for_memory_gets_that_of_the_next_to_land() {
         let fetcher = Arc::new(Fetcher::new(16 * MIB));
         let all = fetcher.memory.acquire(Class::Demand, 14 * MIB).await;
-        let (first, mut pilot) = flown(&fetcher, 0..7, Class::Ahead).await;
-        let (second, mut unkept) = flown(&fetcher, 0..7, Class::Ahead).await;
+        let (first, mut pilot) = flown(&fetcher, 0..8, Class::Ahead).await;
+        let (second, mut unkept) = flown(&fetcher, 0..8, Class::Ahead).await;
         second.pass_by();
         let waiting = tokio::spawn({
             let fetcher = fetcher.clone();
@@ -709,7 +709,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         for (flight, pilot) in [(&first, &mut pilot), (&second, &mut unkept)] {
-            bring(pilot, 7);
+            bring(pilot, 8);
             fetcher.retire(flight);
         }
         drop((pilot, unkept));

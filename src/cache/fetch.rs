@@ -31,6 +31,11 @@ const PREFETCH_PART: f64 = 0.5;
 /// what is on its way, and for buffers to be at hand when it comes.
 const RECENT_PART: u64 = 4;
 
+/// Beside those in use, buffers at hand may take 1 in so many bytes: those of another
+/// size than the one that is wanted would go back to the kernel for it, and new pages
+/// cost more than all else that is done with their bytes.
+const POOLED_PART: u64 = 8;
+
 /// The bound on the bytes in memory, from before the first of a request comes
 /// until the last of it is on disk and was read. One for the whole daemon; how
 /// many requests may be in flight is the endpoint's.
@@ -78,7 +83,7 @@ impl Fetcher {
         let part = |part: f64| (memory_bytes as f64 * part) as u64;
         let limits = [memory_bytes, part(AHEAD_PART), part(PREFETCH_PART)];
         let memory = PrioritySemaphore::new(limits);
-        let pool = Pool::new(memory.clone(), memory_bytes);
+        let pool = Pool::new(memory.clone(), memory_bytes + memory_bytes / POOLED_PART);
         Fetcher { memory, pool, recent: Recent::new(memory_bytes / RECENT_PART) }
     }
 

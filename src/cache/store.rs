@@ -71,6 +71,11 @@ const UNKEPT_CHUNKS_MAX: usize = 65_536;
 /// How exact `used_ms` is: a row is not written again for less.
 pub(super) const USED_GRAIN_MS: u64 = 3_600_000;
 
+/// Of the memory, so many eighths hold bytes in flight; the rest is what comes on top of
+/// them and is not counted one by one: the buffers of the HTTP client, 256 KiB a
+/// connection, and answers being put together.
+const BLOCKS_EIGHTHS: u64 = 5;
+
 /// Readahead of what is not kept, at most: what gives way before it is read must
 /// be fetched again.
 const PASS_BY_WINDOW_MAX_BYTES: u64 = 4 << 20;
@@ -180,7 +185,8 @@ impl Store {
     pub(super) fn new(parts: Parts) -> Result<Arc<Self>, CacheError> {
         let Parts { runtime, data_dir, index, clock, boot, limit, memory } = parts;
         let memory = memory.unwrap_or_else(memory::default_limit).max(MEMORY_MIN_BYTES);
-        let writer = Writer::new(runtime.clone(), memory);
+        let blocks = memory / 8 * BLOCKS_EIGHTHS;
+        let writer = Writer::new(runtime.clone(), blocks);
         let totals = index.totals()?;
         // The disk failed in this boot: what it took before may be lost.
         let trust = if index.distrusted_boot()? == Some(boot) { fastrand::u128(..) } else { boot };
@@ -199,8 +205,8 @@ impl Store {
             room: Room::new(limit.unwrap_or(u64::MAX)),
             places,
             health: DiskHealth::default(),
-            fetcher: Fetcher::new(memory),
-            pass_by_window: pass_by_window(memory),
+            fetcher: Fetcher::new(blocks),
+            pass_by_window: pass_by_window(blocks),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             writer,
             unkept: Mutex::default(),

@@ -34,7 +34,7 @@ const KEEP_PERCENT: u64 = 60;
 
 /// Percent of it up to which writes go past the page cache: above, the disk is slower
 /// than the network, and the page cache has more room for it than we have.
-const DIRECT_PERCENT: u64 = 25;
+const DIRECT_PERCENT: u64 = 40;
 
 /// Who has to give way to the disk. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

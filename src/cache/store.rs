@@ -639,10 +639,12 @@ impl Store {
         if is_direct { Way::Direct } else { Way::Cached }
     }
 
-    /// How what is read gets from the disk: it ends in pages of the mount, and need not
-    /// be in those of its file, too.
+    /// How what is read gets from the disk. It ends in pages of the mount and need not be
+    /// in those of its file, too; but a read past them waits until what is dirty there is
+    /// written, and with a disk that takes no writes for ever. Until that is told apart,
+    /// reads go through them.
     pub(super) fn way_from_disk(&self) -> Way {
-        if self.are_pages_read.load(Ordering::Relaxed) { Way::Cached } else { Way::Direct }
+        Way::Cached
     }
 
     /// The kernel reads backing files without us: what is written is to be in their

@@ -192,7 +192,7 @@ impl Landing {
         self.write_from(1);
     }
 
-    /// Brings the bytes: to those who wait first, then on their way to disk.
+    /// Brings the bytes, to those who wait and to the queue for the disk.
     async fn bring(
         self: &Arc<Self>,
         pilot: &mut Pilot,
@@ -207,7 +207,6 @@ impl Landing {
         let mut chunk = chunks.start;
         while let Some(bytes) = reader.next().await? {
             pilot.append(&bytes);
-            pilot.announce();
             while chunk < chunks.end {
                 let place = self.flight.place(&chunk_range(chunk, size));
                 if place.end > pilot.block().filled() {
@@ -218,6 +217,8 @@ impl Landing {
                 self.landed(Chunk { number: chunk, crc });
                 chunk += 1;
             }
+            // Last: who has been served finds its chunk counted as on its way to the disk.
+            pilot.announce();
         }
         Ok(())
     }

@@ -633,16 +633,16 @@ impl Store {
         }
     }
 
-    /// How what is written gets to the disk.
+    /// How what is written gets to the disk, and what is read from it. Past the page cache
+    /// a first epoch costs a quarter less, but where the disk fails, ext4 can lose without
+    /// a word that such a write has taken place, and reads zeros; and such a read waits
+    /// for dirty pages to be written. Until both are told apart, all goes through it.
     pub(super) fn way_to_disk(&self) -> Way {
+        let is_safe = false;
         let is_direct = self.writer.is_prompt() && !self.are_pages_read.load(Ordering::Relaxed);
-        if is_direct { Way::Direct } else { Way::Cached }
+        if is_safe && is_direct { Way::Direct } else { Way::Cached }
     }
 
-    /// How what is read gets from the disk. It ends in pages of the mount and need not be
-    /// in those of its file, too; but a read past them waits until what is dirty there is
-    /// written, and with a disk that takes no writes for ever. Until that is told apart,
-    /// reads go through them.
     pub(super) fn way_from_disk(&self) -> Way {
         Way::Cached
     }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use super::super::backing_file::BackingFile;
 use super::super::budget::disk_bytes;
 use super::super::chunk_map::{Presence, chunk_count, chunk_len, chunk_range};
-use super::super::disk_health::is_short_of_descriptors;
 use super::super::fetch::Flight;
 use super::super::index::Write;
 use super::super::record::{Fingerprint, GROUP_CHUNKS, Location, ObjectRow};
@@ -114,10 +113,7 @@ impl CachedObject {
             Ok(Some(file)) => file,
             refused => {
                 self.store.release(disk);
-                // Too many open files say nothing of the disk.
-                if let Err(error) = refused
-                    && !is_short_of_descriptors(&error)
-                {
+                if let Err(error) = refused {
                     self.store.disk_failed(&error);
                 }
                 return false;

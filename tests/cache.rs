@@ -832,7 +832,7 @@ async fn read_as_the_driver_does(
 }
 
 #[test]
-fn a_stream_from_the_disk_is_read_ahead_and_falls_back_where_the_file_was_touched() {
+fn a_stream_from_the_disk_goes_on_where_the_file_was_cut() {
     run(async |dir, remote| {
         let size = 24 * MIB + 17;
         let bytes = content(1, size);

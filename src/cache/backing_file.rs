@@ -87,7 +87,7 @@ struct Direct {
     _descriptor: Descriptor,
 }
 
-/// How bytes get to the disk, and back.
+/// How bytes get to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// Through the page cache, which takes more than the disk does for a while.
@@ -168,29 +168,17 @@ impl BackingFile {
         self.file.read_exact_at(buf, offset)
     }
 
-    /// As [`BackingFile::read`], the bytes `range` into an empty block.
-    pub(super) fn read_into(
-        &self,
-        filler: &mut Filler,
-        range: &Range<u64>,
-        way: Way,
-    ) -> io::Result<()> {
+    /// As [`BackingFile::read`], the bytes `range` into an empty block. Always through
+    /// the page cache: past it, a read waits for whoever writes to the file, and on a
+    /// frozen file system for ever.
+    pub(super) fn read_into(&self, filler: &mut Filler, range: &Range<u64>) -> io::Result<()> {
         let wanted = (range.end - range.start) as usize;
-        let mut direct = self.direct_for(way, wanted).filter(|_| is_aligned(range.start));
         while filler.block().filled() < wanted {
             let filled = filler.block().filled();
-            let (at, left) = (range.start + filled as u64, wanted - filled);
-            let read = match direct.filter(|_| is_aligned(at)) {
-                Some(direct) => filler.read(&direct.file, at, left.next_multiple_of(ALIGNMENT)),
-                None => filler.read(&self.file, at, left),
-            };
-            match read {
+            match filler.read(&self.file, range.start + filled as u64, wanted - filled) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // It keeps to larger blocks than we do.
-                Err(error) if is_refused(&error) && direct.is_some() => direct = None,
-                Err(error) => return Err(error),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
             }
         }
         Ok(())
@@ -235,7 +223,7 @@ impl BackingFile {
         let descriptor = Descriptor::take_spare()?;
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_DIRECT);
+        options.write(true).custom_flags(libc::O_DIRECT);
         Some(Direct { file: options.open(path).ok()?, _descriptor: descriptor })
     }
 
@@ -282,10 +270,6 @@ impl BackingFile {
     pub(super) fn as_file(&self) -> &File {
         &self.file
     }
-}
-
-fn is_aligned(offset: u64) -> bool {
-    offset.is_multiple_of(ALIGNMENT as u64)
 }
 
 /// Whether a file system says that it does not do this past the page cache.

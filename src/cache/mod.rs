@@ -16,6 +16,7 @@ mod direct;
 mod disk_health;
 pub mod evict;
 mod fetch;
+mod flight;
 mod index;
 pub mod kill_point;
 mod listing;

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use super::backing_file::BackingFile;
 use super::budget::disk_bytes;
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_len, chunk_range};
-use super::fetch::Flights;
+use super::flight::Flights;
 use super::listing::to_ns;
 use super::lock;
 use super::readahead::Readahead;

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::fetch::Flight;
+use super::flight::Flight;
 use super::lock;
 use crate::admission::Class;
 

@@ -537,7 +537,7 @@ impl Store {
     /// hangs, what waits for it, too.
     pub(super) fn relieve(&self, bytes: u64) {
         if self.fetcher.is_short() {
-            self.writer.give_up_queued();
+            self.writer.give_up_queued(Instant::now());
         }
         self.fetcher.relieve(bytes);
     }
@@ -611,11 +611,6 @@ impl Store {
         self.disk_reads.clone().try_acquire_owned().ok()
     }
 
-    /// Runs something that blocks where it blocks nobody else.
-    pub(super) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
-        self.runtime.spawn_blocking(run);
-    }
-
     /// Runs a read of the disk where it blocks nobody else.
     pub(super) async fn read_blocking<T: Send + 'static>(
         &self,
@@ -633,18 +628,11 @@ impl Store {
         }
     }
 
-    /// How what is written gets to the disk, and what is read from it. Past the page cache
-    /// a first epoch costs a quarter less, but where the disk fails, ext4 can lose without
-    /// a word that such a write has taken place, and reads zeros; and such a read waits
-    /// for dirty pages to be written. Until both are told apart, all goes through it.
+    /// How what is written gets to the disk: past the page cache as long as the disk
+    /// keeps up, and nobody but us reads it from there.
     pub(super) fn way_to_disk(&self) -> Way {
-        let is_safe = false;
         let is_direct = self.writer.is_prompt() && !self.are_pages_read.load(Ordering::Relaxed);
-        if is_safe && is_direct { Way::Direct } else { Way::Cached }
-    }
-
-    pub(super) fn way_from_disk(&self) -> Way {
-        Way::Cached
+        if is_direct { Way::Direct } else { Way::Cached }
     }
 
     /// The kernel reads backing files without us: what is written is to be in their

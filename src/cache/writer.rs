@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
@@ -35,6 +35,10 @@ const KEEP_PERCENT: u64 = 60;
 /// Percent of it up to which writes go past the page cache: above, the disk is slower
 /// than the network, and the page cache has more room for it than we have.
 const DIRECT_PERCENT: u64 = 40;
+
+/// Without a write that ended for so long, what is queued behind one that has not is
+/// given up. Longer than a disk that works takes for the largest.
+const HUNG: Duration = Duration::from_secs(1);
 
 /// Who has to give way to the disk. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +83,8 @@ struct Queue {
     workers: usize,
     /// Bytes that were fetched and are neither on disk nor given up.
     unwritten_bytes: u64,
+    /// When the last write ended, or the first one after a pause began.
+    moved: Instant,
 }
 
 impl std::fmt::Debug for Queue {
@@ -94,7 +100,8 @@ impl std::fmt::Debug for Queue {
 impl Writer {
     /// A writer of what was fetched within `memory_bytes`.
     pub(super) fn new(runtime: Handle, memory_bytes: u64) -> Arc<Self> {
-        let queue = Queue { jobs: VecDeque::new(), workers: 0, unwritten_bytes: 0 };
+        let moved = Instant::now();
+        let queue = Queue { jobs: VecDeque::new(), workers: 0, unwritten_bytes: 0, moved };
         let queue = Mutex::new(queue);
         let workers_max = (memory_bytes / MEMORY_PER_WORKER).clamp(1, WORKERS_MAX as u64) as usize;
         Arc::new(Writer { runtime, memory_bytes, workers_max, queue, settled: Condvar::new() })
@@ -109,19 +116,25 @@ impl Writer {
             return;
         }
         queue.workers += 1;
+        if queue.workers == 1 {
+            queue.moved = Instant::now();
+        }
         drop(queue);
         let worker = Worker(self.clone());
         self.runtime.spawn_blocking(move || worker.work());
     }
 
-    /// Gives up what no thread has begun with, while the disk is far behind: for
-    /// readers who wait for its memory. More of that is held than is unwritten, since a
-    /// flight's is given back as a whole.
-    pub(super) fn give_up_queued(&self) {
-        if self.lag() < Lag::Ahead {
+    /// Gives up what no thread has begun with, for readers who wait for its memory: while
+    /// the disk is far behind, or does not move. More memory is held than is unwritten,
+    /// since a flight's is given back as a whole, so little behind may be all there is.
+    pub(super) fn give_up_queued(&self, now: Instant) {
+        let is_behind = self.lag() >= Lag::Ahead;
+        let mut queue = self.lock();
+        if !is_behind && now.saturating_duration_since(queue.moved) < HUNG {
             return;
         }
-        let jobs = std::mem::take(&mut self.lock().jobs);
+        let jobs = std::mem::take(&mut queue.jobs);
+        drop(queue);
         jobs.into_iter().for_each(Job::give_up);
     }
 
@@ -175,6 +188,7 @@ impl Drop for Unwritten {
     fn drop(&mut self) {
         let mut queue = self.writer.lock();
         queue.unwritten_bytes -= self.bytes;
+        queue.moved = Instant::now();
         if queue.unwritten_bytes == 0 {
             self.writer.settled.notify_all();
         }
@@ -252,6 +266,10 @@ mod tests {
         idle(&writer).await;
     }
 
+    fn task_of(given_up: &Arc<AtomicUsize>) -> Box<dyn Job> {
+        Box::new(Task { run: || {}, given_up: given_up.clone() })
+    }
+
     /// A writer whose threads all wait until the sender is dropped, with `jobs`.
     fn hung(
         memory_bytes: u64,
@@ -300,12 +318,19 @@ mod tests {
         while writer.lock().jobs.len() > 98 {
             tokio::task::yield_now().await;
         }
-        writer.give_up_queued();
+        let now = Instant::now();
+        writer.give_up_queued(now);
         assert_eq!(given_up.load(Ordering::Relaxed), 0, "the disk may only be slow");
         let unwritten = writer.landed(2 * MEMORY_PER_WORKER);
-        writer.give_up_queued();
+        writer.give_up_queued(now);
         assert_eq!(given_up.load(Ordering::Relaxed), 98);
-        drop((release, unwritten));
+        drop(unwritten);
+        writer.push(task_of(&given_up));
+        writer.give_up_queued(now);
+        assert_eq!(given_up.load(Ordering::Relaxed), 98);
+        writer.give_up_queued(Instant::now() + HUNG);
+        assert_eq!(given_up.load(Ordering::Relaxed), 99, "little is behind, and nothing moves");
+        drop(release);
         idle(&writer).await;
     }
 }

@@ -89,10 +89,12 @@ impl Image {
 
     /// Cuts its file short: what lay behind is an I/O error from now on.
     pub fn cut_to(&self, bytes: u64) {
+        // A write behind the end, before the device knows of it, would make the file
+        // long again, and what was lost would read as zeros.
+        let frozen = self.freeze();
         File::options().write(true).open(self.file()).unwrap().set_len(bytes).unwrap();
-        // Without this a write behind the end would make the file long again,
-        // and what was lost would read as zeros.
         must(Command::new("losetup").arg("-c").arg(self.device()));
+        drop(frozen);
     }
 
     /// Makes every write to the disk fail, or lets them through again. Reads

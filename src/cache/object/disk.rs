@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::super::backing_file::BackingFile;
 use super::super::budget::disk_bytes;
 use super::super::chunk_map::{Presence, chunk_count, chunk_len, chunk_range};
-use super::super::fetch::Flight;
+use super::super::flight::Flight;
 use super::super::index::Write;
 use super::super::record::{Fingerprint, GROUP_CHUNKS, Location, ObjectRow};
 use super::super::writer::Job;
@@ -64,7 +64,6 @@ impl CachedObject {
     pub(super) fn distrust(&self, state: &mut State) {
         self.complete.store(false, Ordering::Release);
         state.map.distrust();
-        state.flights.remove_from_disk();
         state.doubts += 1;
     }
 

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::super::chunk_map::{CHUNK_BYTES, chunk_range};
-use super::super::fetch::{Admission, Boarding, Flight, Pilot};
+use super::super::fetch::Admission;
+use super::super::flight::{Boarding, Flight, Pilot};
 use super::super::lock;
 use super::super::readahead::WHOLE_OBJECT_MAX_BYTES;
 use super::super::writer::{Job, Lag, Unwritten};
@@ -182,7 +183,7 @@ impl Landing {
         admission: Admission,
         reserved: Option<InFlight>,
     ) {
-        let mut pilot = boarding.admitted(self.object.store.fetcher(), admission);
+        let mut pilot = self.object.store.fetcher().board(boarding, admission);
         if let Err(error) = self.bring(&mut pilot, reserved).await {
             tracing::debug!(key = ?self.object.meta.key.0, %error, "a fetch failed");
             // First out of the list, then the verdict: who looks now starts anew.

@@ -7,12 +7,11 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::super::backing_file::Way;
 use super::super::block::Filler;
 use super::super::chunk_map::{CHUNK_BYTES, Presence, chunk_range};
-use super::super::fetch::{Flight, Seat, Source};
+use super::super::flight::Seat;
 use super::super::lock;
-use super::super::readahead::{Plan, WHOLE_OBJECT_MAX_BYTES, WINDOW_MAX_BYTES};
+use super::super::readahead::{Plan, WINDOW_MAX_BYTES};
 use super::super::writer::Lag;
 use super::{CachedObject, State, chunks_of};
 use crate::remote::{ErrorKind, RemoteError};
@@ -20,11 +19,6 @@ use crate::remote::{ErrorKind, RemoteError};
 /// How often a read looks again for bytes that moved (from memory to disk) or
 /// turned out damaged while it was looking. Each round settles one chunk.
 const ROUNDS_MAX: usize = 64;
-
-/// How far ahead of a stream is read from the disk, and how much at once: as deep as
-/// the kernel's own readahead is on fast disks, in pieces of its largest request.
-const DISK_WINDOW_BYTES: u64 = 8 << 20;
-const DISK_PART_CHUNKS: u32 = 8;
 
 /// Bytes for a reader, and where they came from.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -123,9 +117,9 @@ impl CachedObject {
                 return None;
             }
         }
-        if shared.is_some() || !self.complete.load(Ordering::Acquire) {
+        if !self.complete.load(Ordering::Acquire) {
             // A reader that only hits must still move its window along.
-            self.look_ahead(&mut state, range.start, range.end);
+            self.plan(&mut state, range.start, range.end);
         }
         drop(state);
         let at_hand = match shared {
@@ -168,7 +162,9 @@ impl CachedObject {
             let from = offset + read.len() as u64;
             let pieces = {
                 let mut state = lock(&self.state);
-                self.look_ahead(&mut state, from, end);
+                if !self.complete.load(Ordering::Acquire) {
+                    self.plan(&mut state, from, end);
+                }
                 self.pieces(&state, from, end)
             };
             for piece in pieces {
@@ -202,12 +198,7 @@ impl CachedObject {
                 None => return Ok(false),
             },
             Piece::Flight { seat, range, miss_bytes } => {
-                let bytes = match seat.bytes(&range).await {
-                    Ok(bytes) => bytes,
-                    // Nothing in the file is taken on trust any more.
-                    Err(_) if seat.flight().source() == Source::Disk => return Ok(false),
-                    Err(error) => return Err(error),
-                };
+                let bytes = seat.bytes(&range).await?;
                 out.miss_bytes += miss_bytes;
                 self.keep_passed(seat.flight());
                 bytes
@@ -233,7 +224,7 @@ impl CachedObject {
 
     fn read_file_into(&self, filler: &mut Filler, range: &Range<u64>) -> std::io::Result<()> {
         let read = match self.file.get() {
-            Some(file) => file.read_into(filler, range, self.store.way_from_disk()),
+            Some(file) => file.read_into(filler, range),
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
         read.inspect_err(|error| {
@@ -255,16 +246,12 @@ impl CachedObject {
     ) -> Option<impl FnOnce() -> Option<Bytes> + Send + 'static> {
         let range = offset..offset.saturating_add(len).min(self.meta.size);
         let is_on_disk = {
-            let mut state = lock(&self.state);
-            // What is on its way there already is waited for.
-            let is_there = chunks_of(range.start, range.end).all(|chunk| {
+            let state = lock(&self.state);
+            // What is in memory already is waited for.
+            chunks_of(range.start, range.end).all(|chunk| {
                 state.map.presence(chunk) == Presence::Verified
                     && state.flights.covering(chunk).is_none()
-            });
-            if is_there && self.complete.load(Ordering::Acquire) {
-                self.look_ahead(&mut state, range.start, range.end);
-            }
-            is_there
+            })
         };
         let turn = is_on_disk.then(|| self.store.try_disk_read()).flatten()?;
         let object = self.clone();
@@ -319,61 +306,6 @@ impl CachedObject {
             }
         }
         pieces
-    }
-
-    /// Starts whatever a read of `from..end`, and those that will follow it, call for.
-    fn look_ahead(self: &Arc<Self>, state: &mut State, from: u64, end: u64) {
-        if !self.complete.load(Ordering::Acquire) {
-            self.plan(state, from, end);
-        } else if self.store.way_from_disk() == Way::Direct {
-            self.read_ahead(state, from, end);
-        }
-    }
-
-    /// Reads what a stream comes to next from the disk. The page cache would do that by
-    /// itself, and a small object is read whole by the kernel's own readahead.
-    fn read_ahead(self: &Arc<Self>, state: &mut State, from: u64, end: u64) {
-        if self.meta.size <= WHOLE_OBJECT_MAX_BYTES {
-            return;
-        }
-        let plan = state.readahead.on_read(from, end - from, DISK_WINDOW_BYTES);
-        let until = chunks_of(from, plan.range.end).end;
-        let mut chunk = chunks_of(from, end).end;
-        while chunk < until {
-            if let Some(flight) = state.flights.covering(chunk) {
-                chunk = flight.chunks().end;
-                continue;
-            }
-            let run = chunk..until.min(chunk + DISK_PART_CHUNKS);
-            let is_free = |chunk: &u32| state.flights.covering(*chunk).is_none();
-            let run = run.start..run.clone().take_while(is_free).last().unwrap_or(chunk) + 1;
-            chunk = run.end;
-            if !self.read_run_ahead(state, run.clone()) {
-                state.readahead.refused(u64::from(run.start) * CHUNK_BYTES);
-                break;
-            }
-        }
-    }
-
-    /// Reads chunks that are on disk, ahead of their reader; `false` if enough is read.
-    fn read_run_ahead(self: &Arc<Self>, state: &mut State, chunks: Range<u32>) -> bool {
-        let (flight, boarding) = Flight::from_disk(chunks, self.meta.size);
-        let Some(turn) = self.store.try_disk_read() else { return false };
-        let Some(mut pilot) = self.store.fetcher().try_from_disk(boarding) else { return false };
-        state.flights.insert(flight.clone());
-        let object = self.clone();
-        self.store.spawn_blocking(move || {
-            match object.read_file_into(pilot.filler(), flight.range()) {
-                Ok(()) => pilot.announce(),
-                Err(error) => pilot.fail(RemoteError::new(ErrorKind::Transient, error.to_string())),
-            }
-            drop(turn);
-            object.store.fetcher().retire(&flight);
-            if flight.is_gone() {
-                lock(&object.state).flights.remove(&flight);
-            }
-        });
-        true
     }
 
     /// Starts whatever fetches a read of `from..end` calls for.

@@ -347,6 +347,40 @@ fn a_lost_index_empties_the_cache() {
 }
 
 #[test]
+fn one_read_of_any_length_checks_what_is_not_trusted() {
+    run(async |dir, remote| {
+        let (size, bytes) = (9 * MIB + 1, content(1, 9 * MIB + 1));
+        remote.put("a", bytes.clone());
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        rig.read("a").await;
+        rig.close();
+        // As if somebody had written to it.
+        open(&data_files(&dir)[0]).set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        remote.clear_requests();
+        assert!(rig.object("a").await.read(0, size).await.unwrap().data[..] == bytes[..]);
+        assert_eq!(rig.gets(), 0);
+    });
+}
+
+#[test]
+fn what_is_not_kept_is_not_fetched_again_for_each_read() {
+    run(async |dir, remote| {
+        let bytes = content(1, 2 * MIB);
+        remote.put("a", bytes.clone());
+        let rig = Rig::open(&dir, &remote, None, LONG).await;
+        let node = rig.node("a").await;
+        for at in (0..2 * MIB).step_by(CHUNK as usize) {
+            // As in cached mode, where each READ finds its object by itself.
+            let object = rig.tree.open_lost(&node, "").unwrap();
+            let read = object.read(at, CHUNK).await.unwrap().data;
+            assert!(read[..] == bytes[at as usize..(at + CHUNK) as usize]);
+        }
+        assert_eq!(fetched_bytes(&remote, "a"), 2 * MIB);
+    });
+}
+
+#[test]
 fn files_that_the_index_does_not_know_are_removed_and_links_not_followed() {
     run(async |dir, remote| {
         remote.put("a", content(1, 3 * MIB));

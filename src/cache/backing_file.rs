@@ -184,6 +184,18 @@ impl BackingFile {
         Ok(())
     }
 
+    /// Has the page cache forget what it has of `range`, as far as that is on disk.
+    pub(super) fn drop_pages(&self, range: &Range<u64>) {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        let (Ok(at), Ok(len)) =
+            (i64::try_from(range.start), i64::try_from(range.end - range.start))
+        else {
+            return;
+        };
+        // Where that is not to be had, the pages go when they are wanted.
+        let _ = posix_fadvise(&self.file, at, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+
     /// As [`BackingFile::read`], but only from the page cache: `false` if that
     /// would have to wait for the disk, or cannot be told.
     pub(super) fn read_if_in_memory(&self, buf: &mut [u8], offset: u64) -> bool {

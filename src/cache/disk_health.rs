@@ -22,7 +22,27 @@ pub(super) struct DiskHealth {
 struct Failure {
     at: Instant,
     error: String,
-    is_full: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// There is no room.
+    Full,
+    /// This process may not open another file; nothing of the disk.
+    ShortOfDescriptors,
+    /// The disk is bad.
+    Bad,
+}
+
+impl Kind {
+    fn of(error: &Error) -> Kind {
+        match error {
+            error if is_full(error) => Kind::Full,
+            error if is_short_of_descriptors(error) => Kind::ShortOfDescriptors,
+            _ => Kind::Bad,
+        }
+    }
 }
 
 /// Whether an error says that there is no room, rather than that the disk is bad.
@@ -42,8 +62,8 @@ impl DiskHealth {
         if failure.is_none() {
             tracing::warn!(%error, "cannot write to the cache disk; reads stream through");
         }
-        *failure =
-            Some(Failure { at: Instant::now(), error: error.to_string(), is_full: is_full(error) });
+        let kind = Kind::of(error);
+        *failure = Some(Failure { at: Instant::now(), error: error.to_string(), kind });
         self.failing.store(true, Ordering::Relaxed);
     }
 
@@ -62,7 +82,8 @@ impl DiskHealth {
 
     /// There is room: if that was all that was wrong, it is over.
     pub(super) fn has_room_again(&self) {
-        let was_full = lock(&self.failure).as_ref().is_some_and(|failure| failure.is_full);
+        let was_full =
+            lock(&self.failure).as_ref().is_some_and(|failure| failure.kind == Kind::Full);
         if was_full {
             self.works();
         }
@@ -70,9 +91,12 @@ impl DiskHealth {
 
     /// What is wrong, in words.
     pub(super) fn trouble(&self) -> Option<String> {
-        lock(&self.failure).as_ref().map(|Failure { error, is_full, .. }| match is_full {
-            true => format!("cache disk is full, new reads stream through: {error}"),
-            false => format!("cache disk fails, reads stream through: {error}"),
+        lock(&self.failure).as_ref().map(|Failure { error, kind, .. }| match kind {
+            Kind::Full => format!("cache disk is full, new reads stream through: {error}"),
+            Kind::ShortOfDescriptors => format!(
+                "new reads stream through, a higher `ulimit -n` would let the cache keep them: {error}"
+            ),
+            Kind::Bad => format!("cache disk fails, reads stream through: {error}"),
         })
     }
 }
@@ -90,6 +114,8 @@ mod tests {
         assert!(health.trouble().unwrap().contains("fails"));
         health.failed(&Error::from_raw_os_error(libc::EDQUOT));
         assert!(health.trouble().unwrap().contains("full"));
+        health.failed(&Error::from_raw_os_error(libc::EMFILE));
+        assert!(health.trouble().unwrap().contains("ulimit"));
         health.works();
         assert!(!health.is_pausing() && health.trouble().is_none());
     }

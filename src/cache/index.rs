@@ -460,6 +460,20 @@ impl Index {
         })
     }
 
+    /// Bytes that the cache holds of each of these, in their order.
+    pub(super) fn present_bytes_of(&self, nodes: &[NodeId]) -> Result<Vec<u64>, CacheError> {
+        self.read(|txn| {
+            let table = txn.open_table(OBJECTS)?;
+            let bytes = nodes.iter().map(|node| {
+                let row = table.get(node.0)?.and_then(|v| {
+                    self.decode_or_absent::<ObjectRow>(&object_key(*node), v.value())
+                });
+                Ok(row.map_or(0, |row| row.present_bytes))
+            });
+            bytes.collect()
+        })
+    }
+
     /// Up to `limit` objects that the cache holds something of, after `after`,
     /// by node. A damaged row is passed over.
     pub(super) fn objects_after(

@@ -13,7 +13,7 @@ mod housekeeping;
 mod room;
 mod sweep;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -75,6 +75,11 @@ pub(super) const USED_GRAIN_MS: u64 = 3_600_000;
 /// them and is not counted one by one: the buffers of the HTTP client, 256 KiB a
 /// connection, and answers being put together.
 const BLOCKS_EIGHTHS: u64 = 5;
+
+/// Objects that are not kept, and are in memory all the same: how many, and for how long
+/// after they were opened.
+const PASSING_MAX: usize = 16;
+const PASSING_FOR: Duration = Duration::from_secs(5);
 
 /// Readahead of what is not kept, at most: what gives way before it is read must
 /// be fetched again.
@@ -139,6 +144,9 @@ pub struct Store {
     live: Mutex<HashMap<NodeId, Weak<CachedObject>>>,
     idle: Mutex<LruCache<NodeId, Arc<CachedObject>>>,
     dirty: Mutex<HashMap<NodeId, Arc<CachedObject>>>,
+    /// Objects of which nothing is kept, the last ones that were opened. In cached mode
+    /// each READ asks for its object anew, and would fetch from the beginning.
+    passing: Mutex<VecDeque<(Instant, Arc<CachedObject>)>>,
     /// Some mount passes backing files through.
     are_pages_read: AtomicBool,
     /// Nothing is kept in memory any more: objects hold the store, and must
@@ -216,6 +224,7 @@ impl Store {
             live: Mutex::default(),
             idle: Mutex::new(LruCache::new(idle_objects_max())),
             dirty: Mutex::default(),
+            passing: Mutex::default(),
             are_pages_read: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),
@@ -282,16 +291,39 @@ impl Store {
         }
         let mut idle = lock(&self.idle);
         let open = !self.closed.load(Ordering::Relaxed);
-        // What is not kept is not held on to: the next one to open it may fare better.
         let pushed_out = if open && !is_doomed { idle.push(node, object.clone()) } else { None };
         drop(idle);
+        let passed = is_doomed.then(|| self.hold_for_a_moment(&object)).flatten();
         // Not before: who discards the object now must find it among the idle ones.
         drop(loading);
-        drop(pushed_out); // After the locks: its drop takes another one.
+        drop((pushed_out, passed)); // After the locks: their drop takes another one.
         if held {
             lock(&self.room.recency).set_held(node, true);
         }
         object
+    }
+
+    /// Holds on to an object that is not kept; gives the one that it takes the place of.
+    fn hold_for_a_moment(&self, object: &Arc<CachedObject>) -> Option<Arc<CachedObject>> {
+        let mut passing = lock(&self.passing);
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        passing.push_back((Instant::now(), object.clone()));
+        let is_full = passing.len() > PASSING_MAX;
+        is_full.then(|| passing.pop_front()).flatten().map(|(_, object)| object)
+    }
+
+    /// Lets go of what is not kept: the next one to open it may fare better.
+    fn forget_passing(&self, now: Instant) {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= PASSING_FOR;
+        let mut old = Vec::new();
+        let mut passing = lock(&self.passing);
+        while passing.front().is_some_and(|(at, _)| is_old(*at)) {
+            old.extend(passing.pop_front());
+        }
+        drop(passing);
+        drop(old); // After the lock: their drop takes another one.
     }
 
     /// The object in memory, to be opened again: unless its file is gone.
@@ -332,6 +364,27 @@ impl Store {
             Some(object) => object.present_bytes(),
             None => self.index.object(node).ok().flatten().map_or(0, |row| row.present_bytes),
         }
+    }
+
+    /// As [`Store::present_bytes`], of many at once.
+    pub fn present_bytes_of(&self, nodes: &[NodeId]) -> Vec<u64> {
+        let held: Vec<_> = {
+            let live = lock(&self.live);
+            nodes.iter().map(|node| live.get(node).and_then(Weak::upgrade)).collect()
+        };
+        let others: Vec<NodeId> = nodes
+            .iter()
+            .zip(&held)
+            .filter(|(_, object)| object.is_none())
+            .map(|(node, _)| *node)
+            .collect();
+        let rows = self.index.present_bytes_of(&others).unwrap_or_default();
+        let mut rows = rows.into_iter();
+        let mut of = |object: &Option<Arc<CachedObject>>| match object {
+            Some(object) => object.present_bytes(),
+            None => rows.next().unwrap_or(0),
+        };
+        held.iter().map(&mut of).collect()
     }
 
     fn load(&self, node: NodeId, meta: &ObjectMeta) -> Loaded {
@@ -422,6 +475,7 @@ impl Store {
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         self.forget_idle();
+        self.forget_passing(Instant::now() + PASSING_FOR);
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         drop(dirty); // After the lock: their drop takes another one.
     }
@@ -544,7 +598,9 @@ impl Store {
 
     /// Gives up what nobody came for in time.
     pub(super) fn forget_old(&self) {
-        self.fetcher.forget_old(Instant::now());
+        let now = Instant::now();
+        self.forget_passing(now);
+        self.fetcher.forget_old(now);
     }
 
     pub(super) fn fetcher(&self) -> &Fetcher {
@@ -631,7 +687,7 @@ impl Store {
     /// How what is written gets to the disk: past the page cache as long as the disk
     /// keeps up, and nobody but us reads it from there.
     pub(super) fn way_to_disk(&self) -> Way {
-        let is_direct = self.writer.is_prompt() && !self.are_pages_read.load(Ordering::Relaxed);
+        let is_direct = self.writer.is_prompt() && !self.are_pages_read();
         if is_direct { Way::Direct } else { Way::Cached }
     }
 
@@ -639,6 +695,10 @@ impl Store {
     /// pages for it. Where reads come through us, they end in pages of the mount.
     pub fn pages_are_read(&self) {
         self.are_pages_read.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn are_pages_read(&self) -> bool {
+        self.are_pages_read.load(Ordering::Relaxed)
     }
 
     /// Writes to the disk.

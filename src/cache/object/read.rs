@@ -16,9 +16,13 @@ use super::super::writer::Lag;
 use super::{CachedObject, State, chunks_of};
 use crate::remote::{ErrorKind, RemoteError};
 
-/// How often a read looks again for bytes that moved (from memory to disk) or
-/// turned out damaged while it was looking. Each round settles one chunk.
+/// How often in a row a read looks in vain for bytes that moved (from memory to disk) or
+/// turned out damaged while it was looking.
 const ROUNDS_MAX: usize = 64;
+
+/// Of a large object's file, so much is in the page cache until it is dropped behind the
+/// reader: twice the largest piece that the kernel keeps it in.
+const DROP_STEP_BYTES: u64 = 4 << 20;
 
 /// Bytes for a reader, and where they came from.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -158,7 +162,8 @@ impl CachedObject {
         }
         self.was_read(end - offset);
         let mut read = Assembly::new((end - offset) as usize);
-        for _ in 0..ROUNDS_MAX {
+        let mut rounds = 0;
+        while rounds < ROUNDS_MAX {
             let from = offset + read.len() as u64;
             let pieces = {
                 let mut state = lock(&self.state);
@@ -175,6 +180,7 @@ impl CachedObject {
             if read.len() == read.wanted {
                 return Ok(read.finish());
             }
+            rounds = if offset + read.len() as u64 > from { 0 } else { rounds + 1 };
         }
         Err(RemoteError::new(
             ErrorKind::Transient,
@@ -224,7 +230,13 @@ impl CachedObject {
 
     fn read_file_into(&self, filler: &mut Filler, range: &Range<u64>) -> std::io::Result<()> {
         let read = match self.file.get() {
-            Some(file) => file.read_into(filler, range),
+            Some(file) => {
+                let read = file.read_into(filler, range);
+                if let Some(behind) = self.pages_behind(range) {
+                    file.drop_pages(&behind);
+                }
+                read
+            }
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
         read.inspect_err(|error| {
@@ -234,6 +246,19 @@ impl CachedObject {
             tracing::warn!(?key, at, %error, "a cached object cannot be read; it is checked");
             self.distrust(&mut lock(&self.state));
         })
+    }
+
+    /// What of a large object is behind its reader once `range` was read: the kernel
+    /// keeps pages of the mount, and would have the same bytes twice. In large steps:
+    /// it has several pages in one piece, which goes as a whole or not at all.
+    fn pages_behind(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let size = self.meta.size;
+        if size < DROP_STEP_BYTES || self.store.are_pages_read() {
+            return None;
+        }
+        let end = if range.end == size { size } else { range.end - range.end % DROP_STEP_BYTES };
+        let from = range.start - range.start % DROP_STEP_BYTES;
+        (from < end).then_some(from..end)
     }
 
     /// Up to `len` bytes from `offset` on, if all of them are on disk: to be read by

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
-use warmfs::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified};
+use warmfs::cache::{Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree, Verified};
 use warmfs::config::{
     CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
     TrafficOptions, WarmOption,
@@ -117,6 +117,15 @@ impl Engine for FakeEngine {
 
     async fn unpin(&self, _: &Arc<Tree>, _: NodeId) -> Result<bool, ErrorReply> {
         unreachable!("there is nothing to unpin in a fake mount")
+    }
+
+    async fn refresh(
+        &self,
+        _: &Arc<Tree>,
+        _: NodeId,
+        _: &Arc<Progress>,
+    ) -> Result<Refreshed, ErrorReply> {
+        unreachable!("there is nothing to list in a fake mount")
     }
 
     async fn shutdown(&self) {

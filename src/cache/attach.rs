@@ -1,13 +1,13 @@
 //! From a bucket prefix to a mounted tree: does it hold anything, and where
 //! does it stand in the index.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::index::{Root, Write};
+use super::lister::Listings;
 use super::listing::{Changes, FolderUpdate};
 use super::metadata::Tree;
 use super::names;
@@ -82,9 +82,11 @@ impl Cache {
             bucket,
             root,
             ttl,
-            listings: Mutex::new(HashMap::new()),
+            listings: Listings::new(),
+            walk: Mutex::default(),
             point_lookups: Tree::counted_folders(),
             listing_failed: Mutex::default(),
+            refused: Mutex::default(),
             warmer: OnceLock::new(),
             ended: watch::Sender::new(false),
         });

@@ -48,8 +48,9 @@ pub(super) struct FolderUpdate<'w, 'txn> {
     seen_ms: u64,
     is_listing: bool,
     delta: RollupDelta,
-    /// A listing was known before: somebody may hold a copy of it.
-    was_listed: bool,
+    /// Somebody may hold a copy of what differs: a listing was known before, or was
+    /// followed.
+    was_seen: bool,
     differs: bool,
     changes: Changes,
 }
@@ -62,7 +63,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         seen_ms: u64,
     ) -> Result<Self, CacheError> {
         let row = write.folder(folder)?;
-        let was_listed = row.listed_ms.is_some();
+        let was_seen = row.listed_ms.is_some();
         Ok(FolderUpdate {
             write,
             folder,
@@ -70,7 +71,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
             seen_ms,
             is_listing: false,
             delta: RollupDelta::default(),
-            was_listed,
+            was_seen,
             differs: false,
             changes: Changes::default(),
         })
@@ -80,7 +81,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
     pub(super) fn end(mut self) -> Result<Changes, CacheError> {
         // The first listing changes nothing that anybody saw: a new mtime would
         // cost the kernel its copy, and `tar` would find the folder changed.
-        if self.differs && self.was_listed {
+        if self.differs && self.was_seen {
             // Strictly later, whatever the clock does: directory caches compare for equality.
             self.row.changed_ms = self.seen_ms.max(self.row.changed_ms + 1);
             self.changes.folders.push(self.folder);
@@ -133,6 +134,8 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
                     continue;
                 }
                 self.remove(&name, &entry)?;
+                // Who followed this listing may have seen it.
+                self.was_seen = true;
                 if entry.object.is_none() {
                     // What was hidden while the folder seemed to be there
                     // may have a name now; only another listing tells.
@@ -180,7 +183,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         };
         match self.write.entry(self.folder, name)? {
             Some(EntryRow { object: None, .. }) => self.put_beside(name, attr, self.seen_ms),
-            _ => self.place_object(name, attr),
+            found => self.place_object(name, attr, self.seen_ms, found),
         }
     }
 
@@ -209,7 +212,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
                 self.hide();
                 Ok(())
             }
-            _ => self.place_object_seen(&shown, attr, seen_ms),
+            found => self.place_object(&shown, attr, seen_ms, found),
         }
     }
 
@@ -268,17 +271,15 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         Ok(node)
     }
 
-    fn place_object(&mut self, name: &str, attr: ObjectAttr) -> Result<(), CacheError> {
-        self.place_object_seen(name, attr, self.seen_ms)
-    }
-
-    fn place_object_seen(
+    /// Puts an object where the folder has `found`.
+    fn place_object(
         &mut self,
         name: &str,
         attr: ObjectAttr,
         seen_ms: u64,
+        found: Option<EntryRow>,
     ) -> Result<(), CacheError> {
-        match self.write.entry(self.folder, name)? {
+        match found {
             Some(entry) => {
                 if let Some(before) = &entry.object
                     && is_same_version(before, &attr)

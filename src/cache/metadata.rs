@@ -5,18 +5,17 @@
 //! folder that was never listed by HEAD and LIST side by side, so that opening
 //! one file of a huge folder does not list it. Listings outlive the mount.
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
 use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::index::Index;
+use super::list_ahead::Walk;
+use super::lister::Listings;
 use super::listing::{Changes, FolderUpdate};
 use super::names;
 use super::object::CachedObject;
@@ -24,9 +23,9 @@ use super::record::{EntryRow, FolderRow, NodeId, NodeRow, ObjectAttr, Rollup};
 use super::store::Store;
 use super::warm::Warmer;
 use super::{CacheError, Clock, Event, lock};
+use crate::admission::Class;
 use crate::remote::client::RemoteClient;
-use crate::remote::pages::Pages;
-use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta, RemoteError};
+use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta};
 
 /// Lookups in a folder that was never listed before its listing is started
 /// behind them: who opens three files pays for three, who goes on pays once.
@@ -46,8 +45,6 @@ const LISTING_PAUSE: Duration = Duration::from_secs(3);
 /// Folders above each other at most: a key has at most 1,024 bytes.
 const DEPTH_MAX: usize = 1024;
 
-type Listing = Shared<BoxFuture<'static, Result<(), CacheError>>>;
-
 /// A mounted prefix.
 #[derive(Debug)]
 pub struct Tree {
@@ -60,10 +57,13 @@ pub struct Tree {
     pub(super) bucket: NodeId,
     pub(super) root: NodeId,
     pub(super) ttl: Duration,
-    pub(super) listings: Mutex<HashMap<NodeId, Listing>>,
+    pub(super) listings: Listings,
+    pub(super) walk: Mutex<Walk>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
     /// When the remote last could not list; `None` once it could again.
     pub(super) listing_failed: Mutex<Option<Instant>>,
+    /// When the remote last refused to list.
+    pub(super) refused: Mutex<Option<Instant>>,
     /// Fetches ahead, unless that is off.
     pub(super) warmer: OnceLock<Warmer>,
     /// Nobody can reach it any more.
@@ -98,6 +98,15 @@ pub enum NodeKind {
     },
     /// One version of an object.
     Object(ObjectAttr),
+}
+
+/// How much of a listing is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All names.
+    Whole,
+    /// All names before this one; the rest is on its way.
+    Below(String),
 }
 
 /// What is known about a name without asking the remote.
@@ -221,17 +230,31 @@ impl Tree {
             Child::Unknown => {}
             known => return Ok(known),
         }
+        let shows_old = self.shows_old(parent)?;
+        if shows_old {
+            self.revalidate(parent);
+            let known = self.child_if(parent, name, |_| true)?;
+            if matches!(known, Child::Known(_)) || self.is_listing_paused() {
+                return Ok(known);
+            }
+        }
         // Only a listing tells which object stands beside a folder of its name.
-        if self.was_listed(parent)? || names::behind_suffix(name).is_some() {
+        let is_listed_first = !shows_old && self.was_listed(parent)?;
+        if is_listed_first || names::behind_suffix(name).is_some() {
             self.refresh(parent).await?;
         } else {
-            self.count_point_lookup(parent);
+            if !self.was_listed(parent)? {
+                self.count_point_lookup(parent);
+            }
             if let Err(error) = self.point_lookup(parent, name).await {
                 // As with listings: what is known already stands in.
-                return match self.child_if(parent, name, |_| true)? {
-                    known @ Child::Known(_) if is_passing(&error) => Ok(known),
-                    _ => Err(error),
-                };
+                let known = self.child_if(parent, name, |_| true)?;
+                let stands_in = shows_old || matches!(known, Child::Known(_));
+                if !is_passing(&error) || !stands_in {
+                    return Err(error);
+                }
+                *lock(&self.listing_failed) = Some(Instant::now());
+                return Ok(known);
             }
         }
         // Whatever the answer's age is by now, it is the newest there is.
@@ -247,7 +270,7 @@ impl Tree {
         *count += 1;
         if *count == POINT_LOOKUPS_BEFORE_LISTING + 1 {
             drop(counts);
-            drop(self.listing(folder)); // Runs by itself.
+            drop(self.listing(folder, Class::Ahead)); // Runs by itself.
         }
     }
 
@@ -265,18 +288,78 @@ impl Tree {
         self.refresh(folder).await
     }
 
+    /// Lists the folder, as it is from now on.
+    pub(super) async fn list_anew(&self, folder: NodeId) -> Result<(), CacheError> {
+        if let Some(mut before) = self.listings.under_way(folder, Class::Demand) {
+            // It may have been past what changed.
+            let _ = before.done().await;
+        }
+        self.listing(folder, Class::Demand).done().await
+    }
+
+    /// Nothing that single answers told of a folder is trusted any more.
+    pub(super) async fn doubt(&self, folder: NodeId) -> Result<(), CacheError> {
+        self.write(move |index| {
+            index.write(|write| {
+                let mut changes = Changes::default();
+                let mut after: Option<String> = None;
+                loop {
+                    let entries = write.entries_after(folder, after.as_deref(), 1024)?;
+                    let Some((last, _)) = entries.last() else { return Ok(changes) };
+                    after = Some(last.clone());
+                    for (name, entry) in entries {
+                        write.put_entry(folder, &name, &EntryRow { seen_ms: 0, ..entry })?;
+                        changes.names.push((folder, name));
+                    }
+                }
+            })
+        })
+        .await
+    }
+
+    /// The folders in a folder, as far as they are known. Blocks.
+    pub fn folders_in(&self, folder: NodeId) -> Result<Vec<NodeId>, CacheError> {
+        let mut folders = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let entries = self.index.entries_after(folder, after.as_deref(), 1024)?;
+            let Some((last, _)) = entries.last() else { return Ok(folders) };
+            after = Some(last.clone());
+            let is_folder = |entry: &EntryRow| entry.object.is_none();
+            folders.extend(
+                entries.iter().filter(|(_, entry)| is_folder(entry)).map(|(_, entry)| entry.node),
+            );
+        }
+    }
+
     /// Lists the folder. A listing that is known already stands in for one
     /// that the remote cannot give just now.
     async fn refresh(&self, folder: NodeId) -> Result<(), CacheError> {
         if self.is_listing_paused() && self.was_listed(folder)? {
             return Ok(());
         }
-        let Err(error) = self.listing(folder).await else { return Ok(()) };
+        let Err(error) = self.listing(folder, Class::Demand).done().await else { return Ok(()) };
         if is_passing(&error) && self.was_listed(folder)? {
-            tracing::warn!(%error, "a folder cannot be listed; its last listing is used");
             return Ok(());
         }
         Err(error)
+    }
+
+    /// Whether the folder's listing is shown although it may be too old, while a new one
+    /// is on its way: nobody waits for what hardly ever differs. Not where it is known
+    /// to differ, nor for who trusts nothing (a TTL of zero).
+    pub fn shows_old(&self, folder: NodeId) -> Result<bool, CacheError> {
+        let listed_ms = self.index.folder(folder)?.and_then(|row| row.listed_ms);
+        Ok(!self.ttl.is_zero() && listed_ms.is_some_and(|ms| ms > 0))
+    }
+
+    /// Has the folder listed anew behind those who read it, if its listing is too old.
+    pub fn revalidate(&self, folder: NodeId) {
+        let is_fresh = self.is_listed(folder).unwrap_or(true);
+        let is_pausing = lock(&self.refused).is_some_and(|at| at.elapsed() < LISTING_PAUSE);
+        if !is_fresh && !is_pausing && !self.is_listing_paused() {
+            drop(self.listing(folder, Class::Ahead)); // Runs by itself.
+        }
     }
 
     fn is_listing_paused(&self) -> bool {
@@ -284,7 +367,7 @@ impl Tree {
     }
 
     /// Whether the folder was ever listed, however long ago.
-    pub(super) fn was_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
+    pub fn was_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
         Ok(self.index.folder(folder)?.is_some_and(|row| row.listed_ms.is_some()))
     }
 
@@ -307,6 +390,31 @@ impl Tree {
         Ok(self.index.folder(folder)?.unwrap_or_default().rollup)
     }
 
+    /// How much of the listing of `folder` can be read after the name `after`, at
+    /// least one more entry if there is one: waits for that to come.
+    pub async fn extent(&self, folder: NodeId, after: &str) -> Result<Extent, CacheError> {
+        // The index may be lost amid a listing, and the folder be gone after one.
+        for _ in 0..2 {
+            if self.was_listed(folder)? {
+                // Whoever is past the beginning goes on with what it began.
+                if after.is_empty() && !self.shows_old(folder)? {
+                    self.ensure_listed(folder).await?;
+                }
+                return Ok(Extent::Whole);
+            }
+            let mut listing = self.first_listing(folder, Class::Demand);
+            let mut seen = after.to_owned();
+            while let Some(below) = listing.known_past(&seen).await? {
+                let next = self.index.entries_after(folder, Some(after), 1)?;
+                if next.first().is_some_and(|(name, _)| *name < below) {
+                    return Ok(Extent::Below(below));
+                }
+                seen = below;
+            }
+        }
+        Ok(Extent::Whole)
+    }
+
     /// Up to `limit` entries of a folder after the name `after`, as they are known.
     pub fn children(
         &self,
@@ -318,7 +426,10 @@ impl Tree {
         let listed_for = self.listing_valid_for(&row).unwrap_or_default();
         let entries = self.index.entries_after(folder, after, limit)?;
         let nodes = entries.into_iter().map(|(name, entry)| {
-            let valid_for = listed_for.max(self.seen_valid_for(&entry));
+            let valid_for = match row.listed_ms {
+                Some(listed_ms) if entry.seen_ms <= listed_ms => listed_for,
+                _ => listed_for.max(self.seen_valid_for(&entry)),
+            };
             self.entry_node(folder, name, entry, valid_for)
         });
         nodes.collect()
@@ -399,88 +510,6 @@ impl Tree {
             }
         }
         Ok(parts.iter().rev().fold(String::new(), |prefix, part| prefix + part + "/"))
-    }
-
-    /// The listing of a folder that is under way, or a new one. It goes on
-    /// when nobody waits for it any more.
-    fn listing(&self, folder: NodeId) -> Listing {
-        let mut listings = lock(&self.listings);
-        if let Some(listing) = listings.get(&folder) {
-            return listing.clone();
-        }
-        let Some(tree) = self.me.upgrade() else { unreachable!("a method runs on a live tree") };
-        let task = self.runtime.spawn(async move {
-            let result = tree.list(folder).await;
-            let failed = result.as_ref().is_err_and(is_passing).then(Instant::now);
-            *lock(&tree.listing_failed) = failed;
-            lock(&tree.listings).remove(&folder);
-            result
-        });
-        let listing = async move {
-            task.await.unwrap_or_else(|error| {
-                Err(CacheError::Index(format!("a listing ended abnormally: {error}")))
-            })
-        };
-        let listing = listing.boxed().shared();
-        listings.insert(folder, listing.clone());
-        listing
-    }
-
-    async fn list(&self, folder: NodeId) -> Result<(), CacheError> {
-        match self.list_once(folder).await {
-            // By now another index has taken the place of the one that failed.
-            Err(error) if error.is_of_index() => self.list_once(folder).await?,
-            listed => listed?,
-        }
-        // Names that were in the way are gone now: no third time is needed.
-        if self.index.folder(folder)?.is_some_and(|row| row.listed_ms == Some(0)) {
-            self.list_once(folder).await?;
-        }
-        Ok(())
-    }
-
-    async fn list_once(&self, folder: NodeId) -> Result<(), CacheError> {
-        let prefix = self.prefix(folder)?;
-        let listed = self.index.folder(folder)?.and_then(|row| row.listed_ms);
-        let began_ms = self.clock.next_ms().max(listed.unwrap_or(0) + 1);
-        let mut continuation = None;
-        let mut first = true;
-        let mut pages = Pages::default();
-        loop {
-            if *self.ended.borrow() {
-                let message = format!("LIST {prefix}: its mount has ended");
-                return Err(RemoteError::new(ErrorKind::Transient, message).into());
-            }
-            let request =
-                ListRequest { prefix: prefix.clone(), continuation, ..ListRequest::default() };
-            let mut page = self.remote.list(&request).await?;
-            pages.check(&prefix, &page)?;
-            continuation = page.next.take();
-            let last = continuation.is_none();
-            let prefix = prefix.clone();
-            self.write(move |index| {
-                index.write(|write| {
-                    if write.is_superseded(folder)? {
-                        return Ok(Changes::default());
-                    }
-                    let mut update = FolderUpdate::begin(write, folder, began_ms)?;
-                    if first {
-                        update.reset_hidden();
-                    }
-                    update.page(&prefix, &page)?;
-                    if last {
-                        update.finish_listing()?;
-                    }
-                    update.end()
-                })
-            })
-            .await?;
-            super::kill_point::reach("listing-page-written");
-            if last {
-                return Ok(());
-            }
-            first = false;
-        }
     }
 
     /// Asks for one name: as an object and as a folder, side by side.
@@ -612,7 +641,7 @@ impl Tree {
 }
 
 /// Whether the remote may do later what it could not do now.
-fn is_passing(error: &CacheError) -> bool {
+pub(super) fn is_passing(error: &CacheError) -> bool {
     matches!(error, CacheError::Remote(error) if error.is_retryable())
 }
 /// An object as the remote has it; `None` for a folder.

@@ -1,4 +1,4 @@
-//! Upkeep that a user asks for: evict, verify, pin.
+//! Upkeep that a user asks for: evict, verify, pin, refresh.
 //!
 //! Each runs to its end or until [`Progress::cancel`], tells how far it is by
 //! [`Progress`], and leaves the cache whole wherever it stops.
@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::stream::{self, Stream, StreamExt};
+use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::sync::watch;
 
 use super::budget::Excess;
 use super::record::{EntryRow, NodeId, NodeRow};
 use super::standing::Memo;
 use super::store::{Checked, Readers, USED_GRAIN_MS};
-use super::{Cache, CacheError, CachedObject, NodeKind, Tree};
+use super::{Cache, CacheError, CachedObject, Node, NodeKind, Tree};
 
 /// Objects removed in one transaction: few enough that a reader's rows do not
 /// wait long behind them.
@@ -27,6 +27,9 @@ const VERIFIED_AT_ONCE: usize = 4;
 /// Objects that a pin fetches side by side. Small ones are bound by the round
 /// trip; what is in flight in all is bounded elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
+
+/// Folders that are listed again side by side.
+const LISTED_AT_ONCE: usize = 32;
 
 /// Bytes that a pin reads at once.
 const FETCH_STEP_BYTES: u64 = 1 << 20;
@@ -91,6 +94,15 @@ pub struct Verified {
     /// Of these, fetched again. The others are dropped: their remote is not
     /// mounted or cannot be reached, and the next read fetches them.
     pub repaired_chunks: u64,
+}
+
+/// What [`Cache::refresh`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refreshed {
+    /// Folders that were listed again.
+    pub folders: u64,
+    /// Objects in them, and in all that lies below.
+    pub objects: u64,
 }
 
 /// What [`Cache::pin`] did.
@@ -277,6 +289,43 @@ impl Cache {
             Some(error) => Err(error),
             None => Ok(total),
         }
+    }
+
+    /// Lists a folder anew, or that of an object, and each folder below it that was
+    /// listed before. What is known of the others is asked for when it is used.
+    pub async fn refresh(
+        self: &Arc<Self>,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        progress: &Arc<Progress>,
+    ) -> Result<Refreshed, CacheError> {
+        let top = match tree.node(node)? {
+            Some(Node { kind: NodeKind::Object(_), parent, .. }) => parent,
+            _ => node,
+        };
+        let mut pending = vec![top];
+        let mut listings = FuturesUnordered::new();
+        let mut total = Refreshed::default();
+        loop {
+            while listings.len() < LISTED_AT_ONCE
+                && let Some(folder) = pending.pop()
+            {
+                listings.push(async move {
+                    match folder == top || tree.was_listed(folder)? {
+                        true => tree.list_anew(folder).await.map(|()| (folder, 1)),
+                        false => tree.doubt(folder).await.map(|()| (folder, 0)),
+                    }
+                });
+            }
+            let Some(listed) = next(&mut listings, progress).await else { break };
+            let (folder, lists) = listed?;
+            total.folders += lists;
+            let tree = tree.clone();
+            pending.extend(self.blocking(move || tree.folders_in(folder)).await?);
+            progress.done(1, 0);
+        }
+        total.objects = tree.rollup(top)?.objects;
+        Ok(total)
     }
 
     /// Undoes [`Cache::pin`]; `false` if the node was not pinned itself.

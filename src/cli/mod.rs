@@ -17,6 +17,7 @@ mod mount_o;
 mod output;
 mod pin;
 mod progress;
+mod refresh;
 mod status;
 mod unmount;
 mod upkeep;
@@ -51,6 +52,7 @@ enum Verb {
     Unpin(pin::UnpinArgs),
     Evict(evict::EvictArgs),
     Verify(verify::VerifyArgs),
+    Refresh(refresh::RefreshArgs),
     Bench(Box<bench::BenchArgs>),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
@@ -79,6 +81,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Unpin(args) => pin::unpin(args),
         Verb::Evict(args) => evict::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::Refresh(args) => refresh::run(args),
         Verb::Bench(args) => bench::run(*args),
         Verb::Demo(args) => demo::run(args),
         Verb::Daemon(args) => report(daemon::run(args)),

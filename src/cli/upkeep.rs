@@ -1,4 +1,4 @@
-//! What evict, verify, pin and unpin share: finding who carries the command
+//! What evict, verify, pin, unpin and refresh share: finding who carries the command
 //! out, showing how far it is, ending early.
 //!
 //! With PATH that is the daemon of the mount it lies in. Without, the daemon

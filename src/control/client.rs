@@ -154,6 +154,7 @@ impl Client {
             UpkeepRequest::Verify(body) => begin(stream, Method::POST, "/v1/verify", body).await,
             UpkeepRequest::Pin(body) => begin(stream, Method::POST, "/v1/pin", body).await,
             UpkeepRequest::Unpin(body) => begin(stream, Method::POST, "/v1/unpin", body).await,
+            UpkeepRequest::Refresh(body) => begin(stream, Method::POST, "/v1/refresh", body).await,
         };
         let (response, _driver) = sent.map_err(|_| gone(socket))?;
         if response.status() != StatusCode::OK {

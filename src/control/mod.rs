@@ -11,6 +11,7 @@
 //! POST   /v1/verify       VerifyRequest  -> lines of UpkeepLine
 //! POST   /v1/pin          PinRequest     -> lines of UpkeepLine
 //! POST   /v1/unpin        PinRequest     -> lines of UpkeepLine
+//! POST   /v1/refresh      RefreshRequest -> lines of UpkeepLine
 //! ```
 //!
 //! What may take long is answered by lines of JSON in one body

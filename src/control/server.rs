@@ -254,6 +254,9 @@ async fn dispatch(
         (&Method::POST, "/v1/unpin") => {
             lines(service, UpkeepRequest::Unpin(read(request).await?)).await
         }
+        (&Method::POST, "/v1/refresh") => {
+            lines(service, UpkeepRequest::Refresh(read(request).await?)).await
+        }
         (method, path) => {
             Err(ErrorReply::new(ErrorCode::Invalid, format!("no such request: {method} {path}")))
         }

@@ -149,6 +149,14 @@ pub struct VerifyRequest {
     pub path: Option<PathBuf>,
 }
 
+/// Asks for folders to be listed anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshRequest {
+    /// An absolute path in a mount; without one, all that is mounted.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+}
+
 /// Asks for a file or a folder to be fetched and kept, or to be kept no more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinRequest {
@@ -167,6 +175,8 @@ pub enum UpkeepRequest {
     Pin(PinRequest),
     /// `POST /v1/unpin`
     Unpin(PinRequest),
+    /// `POST /v1/refresh`
+    Refresh(RefreshRequest),
 }
 
 /// One line of the answer to an [`UpkeepRequest`]. Progress comes at least once
@@ -209,6 +219,8 @@ pub enum UpkeepReply {
     Pin(PinReply),
     /// To [`PinRequest`] as well.
     Unpin(UnpinReply),
+    /// To [`RefreshRequest`].
+    Refresh(RefreshReply),
 }
 
 /// What left the cache.
@@ -253,6 +265,15 @@ pub struct PinReply {
 pub struct UnpinReply {
     /// Whether the path itself was pinned.
     pub was_pinned: bool,
+}
+
+/// What was listed anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshReply {
+    /// Folders that were listed.
+    pub folders: u64,
+    /// Objects known in all that was refreshed.
+    pub objects: u64,
 }
 
 /// The state of a daemon. Counters run since it started and cover what

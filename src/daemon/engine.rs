@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::cache::{Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified, Warming};
+use crate::cache::{Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree, Verified, Warming};
 use crate::config::MountRequest;
 use crate::control::wire::{CacheStatus, DownloadStatus, ErrorReply};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
@@ -63,6 +63,14 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Undoes a pin; `false` if there was none of this very node.
     async fn unpin(&self, tree: &Arc<Tree>, node: NodeId) -> Result<bool, ErrorReply>;
+
+    /// Lists a folder anew, and what was listed below it.
+    async fn refresh(
+        &self,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        progress: &Arc<Progress>,
+    ) -> Result<Refreshed, ErrorReply>;
 
     /// Saves what must survive, and closes the cache's files: on return another
     /// daemon may open them. Mounts whose files are still open may be left and

@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
-    AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Scope, Tree, Verified,
-    Warming,
+    AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree,
+    Verified, Warming,
 };
 use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest};
 use crate::control::wire::{CacheStatus, DownloadStatus, ErrorCode, ErrorReply};
@@ -135,6 +135,15 @@ impl Engine for ReadThrough {
 
     async fn unpin(&self, tree: &Arc<Tree>, node: NodeId) -> Result<bool, ErrorReply> {
         self.cache.unpin(tree, node).await.map_err(|error| explain_cache(&error))
+    }
+
+    async fn refresh(
+        &self,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        progress: &Arc<Progress>,
+    ) -> Result<Refreshed, ErrorReply> {
+        self.cache.refresh(tree, node, progress).await.map_err(|error| explain_cache(&error))
     }
 
     async fn shutdown(&self) {

@@ -1,4 +1,4 @@
-//! Evict, verify, pin and unpin: jobs that may take long, told about line by
+//! Evict, verify, pin, unpin and refresh: jobs that may take long, told about line by
 //! line, and stopped when nobody listens or the daemon exits.
 //!
 //! Without a daemon, [`Offline`] does what needs no mount in the caller's own
@@ -21,8 +21,8 @@ use crate::cache::{NodeId, Progress, Scope, Tree};
 use crate::config::CacheOptions;
 use crate::control::cache_lock::CacheLock;
 use crate::control::wire::{
-    ErrorCode, ErrorReply, EvictReply, PinReply, ProgressReport, UnpinReply, UpkeepLine,
-    UpkeepReply, UpkeepRequest, VerifyReply,
+    ErrorCode, ErrorReply, EvictReply, PinReply, ProgressReport, RefreshReply, UnpinReply,
+    UpkeepLine, UpkeepReply, UpkeepRequest, VerifyReply,
 };
 
 /// Jobs at once. Each is bound by the one disk or the one remote that all of
@@ -166,6 +166,15 @@ impl Daemon {
                 let was_pinned = engine.unpin(&tree, node).await?;
                 UpkeepReply::Unpin(UnpinReply { was_pinned })
             }
+            UpkeepRequest::Refresh(request) => {
+                let mut reply = RefreshReply::default();
+                for (tree, node) in self.tops(request.path.as_deref()).await? {
+                    let done = engine.refresh(&tree, node, progress).await?;
+                    reply.folders += done.folders;
+                    reply.objects += done.objects;
+                }
+                UpkeepReply::Refresh(reply)
+            }
         })
     }
 
@@ -173,6 +182,22 @@ impl Daemon {
         let Some(path) = path else { return Ok(Scope::Everything) };
         let (tree, node) = self.find(path).await?;
         Ok(Scope::Below(tree, node))
+    }
+
+    /// What `path` is, or the tops of all mounts.
+    async fn tops(&self, path: Option<&Path>) -> Result<Vec<(Arc<Tree>, NodeId)>, ErrorReply> {
+        if let Some(path) = path {
+            return Ok(vec![self.find(path).await?]);
+        }
+        let mut tops = Vec::new();
+        for entry in self.table.all().iter().filter(|entry| !entry.is_detached()) {
+            tops.extend(entry.mount.find("").await?);
+        }
+        if tops.is_empty() {
+            return Err(ErrorReply::new(ErrorCode::NotMounted, "nothing is mounted")
+                .with_hint("a mount looks by itself at what is older than --metadata-ttl"));
+        }
+        Ok(tops)
     }
 
     /// What `path` is, which the kernel is not asked about.

@@ -299,7 +299,7 @@ impl Filesystem for Driver {
         mut reply: ReplyDirectory,
     ) {
         self.count(&self.fs.metrics().fuse_ops.readdir);
-        self.answer(self.fs.read_dir(Ino(ino.0), offset), move |result| match result {
+        self.answer(self.fs.read_names(Ino(ino.0), offset), move |result| match result {
             Ok(entries) => {
                 for entry in &entries {
                     let ino = INodeNo(entry.attr.ino.0);

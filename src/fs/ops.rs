@@ -14,7 +14,8 @@ use super::inode::{Attr, Ino};
 use super::open_mode::{MountMode, Obstacle, OpenMode};
 use super::trace::Recorder;
 use crate::cache::{
-    AtHand, CacheError, CachedObject, Child, Node, NodeId, NodeKind, ReadOutcome, Rollup, Tree,
+    AtHand, CacheError, CachedObject, Child, Extent, Node, NodeId, NodeKind, ReadOutcome, Rollup,
+    Tree,
 };
 use crate::config::MountOptions;
 use crate::metrics::MountMetrics;
@@ -60,6 +61,15 @@ pub struct DirEntry {
     pub attr: Attr,
     /// How long the kernel may keep the name; zero for `.` and `..`.
     pub ttl: Duration,
+}
+
+/// What is wanted of the entries of a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Detail {
+    /// Names, kinds and inode numbers.
+    Names,
+    /// All attributes, which the kernel keeps.
+    Attributes,
 }
 
 /// What `statfs` shows.
@@ -186,9 +196,10 @@ impl FileSystem {
     /// The attributes of an inode. A file never asks the remote: it is one
     /// version, and that does not change.
     ///
-    /// A folder whose listing is too old is listed again first. Without OPENDIR
-    /// this is all that comes before the kernel serves its own copy of the
-    /// listing, and the mtime is all by which it tells that the copy is old.
+    /// A folder whose listing is too old is listed again behind whoever asks. Without
+    /// OPENDIR this is all that comes before the kernel serves its own copy of the
+    /// listing, and the mtime is all by which it tells that the copy is old: it asks
+    /// again each time until that is done.
     pub fn getattr(self: &Arc<Self>, ino: Ino) -> Answer<Attr> {
         let node = match self.node(ino) {
             Ok(node) => node,
@@ -197,6 +208,10 @@ impl FileSystem {
         let NodeKind::Folder { listed_for: Some(Duration::ZERO), .. } = node.kind else {
             return Answer::Now(Ok(self.attr_of(&node)));
         };
+        if self.tree.shows_old(node.id).unwrap_or(false) {
+            self.tree.revalidate(node.id);
+            return Answer::Now(Ok(self.attr_of(&node)));
+        }
         let fs = self.clone();
         Answer::Later(Box::pin(async move {
             if let Err(error) = fs.tree.ensure_listed(node.id).await {
@@ -344,30 +359,93 @@ impl FileSystem {
     /// An offset is the node id of the entry before, so it stays valid for as
     /// long as anybody may keep it, whatever comes and goes in the folder.
     pub fn read_dir(self: &Arc<Self>, ino: Ino, offset: u64) -> Answer<Vec<DirEntry>> {
+        self.read_dir_with(ino, offset, Detail::Attributes)
+    }
+
+    /// As [`FileSystem::read_dir`] for who looks at names, kinds and inode numbers only.
+    pub fn read_names(self: &Arc<Self>, ino: Ino, offset: u64) -> Answer<Vec<DirEntry>> {
+        self.read_dir_with(ino, offset, Detail::Names)
+    }
+
+    fn read_dir_with(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        detail: Detail,
+    ) -> Answer<Vec<DirEntry>> {
         let folder = ino.node(self.tree.root());
-        // Whoever is past the beginning goes on with what it began.
         if offset == 0 {
-            match self.tree.is_listed(folder) {
-                Ok(true) => {}
-                Ok(false) => return self.list_then_read_dir(ino, folder),
-                Err(error) => return Answer::Now(Err(self.failed("readdir", "", &error))),
+            self.tree.walk_to(folder);
+        } else {
+            self.tree.walk_goes_on();
+        }
+        // Whoever is past the beginning goes on with what it began.
+        let is_known = match offset {
+            0 => self.tree.is_listed(folder).and_then(|is_listed| match is_listed {
+                true => Ok(true),
+                false => self.tree.shows_old(folder),
+            }),
+            _ => self.tree.was_listed(folder),
+        };
+        match is_known {
+            Ok(true) => {
+                if offset == 0 {
+                    self.tree.revalidate(folder);
+                }
+                Answer::Now(self.entries(ino, folder, offset, &Extent::Whole, detail))
+            }
+            Ok(false) => {
+                let fs = self.clone();
+                Answer::Later(Box::pin(async move {
+                    fs.list_and_read_dir(ino, folder, offset, detail).await
+                }))
+            }
+            Err(error) => Answer::Now(Err(self.failed("readdir", "", &error))),
+        }
+    }
+
+    /// Reads of a folder what is known of it, and waits for something to be.
+    async fn list_and_read_dir(
+        &self,
+        ino: Ino,
+        folder: NodeId,
+        offset: u64,
+        detail: Detail,
+    ) -> Result<Vec<DirEntry>, Errno> {
+        let Some(after) = self.name_before(folder, offset)? else { return Ok(Vec::new()) };
+        loop {
+            let extent = self.tree.extent(folder, &after).await;
+            let extent = extent.map_err(|error| self.failed("readdir", "", &error))?;
+            let entries = self.entries(ino, folder, offset, &extent, detail)?;
+            // Nothing is the end for who reads: not while more is on its way, and what
+            // was there is gone this moment.
+            if !entries.is_empty() || extent == Extent::Whole {
+                return Ok(entries);
             }
         }
-        Answer::Now(self.entries(ino, folder, offset))
     }
 
-    fn list_then_read_dir(self: &Arc<Self>, ino: Ino, folder: NodeId) -> Answer<Vec<DirEntry>> {
-        let fs = self.clone();
-        Answer::Later(Box::pin(async move {
-            fs.tree
-                .ensure_listed(folder)
-                .await
-                .map_err(|error| fs.failed("readdir", "", &error))?;
-            fs.entries(ino, folder, 0)
-        }))
+    /// The name that an offset stands behind, empty for the beginning; `None` for one
+    /// that was never given out.
+    fn name_before(&self, folder: NodeId, offset: u64) -> Result<Option<String>, Errno> {
+        if offset <= OFFSET_DOT_DOT {
+            return Ok(Some(String::new()));
+        }
+        match self.tree.node(NodeId(offset)) {
+            Ok(Some(node)) => Ok((node.parent == folder).then_some(node.name)),
+            Ok(None) => Ok(None),
+            Err(error) => Err(self.failed("readdir", "", &error)),
+        }
     }
 
-    fn entries(&self, ino: Ino, folder: NodeId, offset: u64) -> Result<Vec<DirEntry>, Errno> {
+    fn entries(
+        &self,
+        ino: Ino,
+        folder: NodeId,
+        offset: u64,
+        extent: &Extent,
+        detail: Detail,
+    ) -> Result<Vec<DirEntry>, Errno> {
         let mut entries = Vec::with_capacity(READDIR_ENTRIES_MAX);
         if offset < OFFSET_DOT_DOT {
             let node = self.node(ino)?;
@@ -385,26 +463,32 @@ impl FileSystem {
                 },
             ));
         }
-        let after = if offset > OFFSET_DOT_DOT {
-            match self.tree.node(NodeId(offset)) {
-                Ok(Some(node)) if node.parent == folder => Some(node.name),
-                Ok(_) => return Ok(entries), // An offset that was never given out.
-                Err(error) => return Err(self.failed("readdir", "", &error)),
-            }
-        } else {
-            None
-        };
-        let children = self
+        let Some(after) = self.name_before(folder, offset)? else { return Ok(entries) };
+        let mut children = self
             .tree
-            .children(folder, after.as_deref(), READDIR_ENTRIES_MAX)
+            .children(folder, Some(&after), READDIR_ENTRIES_MAX)
             .map_err(|error| self.failed("readdir", "", &error))?;
-        entries.extend(children.iter().map(|node| DirEntry {
+        if let Extent::Below(below) = extent {
+            children.truncate(children.partition_point(|node| node.name < *below));
+        }
+        let present = match detail {
+            Detail::Names => Vec::new(),
+            Detail::Attributes => {
+                let ids: Vec<NodeId> = children.iter().map(|node| node.id).collect();
+                self.tree.store().present_bytes_of(&ids)
+            }
+        };
+        let present = present.into_iter().chain(std::iter::repeat(0));
+        entries.extend(children.iter().zip(present).map(|(node, present)| DirEntry {
             offset: node.id.0,
-            attr: self.attr_of(node),
+            attr: Attr::new(node, self.tree.root(), present, &self.options),
             ttl: node.valid_for,
             name: node.name.clone(),
         }));
-        self.give(folder, children.into_iter());
+        // By a name alone the kernel opens nothing: it looks it up first.
+        if detail == Detail::Attributes {
+            self.give(folder, children.into_iter());
+        }
         Ok(entries)
     }
 

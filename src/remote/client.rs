@@ -201,13 +201,24 @@ impl RemoteClient {
     /// that do not exist are everyday questions.
     pub async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = || format!("HEAD {}", key.0);
-        self.retried(&self.metrics.head, self.limits.response, what, || self.remote.head(key)).await
+        let (metrics, limit) = (&self.metrics.head, self.limits.response);
+        self.retried(metrics, limit, &Class::Demand.into(), what, || self.remote.head(key)).await
     }
 
     /// One page of a listing.
     pub async fn list(&self, request: &ListRequest) -> Result<ListPage, RemoteError> {
+        self.list_as(request, &Class::Demand.into()).await
+    }
+
+    /// The same for something that may not be urgent.
+    pub async fn list_as(
+        &self,
+        request: &ListRequest,
+        urgency: &Urgency,
+    ) -> Result<ListPage, RemoteError> {
         let what = || format!("LIST {}", request.prefix);
-        self.retried(&self.metrics.list, self.limits.list, what, || self.remote.list(request)).await
+        let (metrics, limit) = (&self.metrics.list, self.limits.list);
+        self.retried(metrics, limit, urgency, what, || self.remote.list(request)).await
     }
 
     /// The bytes `range` of `object`. Nothing is sent before the first
@@ -226,6 +237,7 @@ impl RemoteClient {
         &self,
         metrics: &RequestMetrics,
         limit: Duration,
+        urgency: &Urgency,
         what: impl Fn() -> String,
         request: impl Fn() -> F,
     ) -> Result<T, RemoteError>
@@ -234,7 +246,7 @@ impl RemoteClient {
     {
         // GETs have a permit of their caller; the cap holds for these too.
         let _permit = match &self.own_requests {
-            Some(requests) => Some(requests.acquire(Class::Demand, 1).await),
+            Some(requests) => Some(requests.acquire_as(urgency, 1).await),
             None => None,
         };
         let start = Instant::now();

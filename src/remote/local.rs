@@ -103,7 +103,8 @@ impl Remote for LocalRemote {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { version_guard: VersionGuard::CompareResponse, list_start_after: true }
+        // It could, but each page reads the folder from its beginning.
+        Capabilities { version_guard: VersionGuard::CompareResponse, list_start_after: false }
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {

@@ -6,15 +6,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::super::CacheError;
-use super::super::metadata::{NodeKind, Tree};
+use super::super::metadata::Tree;
 use super::super::record::NodeId;
 
 /// Listings that are asked for at once.
 const LISTINGS_MAX: usize = 8;
-
-/// Entries read from the index at once.
-const PAGE: usize = 1024;
 
 /// How often a folder is tried that cannot be listed, and how long after; the
 /// client of the remote has tried for a minute each time.
@@ -41,7 +37,7 @@ pub(super) async fn list_all(tree: Weak<Tree>) {
 async fn list(tree: Weak<Tree>, folder: NodeId) -> Vec<NodeId> {
     for _ in 0..TRIES_MAX {
         let Some(tree) = tree.upgrade() else { return Vec::new() };
-        match tree.ensure_listed(folder).await.and_then(|()| folders_in(&tree, folder)) {
+        match tree.ensure_listed(folder).await.and_then(|()| tree.folders_in(folder)) {
             Ok(folders) => return folders,
             Err(error) => tracing::debug!(%error, "a folder cannot be listed ahead"),
         }
@@ -49,16 +45,4 @@ async fn list(tree: Weak<Tree>, folder: NodeId) -> Vec<NodeId> {
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
     Vec::new()
-}
-
-fn folders_in(tree: &Tree, folder: NodeId) -> Result<Vec<NodeId>, CacheError> {
-    let mut folders = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let children = tree.children(folder, after.as_deref(), PAGE)?;
-        let Some(last) = children.last() else { return Ok(folders) };
-        after = Some(last.name.clone());
-        let is_folder = |kind: &NodeKind| matches!(kind, NodeKind::Folder { .. });
-        folders.extend(children.iter().filter(|node| is_folder(&node.kind)).map(|node| node.id));
-    }
 }

@@ -36,8 +36,10 @@ fn one_line(output: &Output) -> String {
 #[test]
 fn help_fits_a_screen() {
     let home = tempfile::tempdir().unwrap();
-    let of_verbs =
-        ["mount", "unmount", "status", "pin", "unpin", "evict", "verify", "refresh", "bench"];
+    let of_verbs = [
+        "mount", "unmount", "status", "pin", "unpin", "evict", "verify", "refresh", "ls", "du",
+        "bench",
+    ];
     let of_verbs = of_verbs.map(|verb| vec![verb, "--help"]);
     for verb in std::iter::once(vec!["--help"]).chain(of_verbs) {
         let output = warmfs(home.path(), &verb);

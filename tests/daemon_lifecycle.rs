@@ -19,8 +19,8 @@ use warmfs::control::cache_lock::{self, CacheLock};
 use warmfs::control::client::Client;
 use warmfs::control::wire::{
     CacheStatus, ErrorCode, ErrorReply, EvictReply, EvictRequest, MountReply, PinRequest,
-    ProgressReport, UnmountReply, UnmountRequest, UpkeepReply, UpkeepRequest, VerifyRequest,
-    WaitRequest,
+    ProgressReport, UnmountReply, UnmountRequest, UpkeepLine, UpkeepReply, UpkeepRequest,
+    VerifyRequest, WaitRequest,
 };
 use warmfs::daemon::engine::{ActiveMount, Engine};
 use warmfs::daemon::{self, Running, StartError};
@@ -494,8 +494,10 @@ async fn verify_behind(
     let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel::<ProgressReport>();
     let task = tokio::spawn(async move {
         client
-            .upkeep(&verify_all(), &mut |report| {
-                let _ = sender.send(report);
+            .upkeep(&verify_all(), &mut |line| {
+                if let UpkeepLine::Progress(report) = line {
+                    let _ = sender.send(report);
+                }
             })
             .await
     });

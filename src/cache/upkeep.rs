@@ -119,7 +119,7 @@ pub struct Pinned {
 
 impl Progress {
     /// Returns once it was asked to stop.
-    async fn cancelled(&self) {
+    pub(super) async fn cancelled(&self) {
         // It cannot close: this holds its sender.
         let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
     }

@@ -8,10 +8,12 @@ mod args;
 mod bench;
 mod daemon;
 pub mod demo;
+mod du;
 mod evict;
 mod interrupt;
 mod launch;
 mod logging;
+mod ls;
 mod mount;
 mod mount_o;
 mod output;
@@ -53,6 +55,8 @@ enum Verb {
     Evict(evict::EvictArgs),
     Verify(verify::VerifyArgs),
     Refresh(refresh::RefreshArgs),
+    Ls(ls::LsArgs),
+    Du(du::DuArgs),
     Bench(Box<bench::BenchArgs>),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
@@ -82,6 +86,8 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Evict(args) => evict::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Refresh(args) => refresh::run(args),
+        Verb::Ls(args) => ls::run(args),
+        Verb::Du(args) => du::run(args),
         Verb::Bench(args) => bench::run(*args),
         Verb::Demo(args) => demo::run(args),
         Verb::Daemon(args) => report(daemon::run(args)),

@@ -17,7 +17,7 @@ use super::{args, logging, output, run_daemon, status};
 use crate::config::CacheOptions;
 use crate::control::client::Client;
 use crate::control::wire::{
-    ErrorCode, ErrorReply, MountStatus, ProgressReport, UpkeepReply, UpkeepRequest,
+    ErrorCode, ErrorReply, MountStatus, Row, UpkeepLine, UpkeepReply, UpkeepRequest,
 };
 use crate::daemon::engine::Engine;
 use crate::daemon::upkeep::Offline;
@@ -61,7 +61,12 @@ pub(super) fn run(
     sentence: impl FnOnce(&UpkeepReply) -> Result<String, ErrorReply>,
 ) -> ExitCode {
     let mut display = Display::new(verb, common.json);
-    let end = run_daemon(carry_out(common, path, make, &mut display));
+    let mut show = |line: UpkeepLine| {
+        if let UpkeepLine::Progress(report) = line {
+            display.show(report);
+        }
+    };
+    let end = run_daemon(carry_out(common, path, make, &mut show));
     display.clear();
     let printed = match end {
         Err(error) => Err(error),
@@ -89,6 +94,45 @@ fn print_reply(
     output::line(&json.map_err(|e| ErrorReply::new(ErrorCode::Internal, e.to_string()))?)
 }
 
+/// Runs a command that finds rows, and prints those that are `wanted`: as JSON, one a
+/// line, or as `text` has them. `make` makes the request of PATH in canonical form.
+pub(super) fn rows(
+    common: &CommonArgs,
+    path: &Path,
+    make: impl FnOnce(PathBuf) -> UpkeepRequest,
+    wanted: impl Fn(&Row) -> bool + Sync,
+    text: impl Fn(&Row) -> String + Sync,
+) -> ExitCode {
+    let json = common.json;
+    let mut printed = Ok(());
+    let end = {
+        let mut show = |line: UpkeepLine| {
+            let UpkeepLine::Rows(rows) = line else { return };
+            let lines: Vec<String> =
+                rows.iter()
+                    .filter(|row| wanted(row))
+                    .map(|row| {
+                        if json {
+                            serde_json::to_string(row).unwrap_or_default()
+                        } else {
+                            text(row)
+                        }
+                    })
+                    .collect();
+            if printed.is_ok() && !lines.is_empty() {
+                printed = output::line(&lines.join("\n"));
+            }
+        };
+        let make = |path: Option<PathBuf>| make(path.unwrap_or_default());
+        run_daemon(carry_out(common, Some(path), make, &mut show))
+    };
+    match end {
+        Ok(End::Interrupted(code)) => ExitCode::from(code),
+        Ok(End::Done(_)) => super::report(printed),
+        Err(error) => super::report(Err(error)),
+    }
+}
+
 /// A reply to another request: never sent by a daemon of this version.
 pub(super) fn wrong_reply(reply: &UpkeepReply) -> ErrorReply {
     ErrorReply::new(ErrorCode::Internal, format!("the daemon answered something else: {reply:?}"))
@@ -98,25 +142,24 @@ async fn carry_out(
     common: &CommonArgs,
     path: Option<&Path>,
     make: impl FnOnce(Option<PathBuf>) -> UpkeepRequest,
-    display: &mut Display,
+    show: &mut (dyn FnMut(UpkeepLine) + Send),
 ) -> Result<End, ErrorReply> {
     let mut interrupt = Interrupt::new()?;
-    let mut show = |report: ProgressReport| display.show(report);
     if let Some(path) = path {
         let (client, path) = tokio::select! {
             found = find(path, common) => found?,
             code = interrupt.received() => return Ok(End::Interrupted(code)),
         };
         let request = make(Some(path));
-        return ask(&client, &request, &mut interrupt, &mut show).await;
+        return ask(&client, &request, &mut interrupt, show).await;
     }
     let request = make(None);
     let cache = args::resolve_cache_dir(common.cache_dir.as_deref())?;
     for attempt in 1.. {
         let again = attempt < ATTEMPTS_MAX;
         let ended = match Client::of_cache(&cache).await? {
-            Some(client) => ask(&client, &request, &mut interrupt, &mut show).await,
-            None => match offline(&cache, &request, &mut interrupt, &mut show).await {
+            Some(client) => ask(&client, &request, &mut interrupt, show).await,
+            None => match offline(&cache, &request, &mut interrupt, show).await {
                 Err(StartError::AlreadyServed(_)) if again => continue,
                 Err(StartError::AlreadyServed(socket)) => Err(busy(&socket)),
                 Err(StartError::Failed(error)) => Err(error),
@@ -140,7 +183,7 @@ async fn ask(
     client: &Client,
     request: &UpkeepRequest,
     interrupt: &mut Interrupt,
-    show: &mut (dyn FnMut(ProgressReport) + Send),
+    show: &mut (dyn FnMut(UpkeepLine) + Send),
 ) -> Result<End, ErrorReply> {
     tokio::select! {
         reply = client.upkeep(request, show) => reply.map(End::Done),
@@ -154,7 +197,7 @@ async fn offline(
     cache: &Path,
     request: &UpkeepRequest,
     interrupt: &mut Interrupt,
-    show: &mut (dyn FnMut(ProgressReport) + Send),
+    show: &mut (dyn FnMut(UpkeepLine) + Send),
 ) -> Result<End, StartError> {
     if !cache.is_dir() {
         let message = format!("there is no cache {}", output::short(cache));

@@ -21,8 +21,8 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use super::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, ProgressReport, StatusReply, UnmountReply,
-    UnmountRequest, UpkeepLine, UpkeepReply, UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
+    UpkeepReply, UpkeepRequest, WaitRequest,
 };
 use super::{
     BODY_BYTES_MAX, LINE_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER, cache_lock,
@@ -137,15 +137,15 @@ impl Client {
         }
     }
 
-    /// Runs an upkeep command and hands on how far it is. Dropped, the daemon
-    /// stops the command soon.
+    /// Runs an upkeep command and hands on the lines before the last: how far it is, and
+    /// what it found. Dropped, the daemon stops the command soon.
     ///
     /// # Errors
     /// Those of the daemon, or if it falls silent.
     pub async fn upkeep(
         &self,
         request: &UpkeepRequest,
-        on_progress: &mut (dyn FnMut(ProgressReport) + Send),
+        on_line: &mut (dyn FnMut(UpkeepLine) + Send),
     ) -> Result<UpkeepReply, ErrorReply> {
         let socket = &self.socket;
         let stream = open(socket).await?.ok_or_else(|| gone(socket))?;
@@ -155,13 +155,15 @@ impl Client {
             UpkeepRequest::Pin(body) => begin(stream, Method::POST, "/v1/pin", body).await,
             UpkeepRequest::Unpin(body) => begin(stream, Method::POST, "/v1/unpin", body).await,
             UpkeepRequest::Refresh(body) => begin(stream, Method::POST, "/v1/refresh", body).await,
+            UpkeepRequest::Ls(body) => begin(stream, Method::POST, "/v1/ls", body).await,
+            UpkeepRequest::Du(body) => begin(stream, Method::POST, "/v1/du", body).await,
         };
         let (response, _driver) = sent.map_err(|_| gone(socket))?;
         if response.status() != StatusCode::OK {
             let (parts, body) = collect(response).await.map_err(|_| gone(socket))?;
             return understand(&parts, &body, socket);
         }
-        read_lines(response.into_body(), socket, on_progress).await
+        read_lines(response.into_body(), socket, on_line).await
     }
 
     async fn send<B: Serialize, T: DeserializeOwned>(
@@ -248,7 +250,7 @@ async fn begin<B: Serialize>(
 async fn read_lines(
     mut body: Incoming,
     socket: &Path,
-    on_progress: &mut (dyn FnMut(ProgressReport) + Send),
+    on_line: &mut (dyn FnMut(UpkeepLine) + Send),
 ) -> Result<UpkeepReply, ErrorReply> {
     let mut buffer = Vec::new();
     loop {
@@ -260,9 +262,9 @@ async fn read_lines(
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
             match serde_json::from_slice(&line) {
-                Ok(UpkeepLine::Progress(report)) => on_progress(report),
                 Ok(UpkeepLine::Done(reply)) => return Ok(reply),
                 Ok(UpkeepLine::Error(error)) => return Err(error),
+                Ok(line) => on_line(line),
                 Err(_) => {}
             }
         }

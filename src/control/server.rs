@@ -257,6 +257,8 @@ async fn dispatch(
         (&Method::POST, "/v1/refresh") => {
             lines(service, UpkeepRequest::Refresh(read(request).await?)).await
         }
+        (&Method::POST, "/v1/ls") => lines(service, UpkeepRequest::Ls(read(request).await?)).await,
+        (&Method::POST, "/v1/du") => lines(service, UpkeepRequest::Du(read(request).await?)).await,
         (method, path) => {
             Err(ErrorReply::new(ErrorCode::Invalid, format!("no such request: {method} {path}")))
         }

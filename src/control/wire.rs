@@ -157,6 +157,26 @@ pub struct RefreshRequest {
     pub path: Option<PathBuf>,
 }
 
+/// Asks what is in a folder, or what a file is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LsRequest {
+    /// An absolute path in a mount.
+    pub path: PathBuf,
+    /// Only keys that have no name in the mount.
+    #[serde(default)]
+    pub hidden: bool,
+}
+
+/// Asks for the sums of a folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DuRequest {
+    /// An absolute path in a mount.
+    pub path: PathBuf,
+    /// Folders down to so many below it are told of, too.
+    #[serde(default)]
+    pub depth: u32,
+}
+
 /// Asks for a file or a folder to be fetched and kept, or to be kept no more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinRequest {
@@ -177,6 +197,10 @@ pub enum UpkeepRequest {
     Unpin(PinRequest),
     /// `POST /v1/refresh`
     Refresh(RefreshRequest),
+    /// `POST /v1/ls`
+    Ls(LsRequest),
+    /// `POST /v1/du`
+    Du(DuRequest),
 }
 
 /// One line of the answer to an [`UpkeepRequest`]. Progress comes at least once
@@ -187,6 +211,8 @@ pub enum UpkeepRequest {
 pub enum UpkeepLine {
     /// It goes on.
     Progress(ProgressReport),
+    /// What was found since the last line.
+    Rows(Vec<Row>),
     /// It is done.
     Done(UpkeepReply),
     /// It failed. What was done until then is kept.
@@ -221,6 +247,8 @@ pub enum UpkeepReply {
     Unpin(UnpinReply),
     /// To [`RefreshRequest`].
     Refresh(RefreshReply),
+    /// To [`LsRequest`] and [`DuRequest`]; the rows came before.
+    Rows(RowsReply),
 }
 
 /// What left the cache.
@@ -274,6 +302,43 @@ pub struct RefreshReply {
     pub folders: u64,
     /// Objects known in all that was refreshed.
     pub objects: u64,
+}
+
+/// A file, or a folder with all that is known below it. Also what `ls` and `du` print
+/// with `--json`, one a line: fields are added, never renamed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Its name; for `du` its path below what was asked for, which is empty for that.
+    /// For a key that is not shown, what follows the folder's prefix.
+    pub name: String,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes in the remote.
+    pub bytes: u64,
+    /// Bytes of them in the cache.
+    pub cached_bytes: u64,
+    /// Modification time, milliseconds since the epoch.
+    pub mtime_ms: u64,
+    /// The etag or generation of an object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+impl Row {
+    /// Whether all of it is in the cache. Of a folder without a byte nothing is: it may
+    /// only not be listed.
+    pub fn is_cached(&self) -> bool {
+        self.cached_bytes >= self.bytes && (self.bytes > 0 || !self.is_folder)
+    }
+}
+
+/// How many rows were told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowsReply {
+    /// Rows.
+    pub rows: u64,
 }
 
 /// The state of a daemon. Counters run since it started and cover what

@@ -10,6 +10,7 @@ pub mod direct;
 pub mod engine;
 mod holders;
 pub mod kernel;
+mod look;
 mod mount_point;
 pub mod mountinfo;
 pub mod preflight;

@@ -252,7 +252,7 @@ fn explain_remote(uri: &RemoteUri, error: &RemoteError) -> ErrorReply {
     ErrorReply::new(code_of(error), format!("cannot mount {uri}: {error}"))
 }
 
-fn explain_cache(error: &CacheError) -> ErrorReply {
+pub(super) fn explain_cache(error: &CacheError) -> ErrorReply {
     match error {
         CacheError::Remote(remote) => {
             ErrorReply::new(code_of(remote), format!("the remote failed: {remote}"))

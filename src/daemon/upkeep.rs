@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use super::engine::Engine;
+use super::look::Rows;
 use super::serve::{StartError, say_who_holds, take_lock};
 use super::table::{Entry, shutting_down};
 use super::{Daemon, internal};
@@ -91,27 +92,20 @@ impl Daemon {
         let progress = Arc::new(Progress::default());
         // In a task of its own, so that lines go out whatever it waits for.
         let job = tokio::spawn({
-            let (daemon, progress) = (self.clone(), Arc::clone(&progress));
-            async move { daemon.carry_out(request, &progress).await }
+            let (daemon, progress, lines) = (self.clone(), Arc::clone(&progress), lines.clone());
+            async move { daemon.carry_out(request, &progress, &lines).await }
         });
         let mut job = pin!(job);
         let mut closed = self.table.closed();
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let done = loop {
             tokio::select! {
-                result = &mut job => {
-                    let line = match result.unwrap_or_else(|error| Err(internal(&error))) {
-                        Ok(reply) => UpkeepLine::Done(reply),
-                        Err(error) => UpkeepLine::Error(error),
-                    };
-                    let _ = lines.try_send(line);
-                    return;
-                }
-                () = lines.closed() => break,
+                result = &mut job => break Some(result),
+                () = lines.closed() => break None,
                 _ = closed.wait_for(|closed| *closed) => {
                     let _ = lines.try_send(UpkeepLine::Error(shutting_down()));
-                    break;
+                    break None;
                 }
                 _ = beat.tick() => {
                     if lines.capacity() > 1 {
@@ -119,15 +113,25 @@ impl Daemon {
                     }
                 }
             }
-        }
-        progress.cancel();
-        let _ = job.await;
+        };
+        let Some(result) = done else {
+            progress.cancel();
+            let _ = job.await;
+            return;
+        };
+        let line = match result.unwrap_or_else(|error| Err(internal(&error))) {
+            Ok(reply) => UpkeepLine::Done(reply),
+            Err(error) => UpkeepLine::Error(error),
+        };
+        // Rows may fill the queue; who reads no line goes away some day.
+        let _ = lines.send(line).await;
     }
 
     async fn carry_out(
         &self,
         request: UpkeepRequest,
         progress: &Arc<Progress>,
+        lines: &mpsc::Sender<UpkeepLine>,
     ) -> Result<UpkeepReply, ErrorReply> {
         let engine = &self.engine;
         Ok(match request {
@@ -175,6 +179,12 @@ impl Daemon {
                 }
                 UpkeepReply::Refresh(reply)
             }
+            UpkeepRequest::Ls(request) => {
+                UpkeepReply::Rows(self.ls(&request, Rows::to(lines), progress).await?)
+            }
+            UpkeepRequest::Du(request) => {
+                UpkeepReply::Rows(self.du(&request, Rows::to(lines), progress).await?)
+            }
         })
     }
 
@@ -201,7 +211,7 @@ impl Daemon {
     }
 
     /// What `path` is, which the kernel is not asked about.
-    async fn find(&self, path: &Path) -> Result<(Arc<Tree>, NodeId), ErrorReply> {
+    pub(super) async fn find(&self, path: &Path) -> Result<(Arc<Tree>, NodeId), ErrorReply> {
         let shown = path.display();
         let entry = self.mount_above(path).await?.ok_or_else(|| {
             let message = format!("{shown} is in no mount of this cache");
@@ -261,21 +271,21 @@ impl Offline {
         Ok(Offline { daemon: Daemon::new(cache, engine), lock })
     }
 
-    /// Runs a command and hands on how far it is. Dropped, the command stops.
+    /// Runs a command and hands on the lines before the last. Dropped, it stops.
     ///
     /// # Errors
     /// Those of the command.
     pub async fn run(
         &self,
         request: &UpkeepRequest,
-        on_progress: &mut (dyn FnMut(ProgressReport) + Send),
+        on_line: &mut (dyn FnMut(UpkeepLine) + Send),
     ) -> Result<UpkeepReply, ErrorReply> {
         let mut lines = self.daemon.start_upkeep(request.clone())?;
         loop {
             match lines.recv().await {
-                Some(UpkeepLine::Progress(report)) => on_progress(report),
                 Some(UpkeepLine::Done(reply)) => return Ok(reply),
                 Some(UpkeepLine::Error(error)) => return Err(error),
+                Some(line) => on_line(line),
                 None => return Err(shutting_down()),
             }
         }

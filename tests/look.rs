@@ -54,6 +54,7 @@ fn ls_shows_names_sizes_and_what_is_cached() {
     assert_eq!((first["name"].as_str(), first["bytes"].as_u64()), (Some("1.bin"), Some(262_144)));
     assert_eq!(warmfs.ok(&["ls", "--hidden", dir]), "..\n");
     assert_eq!(warmfs.ok(&["ls", "--hidden", &format!("{dir}/x")]), "/\n");
+    assert_eq!(warmfs.ok(&["ls", "--hidden", &format!("{dir}/top.bin")]), "");
     assert!(warmfs.fails(&["ls", &format!("{dir}/none")]).contains("does not exist"));
     warmfs.unmount("mount");
 }
@@ -92,6 +93,10 @@ fn du_sums_up_what_is_there_and_what_is_cached() {
             with_cached("", all.1, all.2),
         ]
     );
+    let lists = store.counts().list.requests;
+    let one = warmfs.ok(&["du", &format!("{dir}/top.bin")]);
+    assert!(one.contains("1 object"), "{one}");
+    assert_eq!(store.counts().list.requests, lists, "an object is no folder");
     let text = warmfs.ok(&["du", "-d", "1", dir]);
     assert!(text.lines().next().unwrap().contains("256 KiB of"), "{text}");
     warmfs.unmount("mount");
@@ -113,5 +118,20 @@ fn what_is_known_is_shown_although_the_rest_cannot_be() {
     assert!(text.lines().any(|line| line.ends_with("  b")), "{text}");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    warmfs.unmount("mount");
+}
+
+#[test]
+fn names_of_any_length_and_with_any_character_are_one_line_each() {
+    let store = Store::start();
+    for n in 0..600 {
+        let name = format!("data/{n:03}\n{}", "\u{1}".repeat(240));
+        store.put(BUCKET, name, Bytes::from_static(b"x"));
+    }
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_with("s3://bucket/data", "mount", &["--warm", "off"]);
+    let text = warmfs.ok(&["ls", mount.to_str().unwrap()]);
+    assert_eq!(text.lines().count(), 600);
+    assert!(!text.contains('\u{1}'), "nothing that steers a terminal");
     warmfs.unmount("mount");
 }

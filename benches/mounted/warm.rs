@@ -32,13 +32,6 @@ enum Mode {
 }
 
 impl Mode {
-    fn option(self) -> &'static str {
-        match self {
-            Mode::Cached => "no-open",
-            Mode::Passthrough => "passthrough",
-        }
-    }
-
     fn name(self) -> &'static str {
         match self {
             Mode::Cached => "cached",
@@ -191,7 +184,7 @@ struct Filled<'a> {
 
 impl<'a> Filled<'a> {
     fn fill(stage: &'a Stage, store: &'a Store, mode: Mode, set: Set) -> Result<Self, Failure> {
-        let mount = stage.field(store).mount(Peer::Warmfs, &["--open-mode", mode.option()])?;
+        let mount = stage.field(store).mount(Peer::Warmfs, &["--open-mode", mode.name()])?;
         let copy = mount.home().join("copy");
         stage.data.copy(set, &copy)?;
         let filled = Filled { stage, store, mode, set, mount, copy };
@@ -215,7 +208,7 @@ impl<'a> Filled<'a> {
     fn expect_mode(&self) -> Result<(), Failure> {
         let status = self.status()?;
         match &status["mounts"][0]["mode"] {
-            Value::String(mode) if mode == self.mode.option() => Ok(()),
+            Value::String(mode) if mode == self.mode.name() => Ok(()),
             mode => Err(format!("the mode is {mode}: {}", status["mounts"][0]["mode_reason"])),
         }
     }

@@ -98,7 +98,7 @@ impl Walk {
             None => self.trail.last().is_some_and(|last| last.folder == parent),
         };
         let follows = is_prompt && (was_ahead.is_some() || is_next);
-        if !follows {
+        if !follows || !is_next {
             self.trail.clear();
         }
         self.trail.push(Step { parent, folder, name: name.to_owned() });

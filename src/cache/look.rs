@@ -36,6 +36,15 @@ pub struct Look {
     pub version: Option<Version>,
 }
 
+/// How far hidden keys were looked for.
+#[derive(Debug, Default)]
+pub struct HiddenPages {
+    before: Pages,
+    next: Option<String>,
+    /// There are no more.
+    pub is_last: bool,
+}
+
 impl Tree {
     /// What a node is. Blocks.
     pub fn look_at(&self, node: &Node) -> Result<Look, CacheError> {
@@ -113,49 +122,52 @@ impl Tree {
         failure.map_or(Ok(()), Err)
     }
 
-    /// The keys directly in a folder that have no name in the mount. Asks the remote.
-    pub async fn hidden(&self, folder: NodeId) -> Result<Vec<Look>, CacheError> {
+    /// The keys directly in a folder that have no name in the mount, of the next page of
+    /// its listing: `pages` are those before it. Asks the remote.
+    pub async fn hidden(
+        &self,
+        folder: NodeId,
+        pages: &mut HiddenPages,
+    ) -> Result<Vec<Look>, CacheError> {
         let prefix = self.prefix(folder)?;
         let mut hidden = Vec::new();
-        let mut continuation = None;
-        let mut pages = Pages::default();
-        loop {
-            let request =
-                ListRequest { prefix: prefix.clone(), continuation, ..ListRequest::default() };
-            let page = self.remote.list(&request).await?;
-            pages.check(&prefix, &page)?;
-            for object in &page.objects {
-                let Some(name) = object.key.0.strip_prefix(&prefix) else { continue };
-                let is_marker = name.is_empty() && object.size == 0;
-                if !is_marker && !self.is_shown(folder, name)? {
-                    hidden.push(Look {
-                        node: None,
-                        name: name.to_owned(),
-                        is_folder: false,
-                        sums: Rollup { objects: 1, bytes: object.size, cached_bytes: 0 },
-                        mtime_ns: super::listing::to_ns(object.mtime),
-                        version: Some(object.version.clone()),
-                    });
-                }
-            }
-            for below in &page.prefixes {
-                let name = below.strip_prefix(&prefix).unwrap_or(below);
-                if !name.strip_suffix('/').is_some_and(names::is_showable) {
-                    hidden.push(Look {
-                        node: None,
-                        name: name.to_owned(),
-                        is_folder: true,
-                        sums: Rollup::default(),
-                        mtime_ns: 0,
-                        version: None,
-                    });
-                }
-            }
-            continuation = page.next;
-            if continuation.is_none() {
-                return Ok(hidden);
+        let request = ListRequest {
+            prefix: prefix.clone(),
+            continuation: pages.next.take(),
+            ..ListRequest::default()
+        };
+        let page = self.remote.list(&request).await?;
+        pages.before.check(&prefix, &page)?;
+        for object in &page.objects {
+            let Some(name) = object.key.0.strip_prefix(&prefix) else { continue };
+            let is_marker = name.is_empty() && object.size == 0;
+            if !is_marker && !self.is_shown(folder, name)? {
+                hidden.push(Look {
+                    node: None,
+                    name: name.to_owned(),
+                    is_folder: false,
+                    sums: Rollup { objects: 1, bytes: object.size, cached_bytes: 0 },
+                    mtime_ns: super::listing::to_ns(object.mtime),
+                    version: Some(object.version.clone()),
+                });
             }
         }
+        for below in &page.prefixes {
+            let name = below.strip_prefix(&prefix).unwrap_or(below);
+            if !name.strip_suffix('/').is_some_and(names::is_showable) {
+                hidden.push(Look {
+                    node: None,
+                    name: name.to_owned(),
+                    is_folder: true,
+                    sums: Rollup::default(),
+                    mtime_ns: 0,
+                    version: None,
+                });
+            }
+        }
+        pages.is_last = page.next.is_none();
+        pages.next = page.next;
+        Ok(hidden)
     }
 
     /// Whether an object of this name is shown under it, or beside a folder.

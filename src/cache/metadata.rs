@@ -31,6 +31,10 @@ use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta};
 /// behind them: who opens three files pays for three, who goes on pays once.
 const POINT_LOOKUPS_BEFORE_LISTING: u32 = 3;
 
+/// Names of such a folder that are asked for one by one: more, as of a listing that broke
+/// off, cost less by another listing.
+const ASKED_ANEW_MAX: usize = 16;
+
 /// Folders whose point lookups are counted.
 const COUNTED_FOLDERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
@@ -297,24 +301,19 @@ impl Tree {
         self.listing(folder, Class::Demand).done().await
     }
 
-    /// Nothing that single answers told of a folder is trusted any more.
-    pub(super) async fn doubt(&self, folder: NodeId) -> Result<(), CacheError> {
-        self.write(move |index| {
-            index.write(|write| {
-                let mut changes = Changes::default();
-                let mut after: Option<String> = None;
-                loop {
-                    let entries = write.entries_after(folder, after.as_deref(), 1024)?;
-                    let Some((last, _)) = entries.last() else { return Ok(changes) };
-                    after = Some(last.clone());
-                    for (name, entry) in entries {
-                        write.put_entry(folder, &name, &EntryRow { seen_ms: 0, ..entry })?;
-                        changes.names.push((folder, name));
-                    }
-                }
-            })
-        })
-        .await
+    /// Asks anew for what is known of a folder that was never listed: for each name, or
+    /// for all of it if there are many.
+    pub(super) async fn ask_anew(&self, folder: NodeId) -> Result<(), CacheError> {
+        let known = self.index.entries_after(folder, None, ASKED_ANEW_MAX + 1)?;
+        if known.len() > ASKED_ANEW_MAX || self.listings.under_way(folder, Class::Demand).is_some()
+        {
+            return self.list_anew(folder).await;
+        }
+        for (name, entry) in known {
+            let key_name = entry.object.and_then(|attr| attr.key_name);
+            self.point_lookup(folder, key_name.as_ref().unwrap_or(&name)).await?;
+        }
+        Ok(())
     }
 
     /// The folders in a folder, as far as they are known. Blocks.
@@ -410,6 +409,9 @@ impl Tree {
                     return Ok(Extent::Below(below));
                 }
                 seen = below;
+            }
+            if self.was_listed(folder)? {
+                return Ok(Extent::Whole);
             }
         }
         Ok(Extent::Whole)

@@ -49,7 +49,7 @@ use tokio::runtime::Handle;
 pub use attach::AttachError;
 pub use chunk_map::CHUNK_BYTES;
 pub use direct::Direct;
-pub use look::Look;
+pub use look::{HiddenPages, Look};
 pub use metadata::{Child, Extent, Node, NodeKind, Tree};
 pub use object::{AtHand, CachedObject, ReadOutcome};
 pub use record::{NodeId, ObjectAttr, Rollup};

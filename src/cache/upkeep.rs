@@ -119,7 +119,7 @@ pub struct Pinned {
 
 impl Progress {
     /// Returns once it was asked to stop.
-    pub(super) async fn cancelled(&self) {
+    pub async fn cancelled(&self) {
         // It cannot close: this holds its sender.
         let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
     }
@@ -292,7 +292,7 @@ impl Cache {
     }
 
     /// Lists a folder anew, or that of an object, and each folder below it that was
-    /// listed before. What is known of the others is asked for when it is used.
+    /// listed before. Of the others what is known is asked for again.
     pub async fn refresh(
         self: &Arc<Self>,
         tree: &Arc<Tree>,
@@ -313,7 +313,7 @@ impl Cache {
                 listings.push(async move {
                     match folder == top || tree.was_listed(folder)? {
                         true => tree.list_anew(folder).await.map(|()| (folder, 1)),
-                        false => tree.doubt(folder).await.map(|()| (folder, 0)),
+                        false => tree.ask_anew(folder).await.map(|()| (folder, 0)),
                     }
                 });
             }

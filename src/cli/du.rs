@@ -35,7 +35,7 @@ pub(super) fn run(args: DuArgs) -> ExitCode {
 }
 
 fn line(row: &Row) -> String {
-    let name = if row.name.is_empty() { "." } else { &row.name };
+    let name = if row.name.is_empty() { ".".to_owned() } else { upkeep::shown(&row.name) };
     let (cached, bytes) = (format_bytes(row.cached_bytes), format_bytes(row.bytes));
     format!("{cached:>10} of {bytes:>10}  {:>16}  {name}", count(row.objects, "object"))
 }

@@ -52,8 +52,9 @@ pub(super) fn run(args: LsArgs) -> ExitCode {
 
 fn line(row: &Row, long: bool) -> String {
     let name = match row.is_folder && !row.name.ends_with('/') {
-        true => format!("{}/", row.name),
-        false => row.name.clone(),
+        true => format!("{}/", upkeep::shown(&row.name)),
+        false if row.name.is_empty() => "./".to_owned(), // A folder's own key, with bytes.
+        false => upkeep::shown(&row.name),
     };
     if !long {
         return name;

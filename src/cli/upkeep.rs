@@ -36,7 +36,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Options of all of them.
 #[derive(Debug, Args)]
 pub(super) struct CommonArgs {
-    /// As JSON, when it is done
+    /// As JSON, when it is done, or a line for each row
     #[arg(long)]
     pub(super) json: bool,
     /// The cache directory [default: ~/.cache/warmfs]
@@ -92,6 +92,11 @@ fn print_reply(
     }
     let json = serde_json::to_string_pretty(reply);
     output::line(&json.map_err(|e| ErrorReply::new(ErrorCode::Internal, e.to_string()))?)
+}
+
+/// A name in a line of its own: one that has a newline is not two.
+pub(super) fn shown(name: &str) -> String {
+    name.replace('\n', "\\u000a")
 }
 
 /// Runs a command that finds rows, and prints those that are `wanted`: as JSON, one a

@@ -7,33 +7,43 @@ use tokio::sync::mpsc;
 
 use super::read_through::explain_cache as explain;
 use super::{Daemon, internal};
-use crate::cache::{CacheError, Look, NodeId, NodeKind, Progress, Tree};
+use crate::cache::{CacheError, HiddenPages, Look, Node, NodeId, NodeKind, Progress, Tree};
 use crate::control::wire::{DuRequest, ErrorReply, LsRequest, Row, RowsReply, UpkeepLine};
 
-/// Rows of one line, at most.
+/// Rows of one line, at most, and about how many bytes they may take: a client takes an
+/// endless line for a defect.
 const ROWS_MAX: usize = 256;
+const LINE_BYTES: usize = 32 << 10;
+
+/// Bytes of a row besides its names, and of one byte of a name if it has to be escaped.
+const ROW_BYTES: usize = 200;
+const ESCAPED_BYTES: usize = 6;
 
 /// Where rows go.
 pub(super) struct Rows<'a> {
     lines: &'a mpsc::Sender<UpkeepLine>,
     waiting: Vec<Row>,
+    waiting_bytes: usize,
     sent: u64,
 }
 
 impl<'a> Rows<'a> {
     pub(super) fn to(lines: &'a mpsc::Sender<UpkeepLine>) -> Self {
-        Rows { lines, waiting: Vec::new(), sent: 0 }
+        Rows { lines, waiting: Vec::new(), waiting_bytes: 0, sent: 0 }
     }
 
     async fn push(&mut self, row: Row) {
+        let names = row.name.len() + row.version.as_ref().map_or(0, String::len);
+        self.waiting_bytes += ROW_BYTES + ESCAPED_BYTES * names;
         self.waiting.push(row);
-        if self.waiting.len() >= ROWS_MAX {
+        if self.waiting.len() >= ROWS_MAX || self.waiting_bytes >= LINE_BYTES {
             self.send().await;
         }
     }
 
     async fn send(&mut self) {
         let rows = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
         self.sent += rows.len() as u64;
         // Who went away wants no more; the job is told to stop for it.
         let _ = self.lines.send(UpkeepLine::Rows(rows)).await;
@@ -56,18 +66,50 @@ impl Daemon {
         progress: &Arc<Progress>,
     ) -> Result<RowsReply, ErrorReply> {
         let (tree, node) = self.find(&request.path).await?;
-        let listed = match request.hidden {
-            true => {
-                let listed = tree.ensure_listed(node).await;
-                for look in tree.hidden(node).await.map_err(|error| explain(&error))? {
+        let known = blocking(&tree, move |tree| tree.node(node)).await?;
+        let listed = match known {
+            None => Ok(()),
+            Some(known) if is_object(&known) => {
+                if !request.hidden {
+                    let look = blocking(&tree, move |tree| tree.look_at(&known)).await?;
                     rows.push(row(look.name.clone(), look)).await;
+                }
+                Ok(())
+            }
+            Some(_) => {
+                let listed = tokio::select! {
+                    listed = tree.ensure_listed(node) => listed,
+                    () = progress.cancelled() => Ok(()),
+                };
+                match request.hidden {
+                    true => self.hidden(&tree, node, &mut rows, progress).await?,
+                    false => self.entries(&tree, node, &mut rows, progress).await?,
                 }
                 listed
             }
-            false => self.entries(&tree, node, &mut rows, progress).await?,
         };
         let reply = rows.end().await;
         listed.map(|()| reply).map_err(|error| explain(&error))
+    }
+
+    async fn hidden(
+        &self,
+        tree: &Arc<Tree>,
+        node: NodeId,
+        rows: &mut Rows<'_>,
+        progress: &Arc<Progress>,
+    ) -> Result<(), ErrorReply> {
+        let mut pages = HiddenPages::default();
+        while !pages.is_last && !progress.is_cancelled() {
+            let hidden = tokio::select! {
+                hidden = tree.hidden(node, &mut pages) => hidden,
+                () = progress.cancelled() => return Ok(()),
+            };
+            for look in hidden.map_err(|error| explain(&error))? {
+                rows.push(row(look.name.clone(), look)).await;
+            }
+        }
+        Ok(())
     }
 
     async fn entries(
@@ -76,15 +118,7 @@ impl Daemon {
         node: NodeId,
         rows: &mut Rows<'_>,
         progress: &Arc<Progress>,
-    ) -> Result<Result<(), CacheError>, ErrorReply> {
-        let known = blocking(tree, move |tree| tree.node(node)).await?;
-        let Some(known) = known else { return Ok(Ok(())) };
-        if let NodeKind::Object(_) = known.kind {
-            let look = blocking(tree, move |tree| tree.look_at(&known)).await?;
-            rows.push(row(look.name.clone(), look)).await;
-            return Ok(Ok(()));
-        }
-        let listed = tree.ensure_listed(node).await;
+    ) -> Result<(), ErrorReply> {
         let _ = blocking(tree, |tree| tree.sum_up()).await; // What cannot be written is old.
         let mut after: Option<String> = None;
         while !progress.is_cancelled() {
@@ -97,7 +131,7 @@ impl Daemon {
                 rows.push(row(look.name.clone(), look)).await;
             }
         }
-        Ok(listed)
+        Ok(())
     }
 
     /// The sums of a folder, and of those down to a depth below it: these first.
@@ -108,7 +142,11 @@ impl Daemon {
         progress: &Arc<Progress>,
     ) -> Result<RowsReply, ErrorReply> {
         let (tree, node) = self.find(&request.path).await?;
-        let listed = tree.list_below(node, progress).await;
+        let known = blocking(&tree, move |tree| tree.node(node)).await?;
+        let listed = match known.as_ref().is_some_and(is_object) {
+            true => Ok(()),
+            false => tree.list_below(node, progress).await,
+        };
         let _ = blocking(&tree, |tree| tree.sum_up()).await;
         let known = blocking(&tree, move |tree| {
             tree.node(node)?.map(|node| tree.look_at(&node)).transpose()
@@ -141,6 +179,10 @@ impl Daemon {
         let reply = rows.end().await;
         listed.map(|()| reply).map_err(|error| explain(&error))
     }
+}
+
+fn is_object(node: &Node) -> bool {
+    matches!(node.kind, NodeKind::Object(_))
 }
 
 fn row(name: String, look: Look) -> Row {

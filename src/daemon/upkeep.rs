@@ -30,12 +30,14 @@ use crate::control::wire::{
 /// them use, so more would only take longer each.
 const JOBS_MAX: usize = 4;
 
+/// Of `ls` and `du`, which wait for whoever reads what they tell.
+const LOOKS_MAX: usize = 32;
+
 /// How often a job tells how far it is: often enough for a bar that moves, and
 /// to see soon that the client went away.
 const BEAT: Duration = Duration::from_millis(250);
 
-/// Lines that a client may leave unread. It misses some progress then; one
-/// place is kept for the last line.
+/// Lines that a client may leave unread. It misses some progress then; rows wait.
 const LINES_MAX: usize = 8;
 
 /// How long an exit waits for jobs that were told to stop. They look at that
@@ -44,25 +46,36 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The jobs under way.
 #[derive(Clone, Debug)]
-pub(super) struct Jobs(Arc<Semaphore>);
+pub(super) struct Jobs {
+    work: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
+}
 
 impl Default for Jobs {
     fn default() -> Self {
-        Jobs(Arc::new(Semaphore::new(JOBS_MAX)))
+        let slots = |max| Arc::new(Semaphore::new(max));
+        Jobs { work: slots(JOBS_MAX), looks: slots(LOOKS_MAX) }
     }
 }
 
 impl Jobs {
-    fn begin(&self) -> Result<OwnedSemaphorePermit, ErrorReply> {
-        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
-            let message = format!("{JOBS_MAX} such commands are running, the most at once");
+    fn begin(&self, request: &UpkeepRequest) -> Result<OwnedSemaphorePermit, ErrorReply> {
+        let (slots, max) = match request {
+            UpkeepRequest::Ls(_) | UpkeepRequest::Du(_) => (&self.looks, LOOKS_MAX),
+            _ => (&self.work, JOBS_MAX),
+        };
+        Arc::clone(slots).try_acquire_owned().map_err(|_| {
+            let message = format!("{max} such commands are running, the most at once");
             ErrorReply::new(ErrorCode::Busy, message).with_hint("wait for one to end")
         })
     }
 
     /// Returns once none is left, or too much time has passed.
     pub(super) async fn ended(&self) {
-        let all = self.0.acquire_many(JOBS_MAX as u32);
+        let all = async {
+            let _work = self.work.acquire_many(JOBS_MAX as u32).await;
+            let _looks = self.looks.acquire_many(LOOKS_MAX as u32).await;
+        };
         if tokio::time::timeout(END_TIMEOUT, all).await.is_err() {
             tracing::warn!("a command still runs; the cache is closed under it");
         }
@@ -78,7 +91,7 @@ impl Daemon {
         if self.table.is_closed() {
             return Err(shutting_down());
         }
-        let slot = self.jobs.begin()?;
+        let slot = self.jobs.begin(&request)?;
         let (lines, receiver) = mpsc::channel(LINES_MAX);
         let daemon = self.clone();
         tokio::spawn(async move {

@@ -392,7 +392,12 @@ impl FileSystem {
                 if offset == 0 {
                     self.tree.revalidate(folder);
                 }
-                Answer::Now(self.entries(ino, folder, offset, &Extent::Whole, detail))
+                let after = match self.name_before(folder, offset) {
+                    Ok(Some(after)) => after,
+                    Ok(None) => return Answer::Now(Ok(Vec::new())),
+                    Err(errno) => return Answer::Now(Err(errno)),
+                };
+                Answer::Now(self.entries(ino, folder, (offset, &after), &Extent::Whole, detail))
             }
             Ok(false) => {
                 let fs = self.clone();
@@ -416,7 +421,7 @@ impl FileSystem {
         loop {
             let extent = self.tree.extent(folder, &after).await;
             let extent = extent.map_err(|error| self.failed("readdir", "", &error))?;
-            let entries = self.entries(ino, folder, offset, &extent, detail)?;
+            let entries = self.entries(ino, folder, (offset, &after), &extent, detail)?;
             // Nothing is the end for who reads: not while more is on its way, and what
             // was there is gone this moment.
             if !entries.is_empty() || extent == Extent::Whole {
@@ -438,11 +443,12 @@ impl FileSystem {
         }
     }
 
+    /// Entries of a folder from an offset on, and after the name that stands for.
     fn entries(
         &self,
         ino: Ino,
         folder: NodeId,
-        offset: u64,
+        (offset, after): (u64, &str),
         extent: &Extent,
         detail: Detail,
     ) -> Result<Vec<DirEntry>, Errno> {
@@ -463,10 +469,9 @@ impl FileSystem {
                 },
             ));
         }
-        let Some(after) = self.name_before(folder, offset)? else { return Ok(entries) };
         let mut children = self
             .tree
-            .children(folder, Some(&after), READDIR_ENTRIES_MAX)
+            .children(folder, Some(after), READDIR_ENTRIES_MAX)
             .map_err(|error| self.failed("readdir", "", &error))?;
         if let Extent::Below(below) = extent {
             children.truncate(children.partition_point(|node| node.name < *below));

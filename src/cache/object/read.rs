@@ -131,7 +131,10 @@ impl CachedObject {
                 self.keep_passed(seat.flight());
                 shared
             }
-            None if self.file.get()?.read_if_in_memory(buf, offset) => AtHand::Copied(buf.len()),
+            None if self.file.get()?.read_if_in_memory(buf, offset) => {
+                self.drop_behind(&range);
+                AtHand::Copied(buf.len())
+            }
             None => return None,
         };
         self.was_read(range.end - range.start);
@@ -232,9 +235,7 @@ impl CachedObject {
         let read = match self.file.get() {
             Some(file) => {
                 let read = file.read_into(filler, range);
-                if let Some(behind) = self.pages_behind(range) {
-                    file.drop_pages(&behind);
-                }
+                self.drop_behind(range);
                 read
             }
             None => Err(std::io::ErrorKind::NotFound.into()),
@@ -248,17 +249,20 @@ impl CachedObject {
         })
     }
 
-    /// What of a large object is behind its reader once `range` was read: the kernel
-    /// keeps pages of the mount, and would have the same bytes twice. In large steps:
-    /// it has several pages in one piece, which goes as a whole or not at all.
-    fn pages_behind(&self, range: &Range<u64>) -> Option<Range<u64>> {
+    /// Drops from the page cache what of a large object is behind its reader, once `range`
+    /// was read: the kernel keeps pages of the mount, and would have the same bytes twice.
+    /// In large steps: it has several pages in one piece, which goes as a whole or not at
+    /// all.
+    fn drop_behind(&self, range: &Range<u64>) {
         let size = self.meta.size;
         if size < DROP_STEP_BYTES || self.store.are_pages_read() {
-            return None;
+            return;
         }
         let end = if range.end == size { size } else { range.end - range.end % DROP_STEP_BYTES };
         let from = range.start - range.start % DROP_STEP_BYTES;
-        (from < end).then_some(from..end)
+        if let Some(file) = self.file.get().filter(|_| from < end) {
+            file.drop_pages(&(from..end));
+        }
     }
 
     /// Up to `len` bytes from `offset` on, if all of them are on disk: to be read by

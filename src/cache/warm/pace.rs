@@ -7,13 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-/// As many as a line with a long way wants: 1,000 objects a second at 30 ms, and
-/// some more for a busy machine.
-const AT_ONCE_MIN: f64 = 40.0;
+/// As many as a line with a long way wants: 1,000 objects a second at 30 ms.
+const AT_ONCE_MIN: f64 = 30.0;
 
-/// Memory and requests are handed out by class besides; more than this only
-/// waits for them.
-const AT_ONCE_MAX: f64 = 64.0;
+/// And at most, on a busy machine: with 64 the p99 of those who read meanwhile was 1.66
+/// times what it is without warming, with this 1.51; 1,369 and 1,261 objects a second.
+const AT_ONCE_MAX: f64 = 42.0;
 
 /// Bytes on their way at once: what a line of 1 GB/s carries in 30 ms. More takes
 /// from readers what they could have, and gains nothing.
@@ -104,16 +103,16 @@ mod tests {
 
     #[test]
     fn it_sends_as_many_as_come_through_without_a_queue() {
-        assert_eq!(settle(30.0, 1e6), 64, "a line that is never full");
-        let few = settle(30.0, 1_000.0);
-        assert!((40..=50).contains(&few), "{few}: 30 are on their way at 1,000 a second");
+        assert_eq!(settle(30.0, 1e6), AT_ONCE_MAX as usize, "a line that is never full");
+        let few = settle(30.0, 750.0);
+        assert!((30..=37).contains(&few), "{few}: more than 36 take half as long again");
         assert_eq!(settle(1.0, 500.0), AT_ONCE_MIN as usize, "cores that are busy");
     }
 
     #[test]
     fn a_few_large_objects_are_enough() {
         let pace = Pace::new(Instant::now());
-        assert!(pace.has_room(39, 0) && !pace.has_room(40, 0));
+        assert!(pace.has_room(29, 0) && !pace.has_room(30, 0));
         assert!(pace.has_room(3, 31 << 20) && !pace.has_room(4, 32 << 20));
     }
 

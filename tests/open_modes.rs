@@ -465,14 +465,12 @@ fn too_few_descriptors_cost_fetches_and_no_error() {
                     .unwrap_or_else(|error| panic!("{option}, {n}: {error}\n{}", rig.warmfs.log()));
             }
         }
-        // In cached mode the daemon holds none for longer than it likes.
-        if rig.mode().0 == "passthrough" {
-            let state = rig.warmfs.status()["cache"]["state"].as_str().unwrap().to_owned();
-            assert!(state.contains("Too many open files"), "{state}");
-        }
         let log = rig.warmfs.log();
         let told = log.lines().filter(|line| line.contains("Too many open files")).count();
         assert!(told < OPEN_FILES / 10, "a line when it begins, and none for each file: {log}");
+        // In cached mode the daemon holds none for longer than it likes. The state is well
+        // again with the next file that could be written, so the log has to tell.
+        assert!(told > 0 || rig.mode().0 == "cached", "{log}");
         rig.unmount();
     }
 }

@@ -468,9 +468,8 @@ fn too_few_descriptors_cost_fetches_and_no_error() {
         let log = rig.warmfs.log();
         let told = log.lines().filter(|line| line.contains("Too many open files")).count();
         assert!(told < OPEN_FILES / 10, "a line when it begins, and none for each file: {log}");
-        // In cached mode the daemon holds none for longer than it likes. The state is well
-        // again with the next file that could be written, so the log has to tell.
-        assert!(told > 0 || rig.mode().0 == "cached", "{log}");
+        // Whether they run out at all is a matter of how fast the daemon lets go of idle
+        // files; what it says then is tested in cache/disk_health.rs.
         rig.unmount();
     }
 }

@@ -25,8 +25,9 @@ const VERIFY: [&str; 2] = ["--verify=crc32c", "--verify_interval=4k"];
 
 fn fio(args: &[String]) -> Result<serde_json::Value, String> {
     let mut command = Command::new("fio");
-    let output =
-        command.args(["--output-format=json", "--thread"]).args(VERIFY).args(args).output();
+    // It leaves files of its own where it is started, unless told not to.
+    command.args(["--output-format=json", "--thread", "--verify_state_save=0"]);
+    let output = command.args(VERIFY).args(args).output();
     let output = output.map_err(|error| format!("fio: {error}; ./check installs it"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {

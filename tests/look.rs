@@ -135,3 +135,31 @@ fn names_of_any_length_and_with_any_character_are_one_line_each() {
     assert!(!text.contains('\u{1}'), "nothing that steers a terminal");
     warmfs.unmount("mount");
 }
+
+#[test]
+fn a_refresh_shows_the_kernel_what_changed() {
+    let store = filled();
+    let warmfs = store.warmfs();
+    let mount = warmfs.mount_with("s3://bucket/data", "mount", &["--warm", "off"]);
+    let names = |folder: &str| -> Vec<String> {
+        let entries = fs::read_dir(mount.join(folder)).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("b"), ["4.bin"]);
+    assert_eq!(fs::read(mount.join("b/4.bin")).unwrap(), [7; 5]);
+    store.put(BUCKET, "data/b/5.bin", Bytes::from_static(b"new"));
+    store.put(BUCKET, "data/b/4.bin", Bytes::from_static(b"other"));
+    assert_eq!(names("b"), ["4.bin"], "within the TTL");
+    assert!(warmfs.ok(&["refresh", mount.to_str().unwrap()]).starts_with("refreshed 4 folders"));
+    eventually("the kernel was told", || names("b") == ["4.bin", "5.bin"]);
+    assert_eq!(fs::read(mount.join("b/5.bin")).unwrap(), b"new");
+    eventually("the name leads to the new version", || {
+        fs::read(mount.join("b/4.bin")).unwrap() == b"other"
+    });
+    assert!(warmfs.ok(&["refresh", "s3://bucket/data/b"]).starts_with("refreshed 1 folder:"));
+    warmfs.unmount("mount");
+    assert!(warmfs.fails(&["refresh", mount.to_str().unwrap()]).contains("no mount"));
+}

@@ -437,8 +437,8 @@ fn a_backing_file_that_is_deleted_while_it_is_open_is_read_on() {
 }
 
 /// Descriptors that a daemon may have, and files that are open at once.
-const DESCRIPTORS: usize = 256;
-const OPEN_FILES: usize = 300;
+const DESCRIPTORS: usize = 512;
+const OPEN_FILES: usize = 450;
 
 #[test]
 fn too_few_descriptors_cost_fetches_and_no_error() {
@@ -457,19 +457,25 @@ fn too_few_descriptors_cost_fetches_and_no_error() {
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         // All of them open at once, twice over.
-        for _ in 0..2 {
+        for round in 0..2 {
             let held: Vec<File> =
                 (0..OPEN_FILES).map(|n| File::open(rig.path(&name(n))).unwrap()).collect();
             for (n, file) in held.iter().enumerate() {
                 compare_open(file, &rig.files[&*name(n)])
                     .unwrap_or_else(|error| panic!("{option}, {n}: {error}\n{}", rig.warmfs.log()));
             }
+            // In cached mode the daemon holds none for longer than it likes. Here it has them
+            // all while they are open, and what comes last cannot be kept.
+            if round == 0 && rig.mode().0 == "passthrough" {
+                eventually("status says what is wrong", || {
+                    let status = rig.warmfs.status();
+                    status["cache"]["state"].as_str().unwrap().contains("Too many open files")
+                });
+            }
         }
         let log = rig.warmfs.log();
         let told = log.lines().filter(|line| line.contains("Too many open files")).count();
         assert!(told < OPEN_FILES / 10, "a line when it begins, and none for each file: {log}");
-        // Whether they run out at all is a matter of how fast the daemon lets go of idle
-        // files; what it says then is tested in cache/disk_health.rs.
         rig.unmount();
     }
 }

@@ -1,4 +1,5 @@
-//! Whether the cache disk works: what failed last, and when to try it again.
+//! Whether the cache disk works: what failed last, and when to try it again; and
+//! whether there are descriptors for its files.
 
 use std::io::Error;
 use std::sync::Mutex;
@@ -22,26 +23,32 @@ pub(super) struct DiskHealth {
 struct Failure {
     at: Instant,
     error: String,
-    kind: Kind,
+    is_full: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// There is no room.
-    Full,
-    /// This process may not open another file; nothing of the disk.
-    ShortOfDescriptors,
-    /// The disk is bad.
-    Bad,
-}
+/// A lack of descriptors is shown this long after it was met last.
+const SHORTAGE_SHOWN: Duration = Duration::from_secs(60);
 
-impl Kind {
-    fn of(error: &Error) -> Kind {
-        match error {
-            error if is_full(error) => Kind::Full,
-            error if is_short_of_descriptors(error) => Kind::ShortOfDescriptors,
-            _ => Kind::Bad,
+/// Whether this process may open more files. One that is not cached for it says nothing
+/// of the disk, and what has its file already is written as ever.
+#[derive(Debug, Default)]
+pub(super) struct Shortage(Mutex<Option<(Instant, String)>>);
+
+impl Shortage {
+    /// A file could not be opened for it.
+    pub(super) fn met(&self, error: &Error) {
+        if self.words().is_none() {
+            tracing::warn!(%error, "the cache may open no more files; new reads stream through");
         }
+        *lock(&self.0) = Some((Instant::now(), error.to_string()));
+    }
+
+    /// What is wrong, in words.
+    pub(super) fn words(&self) -> Option<String> {
+        let met = lock(&self.0);
+        let (_, error) = met.as_ref().filter(|(at, _)| at.elapsed() < SHORTAGE_SHOWN)?;
+        let advice = "a higher `ulimit -n` would let the cache keep them";
+        Some(format!("new reads stream through, {advice}: {error}"))
     }
 }
 
@@ -62,8 +69,8 @@ impl DiskHealth {
         if failure.is_none() {
             tracing::warn!(%error, "cannot write to the cache disk; reads stream through");
         }
-        let kind = Kind::of(error);
-        *failure = Some(Failure { at: Instant::now(), error: error.to_string(), kind });
+        *failure =
+            Some(Failure { at: Instant::now(), error: error.to_string(), is_full: is_full(error) });
         self.failing.store(true, Ordering::Relaxed);
     }
 
@@ -82,8 +89,7 @@ impl DiskHealth {
 
     /// There is room: if that was all that was wrong, it is over.
     pub(super) fn has_room_again(&self) {
-        let was_full =
-            lock(&self.failure).as_ref().is_some_and(|failure| failure.kind == Kind::Full);
+        let was_full = lock(&self.failure).as_ref().is_some_and(|failure| failure.is_full);
         if was_full {
             self.works();
         }
@@ -91,12 +97,9 @@ impl DiskHealth {
 
     /// What is wrong, in words.
     pub(super) fn trouble(&self) -> Option<String> {
-        lock(&self.failure).as_ref().map(|Failure { error, kind, .. }| match kind {
-            Kind::Full => format!("cache disk is full, new reads stream through: {error}"),
-            Kind::ShortOfDescriptors => format!(
-                "new reads stream through, a higher `ulimit -n` would let the cache keep them: {error}"
-            ),
-            Kind::Bad => format!("cache disk fails, reads stream through: {error}"),
+        lock(&self.failure).as_ref().map(|Failure { error, is_full, .. }| match is_full {
+            true => format!("cache disk is full, new reads stream through: {error}"),
+            false => format!("cache disk fails, reads stream through: {error}"),
         })
     }
 }
@@ -104,6 +107,15 @@ impl DiskHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lack_of_descriptors_is_shown_with_what_to_do() {
+        let shortage = Shortage::default();
+        assert_eq!(shortage.words(), None);
+        shortage.met(&Error::from_raw_os_error(libc::EMFILE));
+        let words = shortage.words().unwrap();
+        assert!(words.contains("ulimit -n") && words.contains("Too many open files"), "{words}");
+    }
 
     #[test]
     fn trouble_lasts_until_a_write_succeeds() {
@@ -114,8 +126,6 @@ mod tests {
         assert!(health.trouble().unwrap().contains("fails"));
         health.failed(&Error::from_raw_os_error(libc::EDQUOT));
         assert!(health.trouble().unwrap().contains("full"));
-        health.failed(&Error::from_raw_os_error(libc::EMFILE));
-        assert!(health.trouble().unwrap().contains("ulimit"));
         health.works();
         assert!(!health.is_pausing() && health.trouble().is_none());
     }

@@ -2,21 +2,14 @@
 //! without a word to the kernel.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 
 use super::CacheError;
 use super::metadata::{Node, NodeKind, Tree};
 use super::names;
 use super::record::{NodeId, Rollup};
-use super::upkeep::Progress;
+use super::upkeep::{Progress, descend, next};
 use crate::remote::pages::Pages;
 use crate::remote::{ListRequest, Version};
-
-/// Folders that are listed side by side.
-const LISTED_AT_ONCE: usize = 32;
 
 /// A file or folder, and what of it is cached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,32 +85,12 @@ impl Tree {
         folder: NodeId,
         progress: &Progress,
     ) -> Result<(), CacheError> {
-        let mut pending = vec![folder];
-        let mut listings = FuturesUnordered::new();
+        let list = |tree: Arc<Tree>, folder| async move { tree.ensure_listed(folder).await };
+        let mut listings = std::pin::pin!(descend(self.clone(), folder, list));
         let mut failure = None;
-        loop {
-            while listings.len() < LISTED_AT_ONCE
-                && let Some(folder) = pending.pop()
-            {
-                let tree = self.clone();
-                listings.push(async move {
-                    tree.ensure_listed(folder).await?;
-                    let runtime = tree.runtime.clone();
-                    let folders = runtime.spawn_blocking(move || tree.folders_in(folder)).await;
-                    folders.unwrap_or_else(|error| Err(CacheError::Io(error.to_string())))
-                });
-            }
-            let listed = tokio::select! {
-                biased;
-                () = progress.cancelled() => break,
-                listed = listings.next() => listed,
-            };
-            match listed {
-                None => break,
-                Some(Ok(folders)) => pending.extend(folders),
-                Some(Err(error)) => failure = failure.or(Some(error)),
-            }
-            progress.objects_done.fetch_add(1, Ordering::Relaxed);
+        while let Some(listed) = next(&mut listings, progress).await {
+            failure = failure.or(listed.err());
+            progress.done(1, 0);
         }
         failure.map_or(Ok(()), Err)
     }

@@ -16,8 +16,7 @@ use tokio::sync::watch;
 use super::index::Index;
 use super::list_ahead::Walk;
 use super::lister::Listings;
-use super::listing::{Changes, FolderUpdate};
-use super::names;
+use super::listing::Changes;
 use super::object::CachedObject;
 use super::record::{EntryRow, FolderRow, NodeId, NodeRow, ObjectAttr, Rollup};
 use super::store::Store;
@@ -25,21 +24,10 @@ use super::warm::Warmer;
 use super::{CacheError, Clock, Event, lock};
 use crate::admission::Class;
 use crate::remote::client::RemoteClient;
-use crate::remote::{ErrorKind, Key, ListRequest, ObjectMeta};
-
-/// Lookups in a folder that was never listed before its listing is started
-/// behind them: who opens three files pays for three, who goes on pays once.
-const POINT_LOOKUPS_BEFORE_LISTING: u32 = 3;
-
-/// Names of such a folder that are asked for one by one: more, as of a listing that broke
-/// off, cost less by another listing.
-const ASKED_ANEW_MAX: usize = 16;
+use crate::remote::{Key, ObjectMeta};
 
 /// Folders whose point lookups are counted.
 const COUNTED_FOLDERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-
-/// How long the absence of a name is trusted in a folder that was not listed.
-const POINT_ABSENCE_TTL: Duration = Duration::from_secs(1);
 
 /// After the remote could not list a folder, known listings stand this long
 /// before it is asked again: each request that finds one too old would wait
@@ -178,106 +166,6 @@ impl Tree {
         }
     }
 
-    /// What is known of `name` in `parent`. Does not ask the remote.
-    pub fn child(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
-        let losses = self.index.losses();
-        let child = self.child_if(parent, name, |valid_for| !valid_for.is_zero())?;
-        // A listing that the lost index had says nothing of what the next one lacks.
-        Ok(if self.index.losses() == losses { child } else { Child::Unknown })
-    }
-
-    fn child_if(
-        &self,
-        parent: NodeId,
-        name: &str,
-        accept: impl Fn(Duration) -> bool,
-    ) -> Result<Child, CacheError> {
-        if !names::is_showable(name) {
-            return Ok(Child::Absent(self.ttl));
-        }
-        let folder = self.index.folder(parent)?.unwrap_or_default();
-        let listed_for = self.listing_valid_for(&folder);
-        match self.index.entry(parent, name)? {
-            Some(entry) => {
-                let valid_for = listed_for.unwrap_or_default().max(self.seen_valid_for(&entry));
-                if accept(valid_for) {
-                    return Ok(Child::Known(self.entry_node(
-                        parent,
-                        name.to_owned(),
-                        entry,
-                        valid_for,
-                    )?));
-                }
-            }
-            None => {
-                if let Some(valid_for) = listed_for.filter(|valid_for| accept(*valid_for)) {
-                    return Ok(Child::Absent(valid_for));
-                }
-            }
-        }
-        Ok(Child::Unknown)
-    }
-
-    /// Finds `name` in `parent`, asking the remote if need be.
-    pub async fn lookup(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
-        let losses = self.index.losses();
-        let found = self.lookup_once(parent, name).await;
-        if self.index.losses() == losses {
-            return found;
-        }
-        // Half of the answer may have been in the index that was lost.
-        self.lookup_once(parent, name).await
-    }
-
-    async fn lookup_once(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
-        match self.child(parent, name)? {
-            Child::Unknown => {}
-            known => return Ok(known),
-        }
-        let shows_old = self.shows_old(parent)?;
-        if shows_old {
-            self.revalidate(parent);
-            let known = self.child_if(parent, name, |_| true)?;
-            if matches!(known, Child::Known(_)) || self.is_listing_paused() {
-                return Ok(known);
-            }
-        }
-        // Only a listing tells which object stands beside a folder of its name.
-        let is_listed_first = !shows_old && self.was_listed(parent)?;
-        if is_listed_first || names::behind_suffix(name).is_some() {
-            self.refresh(parent).await?;
-        } else {
-            if !self.was_listed(parent)? {
-                self.count_point_lookup(parent);
-            }
-            if let Err(error) = self.point_lookup(parent, name).await {
-                // As with listings: what is known already stands in.
-                let known = self.child_if(parent, name, |_| true)?;
-                let stands_in = shows_old || matches!(known, Child::Known(_));
-                if !is_passing(&error) || !stands_in {
-                    return Err(error);
-                }
-                *lock(&self.listing_failed) = Some(Instant::now());
-                return Ok(known);
-            }
-        }
-        // Whatever the answer's age is by now, it is the newest there is.
-        match self.child_if(parent, name, |_| true)? {
-            Child::Unknown => Ok(Child::Absent(POINT_ABSENCE_TTL.min(self.ttl))),
-            known => Ok(known),
-        }
-    }
-
-    fn count_point_lookup(&self, folder: NodeId) {
-        let mut counts = lock(&self.point_lookups);
-        let count = counts.get_or_insert_mut(folder, || 0);
-        *count += 1;
-        if *count == POINT_LOOKUPS_BEFORE_LISTING + 1 {
-            drop(counts);
-            drop(self.listing(folder, Class::Ahead)); // Runs by itself.
-        }
-    }
-
     /// Whether the folder's listing is known and fresh.
     pub fn is_listed(&self, folder: NodeId) -> Result<bool, CacheError> {
         let row = self.index.folder(folder)?.unwrap_or_default();
@@ -289,7 +177,15 @@ impl Tree {
         if self.is_listed(folder)? {
             return Ok(());
         }
-        self.refresh(folder).await
+        self.refresh(folder, Class::Demand).await
+    }
+
+    /// As [`Tree::ensure_listed`], for nobody who waits.
+    pub(super) async fn ensure_listed_ahead(&self, folder: NodeId) -> Result<(), CacheError> {
+        if self.is_listed(folder)? {
+            return Ok(());
+        }
+        self.refresh(folder, Class::Prefetch).await
     }
 
     /// Lists the folder, as it is from now on.
@@ -299,21 +195,6 @@ impl Tree {
             let _ = before.done().await;
         }
         self.listing(folder, Class::Demand).done().await
-    }
-
-    /// Asks anew for what is known of a folder that was never listed: for each name, or
-    /// for all of it if there are many.
-    pub(super) async fn ask_anew(&self, folder: NodeId) -> Result<(), CacheError> {
-        let known = self.index.entries_after(folder, None, ASKED_ANEW_MAX + 1)?;
-        if known.len() > ASKED_ANEW_MAX || self.listings.under_way(folder, Class::Demand).is_some()
-        {
-            return self.list_anew(folder).await;
-        }
-        for (name, entry) in known {
-            let key_name = entry.object.and_then(|attr| attr.key_name);
-            self.point_lookup(folder, key_name.as_ref().unwrap_or(&name)).await?;
-        }
-        Ok(())
     }
 
     /// The folders in a folder, as far as they are known. Blocks.
@@ -333,11 +214,11 @@ impl Tree {
 
     /// Lists the folder. A listing that is known already stands in for one
     /// that the remote cannot give just now.
-    async fn refresh(&self, folder: NodeId) -> Result<(), CacheError> {
+    pub(super) async fn refresh(&self, folder: NodeId, class: Class) -> Result<(), CacheError> {
         if self.is_listing_paused() && self.was_listed(folder)? {
             return Ok(());
         }
-        let Err(error) = self.listing(folder, Class::Demand).done().await else { return Ok(()) };
+        let Err(error) = self.listing(folder, class).done().await else { return Ok(()) };
         if is_passing(&error) && self.was_listed(folder)? {
             return Ok(());
         }
@@ -361,7 +242,7 @@ impl Tree {
         }
     }
 
-    fn is_listing_paused(&self) -> bool {
+    pub(super) fn is_listing_paused(&self) -> bool {
         lock(&self.listing_failed).is_some_and(|at| at.elapsed() < LISTING_PAUSE)
     }
 
@@ -514,64 +395,6 @@ impl Tree {
         Ok(parts.iter().rev().fold(String::new(), |prefix, part| prefix + part + "/"))
     }
 
-    /// Asks for one name: as an object and as a folder, side by side.
-    async fn point_lookup(&self, parent: NodeId, name: &str) -> Result<(), CacheError> {
-        match self.point_lookup_once(parent, name).await {
-            // As with listings: by now there is another index.
-            Err(error) if error.is_of_index() => self.point_lookup_once(parent, name).await,
-            looked_up => looked_up,
-        }
-    }
-
-    async fn point_lookup_once(&self, parent: NodeId, name: &str) -> Result<(), CacheError> {
-        let key = format!("{}{name}", self.prefix(parent)?);
-        let below = ListRequest {
-            prefix: format!("{key}/"),
-            recursive: true,
-            max_keys: Some(1),
-            ..ListRequest::default()
-        };
-        let key = Key(key);
-        let began_ms = self.clock.next_ms();
-        let (object, below) = tokio::join!(self.remote.head(&key), self.remote.list(&below));
-        let is_folder = match &below {
-            Ok(page) => !page.objects.is_empty() || !page.prefixes.is_empty(),
-            Err(error) if error.kind == ErrorKind::NotFound => false,
-            // An object that was found needs no second answer.
-            Err(error) if object.is_err() => return Err(error.clone().into()),
-            Err(_) => false,
-        };
-        // A folder is gone only if the remote said so.
-        let is_no_folder = !is_folder && below.is_ok();
-        let object = match object {
-            Ok(meta) => Some(meta),
-            Err(error) if error.kind == ErrorKind::NotFound || is_folder => None,
-            Err(error) => return Err(error.into()),
-        };
-        let name = name.to_owned();
-        self.write(move |index| {
-            index.write(|write| {
-                if write.is_superseded(parent)? {
-                    return Ok(Changes::default());
-                }
-                let mut update = FolderUpdate::begin(write, parent, began_ms)?;
-                if is_no_folder {
-                    update.put_no_folder(&name)?;
-                }
-                if is_folder {
-                    update.see_folder(&name)?;
-                }
-                match &object {
-                    Some(meta) => update.put_object(&name, meta)?,
-                    None if !is_folder => update.put_absent(&name)?,
-                    None => {}
-                }
-                update.end()
-            })
-        })
-        .await
-    }
-
     /// Changes the index where it blocks nobody, and tells what changed.
     pub(super) async fn write(
         &self,
@@ -595,7 +418,7 @@ impl Tree {
         })
     }
 
-    fn entry_node(
+    pub(super) fn entry_node(
         &self,
         parent: NodeId,
         name: String,
@@ -628,11 +451,11 @@ impl Tree {
         Ok(self.listing_valid_for(&folder).unwrap_or_default().max(self.seen_valid_for(entry)))
     }
 
-    fn listing_valid_for(&self, folder: &FolderRow) -> Option<Duration> {
+    pub(super) fn listing_valid_for(&self, folder: &FolderRow) -> Option<Duration> {
         folder.listed_ms.map(|listed_ms| self.valid_for(listed_ms))
     }
 
-    fn seen_valid_for(&self, entry: &EntryRow) -> Duration {
+    pub(super) fn seen_valid_for(&self, entry: &EntryRow) -> Duration {
         self.valid_for(entry.seen_ms)
     }
 

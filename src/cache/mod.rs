@@ -23,6 +23,7 @@ mod list_ahead;
 mod lister;
 mod listing;
 mod look;
+mod lookup;
 mod memory;
 mod metadata;
 mod names;

@@ -168,17 +168,7 @@ impl Segments {
         segment.pages.check(prefix, page)?;
         segment.pages_since_cut += 1;
         let was_new = std::mem::take(&mut segment.is_new);
-        let rest = |key: &str| key.strip_prefix(prefix).unwrap_or_default().to_owned();
-        let bounds = |keys: [Option<&str>; 2]| keys.map(|key| key.map(rest));
-        let [objects, prefixes] = [
-            bounds(
-                [page.objects.first(), page.objects.last()].map(|o| o.map(|o| o.key.0.as_str())),
-            ),
-            bounds([page.prefixes.first(), page.prefixes.last()].map(|p| p.map(String::as_str))),
-        ];
-        let first = [&objects[0], &prefixes[0]].into_iter().flatten().min().cloned();
-        let last = [&objects[1], &prefixes[1]].into_iter().flatten().max().cloned();
-        let (Some(first), Some(last)) = (first, last) else {
+        let Some((first, last)) = bounds(page, prefix) else {
             segment.go_on(page.next.take());
             return Ok(());
         };
@@ -195,8 +185,8 @@ impl Segments {
         let segment = &mut self.segments[at];
         segment.cursor.clone_from(&last);
         let is_over = segment.until.as_deref().is_some_and(|until| {
-            page.objects.retain(|object| rest(&object.key.0).as_str() <= until);
-            page.prefixes.retain(|folder| rest(folder).as_str() <= until);
+            page.objects.retain(|object| rest(&object.key.0, prefix) <= until);
+            page.prefixes.retain(|folder| rest(folder, prefix) <= until);
             last.as_str() >= until
         });
         segment.go_on(page.next.take().filter(|_| !is_over));
@@ -311,6 +301,20 @@ impl Segment {
         self.state = if token.is_some() { State::Waiting } else { State::Done };
         self.token = token;
     }
+}
+
+/// What follows the folder's prefix in a key.
+fn rest<'a>(key: &'a str, prefix: &str) -> &'a str {
+    key.strip_prefix(prefix).unwrap_or_default()
+}
+
+/// The first and the last key of a page.
+fn bounds(page: &ListPage, prefix: &str) -> Option<(String, String)> {
+    let objects = [page.objects.first(), page.objects.last()].map(|o| o.map(|o| o.key.0.as_str()));
+    let prefixes = [page.prefixes.first(), page.prefixes.last()].map(|p| p.map(String::as_str));
+    let first = [objects[0], prefixes[0]].into_iter().flatten().min()?;
+    let last = [objects[1], prefixes[1]].into_iter().flatten().max()?;
+    Some((rest(first, prefix).to_owned(), rest(last, prefix).to_owned()))
 }
 
 fn is_sorted(page: &ListPage) -> bool {

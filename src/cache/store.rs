@@ -10,6 +10,7 @@
 
 mod check;
 mod housekeeping;
+mod load;
 mod room;
 mod sweep;
 
@@ -25,21 +26,18 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::backing_file::{BackingFile, Way, descriptors_max};
-use super::budget::{Budget, disk_bytes};
-use super::chunk_map::ChunkMap;
-use super::disk_health::DiskHealth;
+use super::backing_file::{Way, descriptors_max};
+use super::budget::Budget;
+use super::disk_health::{DiskHealth, Shortage};
 use super::fetch::Fetcher;
 use super::index::Index;
 use super::memory::{self, MEMORY_MIN_BYTES};
-use super::object::{CachedObject, Loaded};
-use super::record::{Location, NodeId, NodeRow, ObjectRow};
+use super::object::CachedObject;
+use super::record::NodeId;
 use super::standing::Places;
 use super::writer::{Lag, Writer};
 use super::{CHUNK_BYTES, CacheError, Clock, Event, lock};
 use crate::metrics::CacheMetrics;
-use crate::remote::ObjectMeta;
-use crate::remote::client::RemoteClient;
 pub(super) use check::Checked;
 pub(super) use room::Readers;
 use room::Room;
@@ -75,11 +73,6 @@ pub(super) const USED_GRAIN_MS: u64 = 3_600_000;
 /// them and is not counted one by one: the buffers of the HTTP client, 256 KiB a
 /// connection, and answers being put together.
 const BLOCKS_EIGHTHS: u64 = 5;
-
-/// Objects that are not kept, and are in memory all the same: how many, and for how long
-/// after they were opened.
-const PASSING_MAX: usize = 16;
-const PASSING_FOR: Duration = Duration::from_secs(5);
 
 /// Readahead of what is not kept, at most: what gives way before it is read must
 /// be fetched again.
@@ -130,6 +123,7 @@ pub struct Store {
     room: Room,
     places: Places,
     health: DiskHealth,
+    shortage: Shortage,
     fetcher: Fetcher,
     pass_by_window: u64,
     disk_reads: Arc<Semaphore>,
@@ -213,6 +207,7 @@ impl Store {
             room: Room::new(limit.unwrap_or(u64::MAX)),
             places,
             health: DiskHealth::default(),
+            shortage: Shortage::default(),
             fetcher: Fetcher::new(blocks),
             pass_by_window: pass_by_window(blocks),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
@@ -239,233 +234,6 @@ impl Store {
         Ok(store)
     }
 
-    /// The object of `node`, ready to be opened. There is one per node at a
-    /// time. What somebody did to its file since it was last opened is noticed
-    /// here.
-    pub fn object(
-        &self,
-        node: NodeId,
-        meta: &ObjectMeta,
-        remote: &Arc<RemoteClient>,
-    ) -> Arc<CachedObject> {
-        self.object_from(node, meta, remote, || self.load(node, meta))
-    }
-
-    /// As [`Store::object`], of a node that the index does not know any more.
-    pub(super) fn lost_object(
-        &self,
-        node: NodeId,
-        meta: &ObjectMeta,
-        remote: &Arc<RemoteClient>,
-    ) -> Arc<CachedObject> {
-        let lost = || Loaded { doomed: true, ..Loaded::nothing(node, meta.size) };
-        self.object_from(node, meta, remote, lost)
-    }
-
-    fn object_from(
-        &self,
-        node: NodeId,
-        meta: &ObjectMeta,
-        remote: &Arc<RemoteClient>,
-        load: impl FnOnce() -> Loaded,
-    ) -> Arc<CachedObject> {
-        if let Some(object) = self.unharmed(node) {
-            return object;
-        }
-        let loading = lock(self.loading_lock(node));
-        if let Some(object) = self.live(node) {
-            return object;
-        }
-        let losses = self.index.losses();
-        let mut loaded = load();
-        // Another index took over meanwhile: what was found is of no index now.
-        loaded.doomed |= self.index.losses() != losses;
-        let is_doomed = loaded.doomed;
-        let (stale_rows, held) = (loaded.stale_rows, loaded.map.present_bytes() > 0);
-        let Some(me) = self.me.upgrade() else { unreachable!("a method runs on a live store") };
-        let object = Arc::new(CachedObject::new(node, meta.clone(), remote.clone(), me, loaded));
-        lock(&self.live).insert(node, Arc::downgrade(&object));
-        if stale_rows {
-            self.mark_dirty(&object);
-            self.room.set_leaving(node, false);
-        }
-        let mut idle = lock(&self.idle);
-        let open = !self.closed.load(Ordering::Relaxed);
-        let pushed_out = if open && !is_doomed { idle.push(node, object.clone()) } else { None };
-        drop(idle);
-        let passed = is_doomed.then(|| self.hold_for_a_moment(&object)).flatten();
-        // Not before: who discards the object now must find it among the idle ones.
-        drop(loading);
-        drop((pushed_out, passed)); // After the locks: their drop takes another one.
-        if held {
-            lock(&self.room.recency).set_held(node, true);
-        }
-        object
-    }
-
-    /// Holds on to an object that is not kept; gives the one that it takes the place of.
-    fn hold_for_a_moment(&self, object: &Arc<CachedObject>) -> Option<Arc<CachedObject>> {
-        let mut passing = lock(&self.passing);
-        if self.closed.load(Ordering::Relaxed) {
-            return None;
-        }
-        passing.push_back((Instant::now(), object.clone()));
-        let is_full = passing.len() > PASSING_MAX;
-        is_full.then(|| passing.pop_front()).flatten().map(|(_, object)| object)
-    }
-
-    /// Lets go of what is not kept: the next one to open it may fare better.
-    fn forget_passing(&self, now: Instant) {
-        let is_old = |at: Instant| now.saturating_duration_since(at) >= PASSING_FOR;
-        let mut old = Vec::new();
-        let mut passing = lock(&self.passing);
-        while passing.front().is_some_and(|(at, _)| is_old(*at)) {
-            old.extend(passing.pop_front());
-        }
-        drop(passing);
-        drop(old); // After the lock: their drop takes another one.
-    }
-
-    /// The object in memory, to be opened again: unless its file is gone.
-    pub fn unharmed(&self, node: NodeId) -> Option<Arc<CachedObject>> {
-        let object = self.live(node)?;
-        if object.recheck() {
-            return Some(object);
-        }
-        tracing::warn!(key = ?object.meta().key.0, "the file of a cached object was removed; it is fetched again");
-        self.metrics.repairs.add(1);
-        object.doom();
-        self.remove_rows_later(node, object.file_id());
-        lock(&self.room.recency).set_held(node, false);
-        let _loading = lock(self.loading_lock(node));
-        let mut live = lock(&self.live);
-        if live.get(&node).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&object))) {
-            live.remove(&node);
-        }
-        drop(live);
-        let dirty = lock(&self.dirty).remove(&node);
-        let idle = lock(&self.idle).pop(&node);
-        drop((dirty, idle)); // After the locks; `object` holds it still.
-        None
-    }
-
-    pub(super) fn loading_lock(&self, node: NodeId) -> &Mutex<()> {
-        &self.loading[node.0 as usize % LOADING_LOCKS]
-    }
-
-    /// The object of `node`, if it is in memory.
-    pub fn live(&self, node: NodeId) -> Option<Arc<CachedObject>> {
-        lock(&self.live).get(&node).and_then(Weak::upgrade)
-    }
-
-    /// Bytes of `node` in the cache.
-    pub fn present_bytes(&self, node: NodeId) -> u64 {
-        match self.live(node) {
-            Some(object) => object.present_bytes(),
-            None => self.index.object(node).ok().flatten().map_or(0, |row| row.present_bytes),
-        }
-    }
-
-    /// As [`Store::present_bytes`], of many at once.
-    pub fn present_bytes_of(&self, nodes: &[NodeId]) -> Vec<u64> {
-        let held: Vec<_> = {
-            let live = lock(&self.live);
-            nodes.iter().map(|node| live.get(node).and_then(Weak::upgrade)).collect()
-        };
-        let others: Vec<NodeId> = nodes
-            .iter()
-            .zip(&held)
-            .filter(|(_, object)| object.is_none())
-            .map(|(node, _)| *node)
-            .collect();
-        let rows = self.index.present_bytes_of(&others).unwrap_or_default();
-        let mut rows = rows.into_iter();
-        let mut of = |object: &Option<Arc<CachedObject>>| match object {
-            Some(object) => object.present_bytes(),
-            None => rows.next().unwrap_or(0),
-        };
-        held.iter().map(&mut of).collect()
-    }
-
-    fn load(&self, node: NodeId, meta: &ObjectMeta) -> Loaded {
-        // A replaced version can still be opened by who knows its node. Its
-        // rows and its file are about to go, or are gone.
-        if matches!(self.index.node(node), Ok(Some(NodeRow::Superseded { .. }))) {
-            return Loaded { doomed: true, ..Loaded::nothing(node, meta.size) };
-        }
-        if self.room.is_leaving(node) {
-            return Loaded { stale_rows: true, ..Loaded::nothing(node, meta.size) };
-        }
-        match self.index.object(node) {
-            Ok(Some(row)) => self.load_file(node, meta, &row).unwrap_or_else(|unusable| {
-                if let Some(error) = unusable {
-                    tracing::warn!(key = ?meta.key.0, %error, "the file of a cached object cannot be opened now");
-                    return Loaded { doomed: true, ..Loaded::nothing(node, meta.size) };
-                }
-                tracing::warn!(key = ?meta.key.0, "the cache lost what it had of an object; it is fetched again");
-                self.metrics.repairs.add(1);
-                self.budget.release(disk_bytes(row.present_bytes));
-                if row.present_bytes > 0 {
-                    self.count_held(false);
-                }
-                lock(&self.room.recency).set_held(node, false);
-                let Location::OwnFile(file) = row.location;
-                self.unlink(&file.path(&self.data_dir));
-                Loaded { stale_rows: true, ..Loaded::nothing(node, meta.size) }
-            }),
-            Ok(None) => Loaded::nothing(node, meta.size),
-            // There may be rows: what is kept now would stand beside them.
-            Err(error) => {
-                tracing::warn!(%error, "what the cache has of an object cannot be told");
-                Loaded { doomed: true, ..Loaded::nothing(node, meta.size) }
-            }
-        }
-    }
-
-    /// What a node's row promises. As an error: nothing if any of it is missing,
-    /// or why it cannot be told now.
-    fn load_file(
-        &self,
-        node: NodeId,
-        meta: &ObjectMeta,
-        row: &ObjectRow,
-    ) -> Result<Loaded, Option<CacheError>> {
-        let Location::OwnFile(file_id) = row.location;
-        let path = file_id.path(&self.data_dir);
-        let unusable = |error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::NotFound => None,
-            _ => Some(CacheError::io(&path)(error)),
-        };
-        let file = BackingFile::open(&path).map_err(unusable)?;
-        let mut fingerprint = file.fingerprint().map_err(unusable)?.ok_or(None)?;
-        let untouched = fingerprint == row.fingerprint;
-        let trusted = untouched && row.verified_boot == Some(self.trust());
-        let groups = self.index.chunk_groups(node).map_err(Some)?;
-        let map = ChunkMap::load(meta.size, &groups, trusted);
-        if !untouched {
-            // Cut short, or written to after its row: no row accounts for that.
-            let trimmed = file.restore_size(meta.size).and_then(|()| {
-                file.punch_absent(&map, meta.size)?;
-                file.fingerprint()
-            });
-            fingerprint = trimmed.map_err(unusable)?.ok_or(None)?;
-        }
-        let whole = row.size == meta.size
-            && row.version == meta.version
-            && map.present_bytes() == row.present_bytes;
-        if !whole {
-            return Err(None);
-        }
-        Ok(Loaded {
-            file_id,
-            file: Some((file, fingerprint)),
-            map,
-            used_ms: row.used_ms,
-            stale_rows: false,
-            doomed: false,
-        })
-    }
-
     /// Waits until what was fetched is on disk. Blocks.
     pub(super) fn settle(&self) {
         self.writer.settle(SETTLE_LIMIT);
@@ -475,7 +243,7 @@ impl Store {
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         self.forget_idle();
-        self.forget_passing(Instant::now() + PASSING_FOR);
+        self.forget_passing(None);
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         drop(dirty); // After the lock: their drop takes another one.
     }
@@ -548,7 +316,7 @@ impl Store {
 
     /// How the store is doing, in words: of several, what weighs most.
     pub fn state(&self) -> String {
-        if let Some(trouble) = self.health.trouble() {
+        if let Some(trouble) = self.health.trouble().or_else(|| self.shortage.words()) {
             return trouble;
         }
         if !self.budget.has_room(CHUNK_BYTES) && !self.may_evict() {
@@ -599,7 +367,7 @@ impl Store {
     /// Gives up what nobody came for in time.
     pub(super) fn forget_old(&self) {
         let now = Instant::now();
-        self.forget_passing(now);
+        self.forget_passing(Some(now));
         self.fetcher.forget_old(now);
     }
 

@@ -99,7 +99,7 @@ pub struct Verified {
 /// What [`Cache::refresh`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refreshed {
-    /// Folders that were listed again.
+    /// Folders that were listed or looked into again.
     pub folders: u64,
     /// Objects in them, and in all that lies below.
     pub objects: u64,
@@ -129,7 +129,7 @@ impl Progress {
         self.bytes_total.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn done(&self, objects: u64, bytes: u64) {
+    pub(super) fn done(&self, objects: u64, bytes: u64) {
         self.objects_done.fetch_add(objects, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -303,25 +303,17 @@ impl Cache {
             Some(Node { kind: NodeKind::Object(_), parent, .. }) => parent,
             _ => node,
         };
-        let mut pending = vec![top];
-        let mut listings = FuturesUnordered::new();
-        let mut total = Refreshed::default();
-        loop {
-            while listings.len() < LISTED_AT_ONCE
-                && let Some(folder) = pending.pop()
-            {
-                listings.push(async move {
-                    match folder == top || tree.was_listed(folder)? {
-                        true => tree.list_anew(folder).await.map(|()| (folder, 1)),
-                        false => tree.ask_anew(folder).await.map(|()| (folder, 0)),
-                    }
-                });
+        let list = move |tree: Arc<Tree>, folder| async move {
+            match folder == top || tree.was_listed(folder)? {
+                true => tree.list_anew(folder).await,
+                false => tree.ask_anew(folder).await,
             }
-            let Some(listed) = next(&mut listings, progress).await else { break };
-            let (folder, lists) = listed?;
-            total.folders += lists;
-            let tree = tree.clone();
-            pending.extend(self.blocking(move || tree.folders_in(folder)).await?);
+        };
+        let mut total = Refreshed::default();
+        let mut listings = std::pin::pin!(descend(tree.clone(), top, list));
+        while let Some(listed) = next(&mut listings, progress).await {
+            listed?;
+            total.folders += 1;
             progress.done(1, 0);
         }
         total.objects = tree.rollup(top)?.objects;
@@ -503,9 +495,43 @@ impl Cache {
     }
 }
 
+/// Does something with each folder from `top` down, several side by side: with what lies
+/// in one once that was done with it. A folder that fails leads no further.
+pub(super) fn descend<F>(
+    tree: Arc<Tree>,
+    top: NodeId,
+    work: impl Fn(Arc<Tree>, NodeId) -> F,
+) -> impl Stream<Item = Result<(), CacheError>>
+where
+    F: Future<Output = Result<(), CacheError>>,
+{
+    let visit = move |folder| {
+        let (tree, worked) = (tree.clone(), work(tree.clone(), folder));
+        async move {
+            worked.await?;
+            let runtime = tree.runtime.clone();
+            let folders = runtime.spawn_blocking(move || tree.folders_in(folder)).await;
+            folders.unwrap_or_else(|error| Err(CacheError::Io(error.to_string())))
+        }
+    };
+    let begun = (visit, vec![top], FuturesUnordered::new());
+    stream::unfold(begun, |(visit, mut pending, mut visits)| async move {
+        while visits.len() < LISTED_AT_ONCE
+            && let Some(folder) = pending.pop()
+        {
+            visits.push(visit(folder));
+        }
+        let visited = visits.next().await?.map(|folders| pending.extend(folders));
+        Some((visited, (visit, pending, visits)))
+    })
+}
+
 /// The next of `items`, or `None` once the command is to stop: nothing that is
 /// slow is waited for then.
-async fn next<T>(items: &mut (impl Stream<Item = T> + Unpin), progress: &Progress) -> Option<T> {
+pub(super) async fn next<T>(
+    items: &mut (impl Stream<Item = T> + Unpin),
+    progress: &Progress,
+) -> Option<T> {
     tokio::select! {
         biased;
         () = progress.cancelled() => None,

@@ -33,5 +33,5 @@ pub(super) fn run(args: RefreshArgs) -> ExitCode {
 }
 
 fn sentence(done: &RefreshReply) -> String {
-    format!("listed {} anew: {}", count(done.folders, "folder"), count(done.objects, "object"))
+    format!("refreshed {}: {}", count(done.folders, "folder"), count(done.objects, "object"))
 }

@@ -65,8 +65,7 @@ impl Daemon {
         mut rows: Rows<'_>,
         progress: &Arc<Progress>,
     ) -> Result<RowsReply, ErrorReply> {
-        let (tree, node) = self.find(&request.path).await?;
-        let known = blocking(&tree, move |tree| tree.node(node)).await?;
+        let (tree, node, known) = self.look_for(&request.path).await?;
         let listed = match known {
             None => Ok(()),
             Some(known) if is_object(&known) => {
@@ -90,6 +89,13 @@ impl Daemon {
         };
         let reply = rows.end().await;
         listed.map(|()| reply).map_err(|error| explain(&error))
+    }
+
+    /// What a path leads to; `None` if it is gone this moment.
+    async fn look_for(&self, path: &Path) -> Result<(Arc<Tree>, NodeId, Option<Node>), ErrorReply> {
+        let (tree, node) = self.find(path).await?;
+        let known = blocking(&tree, move |tree| tree.node(node)).await?;
+        Ok((tree, node, known))
     }
 
     async fn hidden(
@@ -141,8 +147,7 @@ impl Daemon {
         mut rows: Rows<'_>,
         progress: &Arc<Progress>,
     ) -> Result<RowsReply, ErrorReply> {
-        let (tree, node) = self.find(&request.path).await?;
-        let known = blocking(&tree, move |tree| tree.node(node)).await?;
+        let (tree, node, known) = self.look_for(&request.path).await?;
         let listed = match known.as_ref().is_some_and(is_object) {
             true => Ok(()),
             false => tree.list_below(node, progress).await,

@@ -203,6 +203,9 @@ impl Store {
     /// A write to the cache disk failed. A full disk is looked at at once:
     /// others may have filled it, and then it is for us to give way.
     pub(in crate::cache) fn disk_failed(&self, error: &std::io::Error) {
+        if is_short_of_descriptors(error) {
+            return self.shortage.met(error);
+        }
         self.health.failed(error);
         if is_full(error) {
             // A quota shows in no statvfs: what failed is what there is.
@@ -210,7 +213,7 @@ impl Store {
                 self.budget.meet_quota();
             }
             *lock(&self.room.looked) = None;
-        } else if !is_short_of_descriptors(error) {
+        } else {
             self.lose_trust();
         }
     }

@@ -403,7 +403,7 @@ impl Run {
             if (self.listing.len() < LISTINGS_MAX || is_first) && self.listing.insert(folder) {
                 let tree = tree.clone();
                 let listing = async move {
-                    let listed = tree.ensure_listed(folder).await;
+                    let listed = tree.ensure_listed_ahead(folder).await;
                     if let Err(error) = &listed {
                         tracing::debug!(%error, "a folder cannot be listed ahead");
                     }

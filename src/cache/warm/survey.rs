@@ -37,7 +37,7 @@ pub(super) async fn list_all(tree: Weak<Tree>) {
 async fn list(tree: Weak<Tree>, folder: NodeId) -> Vec<NodeId> {
     for _ in 0..TRIES_MAX {
         let Some(tree) = tree.upgrade() else { return Vec::new() };
-        match tree.ensure_listed(folder).await.and_then(|()| tree.folders_in(folder)) {
+        match tree.ensure_listed_ahead(folder).await.and_then(|()| tree.folders_in(folder)) {
             Ok(folders) => return folders,
             Err(error) => tracing::debug!(%error, "a folder cannot be listed ahead"),
         }

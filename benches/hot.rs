@@ -70,8 +70,12 @@ impl Rig {
         for key in keys {
             remote.put(&key, chunk.clone());
         }
-        let options =
-            CacheOptions { dir: dir.path().to_owned(), size: Some(CACHE_BYTES), memory: None };
+        let options = CacheOptions {
+            dir: dir.path().to_owned(),
+            size: Some(CACHE_BYTES),
+            memory: None,
+            metadata: None,
+        };
         let client = Arc::new(RemoteClient::new(Arc::new(remote.clone()), Arc::default()));
         let (cache, tree) = runtime.block_on(async {
             let cache = Cache::open(&options, Handle::current()).unwrap();

@@ -154,6 +154,25 @@ impl fmt::Debug for CallerEnv {
     }
 }
 
+/// Where an index file is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexSource {
+    /// An absolute path.
+    File(PathBuf),
+    /// The URI of an object.
+    Uri(String),
+}
+
+impl fmt::Display for IndexSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IndexSource::File(path) => write!(f, "{}", path.display()),
+            IndexSource::Uri(uri) => f.write_str(uri),
+        }
+    }
+}
+
 /// A mount, asked for over the socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
@@ -161,6 +180,9 @@ pub struct MountRequest {
     pub uri: String,
     /// Where: an absolute path that may not exist yet.
     pub dir: PathBuf,
+    /// An index file to take the listing of the dataset from.
+    #[serde(default)]
+    pub index: Option<IndexSource>,
     /// How.
     pub options: MountOptions,
     /// The caller's credentials and configuration.
@@ -177,6 +199,8 @@ pub struct CacheOptions {
     /// `--memory-limit`: bytes in flight between the remote, the readers and
     /// the disk; by default a part of the machine's memory.
     pub memory: Option<u64>,
+    /// `--metadata-memory`: memory for what is known of files and folders.
+    pub metadata: Option<u64>,
 }
 
 #[cfg(test)]

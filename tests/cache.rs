@@ -200,7 +200,12 @@ fn a_cache_that_is_dropped_frees_everything() {
         eventually("the store is freed", || store.strong_count() == 0).await;
         assert_eq!(tree.strong_count(), 0);
         // The last one to hold the index may be a moment behind.
-        let options = warmfs::config::CacheOptions { dir: dir.clone(), size: None, memory: None };
+        let options = warmfs::config::CacheOptions {
+            dir: dir.clone(),
+            size: None,
+            memory: None,
+            metadata: None,
+        };
         let open = || warmfs::cache::Cache::open(&options, tokio::runtime::Handle::current());
         eventually("the index can be opened", || {
             open().is_ok_and(|cache| {
@@ -220,7 +225,12 @@ fn an_index_in_use_is_not_set_aside() {
         remote.put("a", content(1, MIB));
         let rig = Rig::open(&dir, &remote, None, LONG).await;
         rig.read("a").await;
-        let options = warmfs::config::CacheOptions { dir: dir.clone(), size: None, memory: None };
+        let options = warmfs::config::CacheOptions {
+            dir: dir.clone(),
+            size: None,
+            memory: None,
+            metadata: None,
+        };
         let second = warmfs::cache::Cache::open(&options, tokio::runtime::Handle::current());
         assert!(second.is_err());
         rig.close();

@@ -28,6 +28,7 @@ impl Service for Refuser {
             cache_dir: "/c".into(),
             cache_size: None,
             memory_limit: None,
+            metadata_memory: None,
         }
     }
 

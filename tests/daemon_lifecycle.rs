@@ -232,8 +232,12 @@ impl Fixture {
 }
 
 async fn start(tmp: &Path, engine: &Arc<FakeEngine>) -> Result<Running, StartError> {
-    let cache =
-        CacheOptions { dir: tmp.canonicalize().unwrap().join("cache"), size: None, memory: None };
+    let cache = CacheOptions {
+        dir: tmp.canonicalize().unwrap().join("cache"),
+        size: None,
+        memory: None,
+        metadata: None,
+    };
     let engine: Arc<dyn Engine> = Arc::clone(engine) as _;
     daemon::start(cache, |_| async { Ok(engine) }).await
 }
@@ -253,7 +257,7 @@ fn request(uri: &str, dir: &Path) -> MountRequest {
         traffic: TrafficOptions::default(),
     };
     let env = CallerEnv::from_iter([("AWS_SECRET_ACCESS_KEY", "secret")]);
-    MountRequest { uri: uri.to_owned(), dir: dir.to_owned(), options, env }
+    MountRequest { uri: uri.to_owned(), dir: dir.to_owned(), index: None, options, env }
 }
 
 #[tokio::test]

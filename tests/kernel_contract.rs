@@ -85,7 +85,12 @@ impl Mount {
         fill(&base.join("source"));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let handle = runtime.handle().clone();
-        let options = CacheOptions { dir: base.join("cache"), size: Some(1 << 30), memory: None };
+        let options = CacheOptions {
+            dir: base.join("cache"),
+            size: Some(1 << 30),
+            memory: None,
+            metadata: None,
+        };
         let cache = Cache::open(&options, handle.clone()).unwrap();
         let remote = Arc::new(LocalRemote::open(&base.join("source")).unwrap());
         let remote = Arc::new(RemoteClient::new(remote, Arc::new(RemoteMetrics::default())));

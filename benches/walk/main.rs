@@ -1,6 +1,7 @@
 //! Listing and walking a million files: `cargo bench --bench walk`. A store of
 //! 1.3 million keys in 1,000 folders, and one of a million in one folder, 30 ms a
-//! page of 1,000; `--quick` takes a hundredth of it.
+//! page of 1,000; `--quick` takes a hundredth of it. `--only capped` walks ten million
+//! keys with little memory for them; it is not run unless it is named.
 //!
 //! The store is the embedded one, in this process: it makes its pages as they are
 //! asked for, since key ranges begin anywhere, and its CPU counts against us.
@@ -33,6 +34,8 @@ const LIMIT: Duration = Duration::from_secs(1_800);
 const FOLDERS: usize = 1_000;
 const FILES_PER_FOLDER: usize = 1_300;
 const FLAT_FILES: usize = 1_000_000;
+const CAPPED_FOLDERS: usize = 1_000;
+const CAPPED_FILES_PER_FOLDER: usize = 10_000;
 /// Of these, a copy on disk is made to compare with.
 const COMPARED_FOLDERS: usize = 100;
 
@@ -40,6 +43,7 @@ const COMPARED_FOLDERS: usize = 100;
 type Group = (&'static str, fn(usize) -> Vec<Figure>);
 
 const GROUPS: [Group; 2] = [("folders", folders), ("flat", flat)];
+const CAPPED: Group = ("capped", capped);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -49,14 +53,15 @@ fn main() -> ExitCode {
         ["--only", only] => (1, *only),
         ["--quick", "--only", only] => (100, *only),
         _ => {
-            eprintln!("cargo bench --bench walk -- [--quick] [--only folders|flat]");
+            eprintln!("cargo bench --bench walk -- [--quick] [--only folders|flat|capped]");
             return ExitCode::FAILURE;
         }
     };
     println!("{}", rig::work::machine());
     println!("{}", Figure::header());
     let mut missed = 0;
-    for (_, group) in GROUPS.iter().filter(|(name, _)| name.contains(only)) {
+    let all: &[Group] = if only == CAPPED.0 { &[CAPPED] } else { &GROUPS };
+    for (_, group) in all.iter().filter(|(name, _)| name.contains(only)) {
         for figure in group(part) {
             println!("{figure}");
             missed += usize::from(!figure.is_met());
@@ -110,6 +115,11 @@ fn folders(part: usize) -> Vec<Figure> {
     let by_mounts = 2 * by_mounts;
     let python = timed(|| assert_eq!(image_folder(&dir), files));
     let later_lists = store.counts().list.requests - by_mounts;
+    let file = warmfs.path("index");
+    let file = file.to_str().unwrap();
+    let exported = timed(|| drop(warmfs.ok(&["index", "export", file])));
+    let file_bytes = fs::metadata(file).unwrap().len();
+    let imported = import(&store, file, files);
     let mut figures = vec![
         seconds("find -type f, 1,000 folders, first mount", 15.0, first),
         Figure::new(
@@ -134,9 +144,70 @@ fn folders(part: usize) -> Vec<Figure> {
             "",
         ),
     ];
+    figures.extend([
+        Figure::new("index export", Target::Stated, one(exported.as_secs_f64()), "s"),
+        Figure::new("  bytes a file", Target::Stated, one(file_bytes as f64 / files as f64), ""),
+        Figure::new("mount --index", Target::Stated, one(imported.0.as_secs_f64()), "s"),
+        Figure::new("  find -type f", Target::Stated, one(imported.1.as_secs_f64()), "s"),
+        Figure::new("  LIST requests", Target::AtMost(1.0), one(imported.2 as f64), ""),
+    ]);
     figures.extend(compared(&warmfs, &dir, COMPARED_FOLDERS / part.min(COMPARED_FOLDERS)));
     warmfs.unmount("mount");
     figures
+}
+
+/// Another machine mounts with the index file: what the mount and a walk take, and the
+/// LIST requests of both.
+fn import(store: &Store, file: &str, files: usize) -> (Duration, Duration, u64) {
+    let mut other = Warmfs::with_limit(LIMIT);
+    other.set_env("WARMFS_ENDPOINT_URL", &store.url());
+    store.reset_log();
+    let options = ["--warm", "off", "--open-mode", "cached", "--index", file];
+    let began = Instant::now();
+    let dir = other.mount_with("s3://bucket/data", "mount", &options);
+    let mounted = began.elapsed();
+    let walked =
+        timed(|| assert_eq!(lines(Command::new("find").arg(&dir).args(["-type", "f"])), files));
+    other.unmount("mount");
+    (mounted, walked, store.counts().list.requests)
+}
+
+/// Ten million keys, and as little memory for what is known of them as may be asked for.
+fn capped(part: usize) -> Vec<Figure> {
+    let (store, warmfs) = stage();
+    let folders = CAPPED_FOLDERS / part;
+    for folder in 0..folders {
+        for file in 0..CAPPED_FILES_PER_FOLDER {
+            store.put(BUCKET, format!("data/{folder:04}/{file:05}"), Bytes::new());
+        }
+    }
+    let files = folders * CAPPED_FILES_PER_FOLDER;
+    let options = ["--warm", "off", "--open-mode", "cached", "--metadata-memory", "8M"];
+    let dir = warmfs.mount_with("s3://bucket/data", "mount", &options);
+    let before = rss_bytes(&warmfs);
+    let find = || assert_eq!(lines(Command::new("find").arg(&dir).args(["-type", "f"])), files);
+    let (first, again) = (timed(find), timed(find));
+    let (rss, peak) = (rss_bytes(&warmfs), status_bytes(&warmfs, "VmHWM:"));
+    warmfs.unmount("mount");
+    let mib = |bytes: u64| one(bytes as f64 / f64::from(1 << 20));
+    vec![
+        Figure::new(
+            "find -type f over 10,000,000, first mount",
+            Target::Stated,
+            one(first.as_secs_f64()),
+            "s",
+        ),
+        Figure::new("  again", Target::Stated, one(again.as_secs_f64()), "s"),
+        Figure::new("  RSS before", Target::Stated, mib(before), "MiB"),
+        Figure::new("  RSS after", Target::Stated, mib(rss), "MiB"),
+        Figure::new("  RSS at most", Target::Stated, mib(peak), "MiB"),
+        Figure::new(
+            "  bytes a file above 100 MB",
+            Target::AtMost(200.0),
+            one((rss as f64 - 1e8) / files as f64),
+            "",
+        ),
+    ]
 }
 
 /// Warm walks beside ones over the same names on disk.
@@ -286,8 +357,13 @@ print(found)
 
 /// Memory of the daemon.
 fn rss_bytes(warmfs: &Warmfs) -> u64 {
+    status_bytes(warmfs, "VmRSS:")
+}
+
+/// A figure of the daemon's in /proc.
+fn status_bytes(warmfs: &Warmfs, name: &str) -> u64 {
     let pid = warmfs.daemon().expect("a daemon");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }

@@ -1,6 +1,7 @@
 //! From a bucket prefix to a mounted tree: does it hold anything, and where
 //! does it stand in the index.
 
+use std::io::Read;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::lister::Listings;
 use super::listing::{Changes, FolderUpdate};
 use super::metadata::Tree;
 use super::names;
-use super::{Cache, CacheError};
+use super::{Cache, CacheError, Imported, IndexFileError};
 use crate::remote::client::RemoteClient;
 use crate::remote::{ErrorKind, Key, ListPage, ListRequest};
 
@@ -43,6 +44,9 @@ pub enum AttachError {
         /// The prefix.
         prefix: String,
     },
+    /// The index file that was given cannot be used.
+    #[error(transparent)]
+    Index(#[from] IndexFileError),
     /// The cache or the remote could not tell.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -57,16 +61,44 @@ impl Cache {
         prefix: &str,
         ttl: Duration,
     ) -> Result<Arc<Tree>, AttachError> {
-        let parts: Vec<String> = prefix.split_terminator('/').map(str::to_owned).collect();
-        if !parts.iter().all(|part| names::is_showable(part)) {
-            return Err(AttachError::Unshowable { prefix: prefix.to_owned() });
-        }
+        let parts = parts(prefix)?;
         let began_ms = self.clock.next_ms();
         let request = ListRequest { prefix: prefix.to_owned(), ..ListRequest::default() };
         let page = remote.list(&request).await.map_err(CacheError::from)?;
         if page.objects.is_empty() && page.prefixes.is_empty() && !prefix.is_empty() {
             return Err(explain_empty(&remote, prefix).await?);
         }
+        let tree = self.plant(remote, parts, ttl, began_ms).await?;
+        if page.next.is_none() {
+            keep_listing(&tree, prefix.to_owned(), page, began_ms).await?;
+        }
+        Ok(tree)
+    }
+
+    /// The tree below `prefix`, with what an index file says of it; without a request.
+    pub async fn attach_with_index(
+        self: &Arc<Self>,
+        remote: Arc<RemoteClient>,
+        prefix: &str,
+        ttl: Duration,
+        index: impl Read + Send + 'static,
+    ) -> Result<Arc<Tree>, AttachError> {
+        let tree = self.plant(remote, parts(prefix)?, ttl, self.clock.next_ms()).await?;
+        let Imported { folders, newer } = tree.import(index).await?;
+        tracing::info!(folders, newer, "took over an index file");
+        match folders + newer {
+            0 => Err(IndexFileError::holds_nothing(prefix).into()),
+            _ => Ok(tree),
+        }
+    }
+
+    async fn plant(
+        self: &Arc<Self>,
+        remote: Arc<RemoteClient>,
+        parts: Vec<String>,
+        ttl: Duration,
+        began_ms: u64,
+    ) -> Result<Arc<Tree>, CacheError> {
         let place = self.place(&remote, parts, began_ms).await?;
         let bucket = place.bucket;
         let root = place.path.last().map_or(bucket, |(_, node)| *node);
@@ -82,6 +114,7 @@ impl Cache {
             bucket,
             root,
             ttl,
+            given: self.given.clone(),
             listings: Listings::new(),
             walk: Mutex::default(),
             point_lookups: Tree::counted_folders(),
@@ -91,9 +124,6 @@ impl Cache {
             ended: watch::Sender::new(false),
         });
         super::lock(&self.trees).push(Arc::downgrade(&tree));
-        if page.next.is_none() {
-            keep_listing(&tree, prefix.to_owned(), page, began_ms).await?;
-        }
         Ok(tree)
     }
 
@@ -120,6 +150,15 @@ impl Cache {
         };
         let task = self.runtime.spawn_blocking(move || index.write(place));
         task.await.unwrap_or_else(|error| Err(CacheError::Index(error.to_string())))
+    }
+}
+
+/// The folders down to a prefix.
+fn parts(prefix: &str) -> Result<Vec<String>, AttachError> {
+    let parts: Vec<String> = prefix.split_terminator('/').map(str::to_owned).collect();
+    match parts.iter().all(|part| names::is_showable(part)) {
+        true => Ok(parts),
+        false => Err(AttachError::Unshowable { prefix: prefix.to_owned() }),
     }
 }
 

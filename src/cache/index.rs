@@ -53,9 +53,9 @@ const SCHEMA: u64 = 2;
 /// it is set aside all the same: its checksums say nothing of a defect of ours.
 const FALSE_ALARMS_MAX: u64 = 3;
 
-/// Page cache of the index. Enough for the upper levels of a tree of millions
-/// of rows; redb's own default of 1 GiB is more than our whole budget.
-const PAGE_CACHE_BYTES: usize = 32 << 20;
+/// Page cache of the index where nobody says so. Enough for the upper levels of a tree of
+/// millions of rows; redb's own default of 1 GiB is more than our whole budget.
+pub(super) const PAGE_CACHE_BYTES: usize = 32 << 20;
 
 /// Node ids are reserved durably in blocks, so that none is ever used twice
 /// although most transactions are not durable by themselves.
@@ -100,6 +100,7 @@ pub(super) struct Index {
     /// Latest time in any row.
     newest_ms: AtomicU64,
     path: PathBuf,
+    page_cache_bytes: usize,
     next_node: AtomicU64,
     /// First id that is not reserved on disk.
     reserved: AtomicU64,
@@ -143,7 +144,7 @@ impl Index {
     /// Opens `path`, or creates it. One that is damaged or of another schema
     /// is set aside, and an empty one takes its place. One that somebody else
     /// holds open, or that cannot be read just now, is left where it is.
-    pub(super) fn open(path: &Path) -> Result<Opened, CacheError> {
+    pub(super) fn open(path: &Path, page_cache_bytes: usize) -> Result<Opened, CacheError> {
         let existed = path.exists();
         let failed = |error: redb::Error| CacheError::Index(format!("{}: {error}", path.display()));
         let boot = kill_point::pretended_boot().unwrap_or_else(boot_id);
@@ -157,11 +158,11 @@ impl Index {
             Left::Nothing => false,
         };
         let opened = match existed && !is_known {
-            true => open_checked(path, &sums).and_then(prepare),
-            false => match open_database(path, &sums).and_then(prepare) {
+            true => open_checked(path, &sums, page_cache_bytes).and_then(prepare),
+            false => match open_database(path, &sums, page_cache_bytes).and_then(prepare) {
                 // It may be the sums that are damaged.
                 Err(reason) if existed && is_damaged(&reason) => {
-                    open_checked(path, &sums).and_then(prepare)
+                    open_checked(path, &sums, page_cache_bytes).and_then(prepare)
                 }
                 opened => opened,
             },
@@ -169,7 +170,7 @@ impl Index {
         let (db, prepared) = match opened {
             Err(reason) if existed && is_damaged(&reason) => {
                 set_aside(path, &reason)?;
-                open_database(path, &sums).and_then(prepare).map_err(failed)?
+                open_database(path, &sums, page_cache_bytes).and_then(prepare).map_err(failed)?
             }
             opened => opened.map_err(failed)?,
         };
@@ -181,6 +182,7 @@ impl Index {
             pending: AtomicBool::new(false),
             newest_ms: AtomicU64::new(newest_ms),
             path: path.to_owned(),
+            page_cache_bytes,
             next_node: AtomicU64::new(next_node),
             reserved: AtomicU64::new(next_node + NODE_ID_BLOCK),
             losses: AtomicU64::new(0),
@@ -279,7 +281,7 @@ impl Index {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
         let opened = match reason {
             Some(reason) => self.open_checked(reason),
-            None => open_database(&self.path, &self.sums),
+            None => open_database(&self.path, &self.sums, self.page_cache_bytes),
         };
         *db = match opened {
             _ if self.is_in_memory() => self.begin_in_memory(), // It was there that something broke.
@@ -299,15 +301,15 @@ impl Index {
         if self.alarms.fetch_add(1, Ordering::Relaxed) >= FALSE_ALARMS_MAX {
             return Err(redb::Error::Corrupted(reason.to_owned()));
         }
-        open_checked(&self.path, &self.sums)
+        open_checked(&self.path, &self.sums, self.page_cache_bytes)
     }
 
     /// An empty index in place of a damaged one, with the roots of all mounts.
     fn start_anew(&self, reason: &redb::Error) -> Option<Database> {
         let next_node = self.next_node.load(Ordering::Relaxed);
         let begun = set_aside(&self.path, reason).and_then(|()| {
-            let opened =
-                open_database(&self.path, &self.sums).and_then(|db| prepare(db, next_node))?;
+            let opened = open_database(&self.path, &self.sums, self.page_cache_bytes)
+                .and_then(|db| prepare(db, next_node))?;
             self.put_roots(&opened.0)?;
             Ok(opened)
         });
@@ -564,11 +566,15 @@ struct Prepared {
 
 /// Opens an index of which nobody can say what happened to it, and reads all
 /// of it: a page that is damaged may hide rows without a sign.
-fn open_checked(path: &Path, sums: &Arc<Sums>) -> Result<Database, redb::Error> {
+fn open_checked(
+    path: &Path,
+    sums: &Arc<Sums>,
+    page_cache_bytes: usize,
+) -> Result<Database, redb::Error> {
     // Of what redb finds right, it is the sum that was wrong.
     sums.forget();
     let checked = catch_unwind(AssertUnwindSafe(|| {
-        let mut db = open_database(path, sums)?;
+        let mut db = open_database(path, sums, page_cache_bytes)?;
         match db.check_integrity()? {
             true => Ok(db),
             false => Err(redb::Error::Corrupted("its checksums do not match".to_owned())),
@@ -578,10 +584,14 @@ fn open_checked(path: &Path, sums: &Arc<Sums>) -> Result<Database, redb::Error> 
     checked.unwrap_or_else(|_| Err(panicked()))
 }
 
-fn open_database(path: &Path, sums: &Arc<Sums>) -> Result<Database, redb::Error> {
+fn open_database(
+    path: &Path,
+    sums: &Arc<Sums>,
+    page_cache_bytes: usize,
+) -> Result<Database, redb::Error> {
     let open = || {
         let file = CheckedFile::open(path, sums.clone())?;
-        Ok(Database::builder().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(file)?)
+        Ok(Database::builder().set_cache_size(page_cache_bytes).create_with_backend(file)?)
     };
     // A damaged file may make it panic, as everywhere.
     let panicked = || redb::Error::Corrupted("opening it ended abnormally".to_owned());

@@ -24,6 +24,14 @@ pub(super) struct Changes {
     pub superseded: Vec<NodeId>,
 }
 
+impl Changes {
+    pub(super) fn add(&mut self, other: Changes) {
+        self.names.extend(other.names);
+        self.folders.extend(other.folders);
+        self.superseded.extend(other.superseded);
+    }
+}
+
 /// Nanoseconds since the epoch, as rows keep times. Times before it are zero.
 pub(super) fn to_ns(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -151,7 +159,12 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
 
     /// Starts the count of hidden keys anew, for the first page of a listing.
     pub(super) fn reset_hidden(&mut self) {
-        self.row.hidden = 0;
+        self.set_hidden(0);
+    }
+
+    /// So many keys of this folder cannot be shown.
+    pub(super) fn set_hidden(&mut self, keys: u64) {
+        self.row.hidden = keys;
     }
 
     /// The remote has no `name` here, neither object nor folder.

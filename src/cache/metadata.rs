@@ -13,6 +13,7 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::given::Given;
 use super::index::Index;
 use super::list_ahead::Walk;
 use super::lister::Listings;
@@ -49,6 +50,7 @@ pub struct Tree {
     pub(super) bucket: NodeId,
     pub(super) root: NodeId,
     pub(super) ttl: Duration,
+    pub(super) given: Arc<Given>,
     pub(super) listings: Listings,
     pub(super) walk: Mutex<Walk>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
@@ -131,6 +133,11 @@ impl Tree {
     /// The folder that is mounted.
     pub fn root(&self) -> NodeId {
         self.root
+    }
+
+    /// Files that the kernel may read without another word.
+    pub fn given(&self) -> &Given {
+        &self.given
     }
 
     /// The objects' store.
@@ -400,22 +407,25 @@ impl Tree {
         &self,
         change: impl FnOnce(&Index) -> Result<Changes, CacheError> + Send + 'static,
     ) -> Result<(), CacheError> {
-        let index = self.index.clone();
-        let store = self.store.clone();
-        let task = self.runtime.spawn_blocking(move || {
-            let changes = change(&index)?;
-            store.discard(&changes.superseded)?;
-            for (parent, name) in changes.names {
-                store.emit(Event::Entry(parent, name));
-            }
-            for folder in changes.folders {
-                store.emit(Event::Folder(folder));
-            }
-            Ok(())
-        });
+        let Some(tree) = self.me.upgrade() else {
+            return Err(CacheError::Index("its mount has ended".to_owned()));
+        };
+        let task = self.runtime.spawn_blocking(move || tree.announce(change(&tree.index)?));
         task.await.unwrap_or_else(|error| {
             Err(CacheError::Index(format!("a change ended abnormally: {error}")))
         })
+    }
+
+    /// Tells what changed. Blocks.
+    pub(super) fn announce(&self, changes: Changes) -> Result<(), CacheError> {
+        self.store.discard(&changes.superseded)?;
+        for (parent, name) in changes.names {
+            self.store.emit(Event::Entry(parent, name));
+        }
+        for folder in changes.folders {
+            self.store.emit(Event::Folder(folder));
+        }
+        Ok(())
     }
 
     pub(super) fn entry_node(

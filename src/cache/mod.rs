@@ -17,7 +17,9 @@ mod disk_health;
 pub mod evict;
 mod fetch;
 mod flight;
+mod given;
 mod index;
+mod index_file;
 pub mod kill_point;
 mod list_ahead;
 mod lister;
@@ -50,6 +52,8 @@ use tokio::runtime::Handle;
 pub use attach::AttachError;
 pub use chunk_map::CHUNK_BYTES;
 pub use direct::Direct;
+pub use given::Given;
+pub use index_file::{Exported, Imported, IndexFileError};
 pub use look::{HiddenPages, Look};
 pub use metadata::{Child, Extent, Node, NodeKind, Tree};
 pub use object::{AtHand, CachedObject, ReadOutcome};
@@ -65,6 +69,10 @@ use record::NodeRow;
 use standing::Memo;
 use store::Parts;
 
+/// Memory for what is known of files, where nobody says so: two parts for pages of the
+/// index, one for files that were named to the kernel.
+const METADATA_BYTES: usize = index::PAGE_CACHE_BYTES / 2 * 3;
+
 /// The open cache. One per cache directory and process.
 #[derive(Debug)]
 pub struct Cache {
@@ -75,6 +83,7 @@ pub struct Cache {
     runtime: Handle,
     /// Mounted trees.
     trees: Mutex<Vec<Weak<Tree>>>,
+    given: Arc<Given>,
 }
 
 /// What the cache holds.
@@ -190,7 +199,10 @@ impl Cache {
         let dir = &options.dir;
         let data = dir.join("data");
         let boot = kill_point::pretended_boot().unwrap_or(boot);
-        let Opened { index, fresh, clean } = Index::open(&dir.join("index.redb"))?;
+        let metadata = options.metadata.map_or(METADATA_BYTES, |bytes| bytes as usize);
+        let names = metadata / 3;
+        let pages = metadata - names;
+        let Opened { index, fresh, clean } = Index::open(&dir.join("index.redb"), pages)?;
         kill_point::reach("index-schema-written");
         let create = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data);
         create.map_err(CacheError::io(&data))?;
@@ -213,7 +225,9 @@ impl Cache {
             _ => store.sweep_later(0),
         }
         let trees = Mutex::default();
-        let cache = Arc::new(Cache { dir: dir.clone(), index, store, clock, runtime, trees });
+        let given = Arc::new(Given::new(names));
+        let cache =
+            Arc::new(Cache { dir: dir.clone(), index, store, clock, runtime, trees, given });
         cache.start_housekeeping(superseded);
         Ok(cache)
     }

@@ -161,7 +161,8 @@ fn live(dir: &Path, dice: &mut fastrand::Rng) -> (Vec<Change>, Vec<(usize, Rows)
     let recording = Arc::<Recording>::default();
     RECORDING.set(Some(recording.clone()));
     let done = || lock(&recording.0).len();
-    let Opened { index, .. } = Index::open(&dir.join("index.redb")).unwrap();
+    let Opened { index, .. } =
+        Index::open(&dir.join("index.redb"), crate::cache::index::PAGE_CACHE_BYTES).unwrap();
     RECORDING.set(None);
     index.write_durably(|write| write.bucket(&RemoteId("x".into()), 1)).unwrap();
     let mut durable = vec![(done(), rows(&index))];
@@ -233,7 +234,8 @@ fn after_a_power_cut_the_index_is_as_it_was_at_a_flush() {
     });
     for done in moments {
         fs::write(&path, image(&changes, done, &mut dice)).unwrap();
-        let Opened { index, fresh, .. } = Index::open(&path).unwrap();
+        let Opened { index, fresh, .. } =
+            Index::open(&path, crate::cache::index::PAGE_CACHE_BYTES).unwrap();
         assert!(!fresh, "cut after {done} changes: the index was set aside");
         let found = rows(&index);
         let last = durable.iter().rposition(|(at, _)| *at <= done).unwrap();
@@ -255,7 +257,8 @@ fn a_power_cut_while_the_index_is_created_costs_nothing() {
     for done in 0..durable[0].0 {
         for _ in 0..CUTS_PER_SYNC {
             fs::write(&path, image(&changes, done, &mut dice)).unwrap();
-            let Opened { index, .. } = Index::open(&path).unwrap();
+            let Opened { index, .. } =
+                Index::open(&path, crate::cache::index::PAGE_CACHE_BYTES).unwrap();
             assert!(rows(&index).values().all(|row| row.starts_with("None [] None None")));
             index.close(true).unwrap();
         }

@@ -13,7 +13,8 @@ use crate::remote::{Key, ListPage, ObjectMeta, Version};
 const FOREVER: Duration = Duration::from_secs(100_000);
 
 async fn open(dir: &Path, remote: &ScriptedRemote, boot: u128) -> (Arc<Cache>, Arc<Tree>) {
-    let options = CacheOptions { dir: dir.to_owned(), size: Some(1 << 30), memory: None };
+    let options =
+        CacheOptions { dir: dir.to_owned(), size: Some(1 << 30), memory: None, metadata: None };
     open_with(&options, remote, boot).await
 }
 
@@ -116,8 +117,12 @@ async fn a_fill_that_ended_early_is_taken_up_again() {
     let remote = ScriptedRemote::new();
     remote.put("a", vec![7; SIZE as usize]);
     // Memory for one request of a fill at a time.
-    let options =
-        CacheOptions { dir: dir.path().to_owned(), size: Some(1 << 30), memory: Some(16 << 20) };
+    let options = CacheOptions {
+        dir: dir.path().to_owned(),
+        size: Some(1 << 30),
+        memory: Some(16 << 20),
+        metadata: None,
+    };
     let (cache, tree) = open_with(&options, &remote, 1).await;
     remote.gate().close();
     tree.start_warming(crate::config::WarmOption::All);
@@ -144,7 +149,8 @@ async fn the_state_says_first_what_matters_most() {
     let dir = tempfile::tempdir().unwrap();
     let remote = ScriptedRemote::new();
     remote.put("a", vec![7; 5]);
-    let options = CacheOptions { dir: dir.path().to_owned(), size: Some(0), memory: None };
+    let options =
+        CacheOptions { dir: dir.path().to_owned(), size: Some(0), memory: None, metadata: None };
     let (cache, tree) = open_with(&options, &remote, 1).await;
     let object = object(&tree, "a").await;
     object.read(0, 5).await.unwrap();
@@ -185,7 +191,10 @@ struct Folder {
 impl Folder {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let index = Index::open(&dir.path().join("index.redb")).unwrap().index;
+        let index =
+            Index::open(&dir.path().join("index.redb"), crate::cache::index::PAGE_CACHE_BYTES)
+                .unwrap()
+                .index;
         let id = crate::remote::RemoteId("scripted://x".into());
         let node = index.write(|write| write.bucket(&id, 1)).unwrap();
         Folder { _dir: dir, index, node }

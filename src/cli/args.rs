@@ -9,8 +9,8 @@ use clap::builder::BoolishValueParser;
 use nix::unistd::{Gid, Uid, User};
 
 use crate::config::{
-    CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
-    TrafficOptions, WarmOption,
+    CacheOptions, CallerEnv, IndexSource, MountOptions, MountRequest, OpenModeOption,
+    RemoteOptions, TrafficOptions, WarmOption,
 };
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight;
@@ -20,8 +20,7 @@ use crate::units::{parse_bytes, parse_duration};
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
-    after_help = "--warm auto fetches the folders that are being gone through, all what fits.\n\
-                  Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
+    after_help = "Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
 )]
 pub(super) struct MountArgs {
     /// s3://BUCKET[/PREFIX] or file:///FOLDER
@@ -36,7 +35,10 @@ pub(super) struct MountArgs {
     pub(super) traffic: TrafficArgs,
     #[command(flatten)]
     pub(super) look: LookArgs,
-    /// Log here, not to warmfs.log in the cache directory
+    /// Take names from an `index export`, ask for none
+    #[arg(long, value_name = "FILE|URI", env = "WARMFS_INDEX", hide_env = true)]
+    pub(super) index: Option<String>,
+    /// Log here [default: in the cache directory]
     #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
     pub(super) log_file: Option<PathBuf>,
     /// Write down each read in FILE (docs/eviction.md)
@@ -67,22 +69,25 @@ pub(super) struct RemoteArgs {
     /// Pay for requests to a requester-pays bucket
     #[arg(long, env = "WARMFS_REQUESTER_PAYS", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) requester_pays: bool,
-    /// BUCKET.HOST, not HOST/BUCKET, with --endpoint-url
+    /// BUCKET.HOST, not HOST/BUCKET, at the endpoint
     #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) virtual_host_style: bool,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct CacheArgs {
-    /// Keep what was read here [default: ~/.cache/warmfs]
+    /// Keep it here [default: ~/.cache/warmfs]
     #[arg(long, value_name = "DIR", env = "WARMFS_CACHE_DIR", hide_env = true)]
     pub(super) cache_dir: Option<PathBuf>,
-    /// Most bytes to keep [default: free, less a reserve]
+    /// Most to keep [default: free, less a reserve]
     #[arg(long, value_name = "SIZE", env = "WARMFS_CACHE_SIZE", hide_env = true, value_parser = parse_bytes)]
     pub(super) cache_size: Option<u64>,
-    /// Most bytes in flight [default: 10 % RAM, max 256M]
+    /// Most in flight [default: 10 % RAM, max 256M]
     #[arg(long, value_name = "SIZE", env = "WARMFS_MEMORY_LIMIT", hide_env = true, value_parser = parse_memory)]
     pub(super) memory_limit: Option<u64>,
+    /// Most memory for names [default: 48M]
+    #[arg(long, value_name = "SIZE", env = "WARMFS_METADATA_MEMORY", hide_env = true, value_parser = parse_metadata)]
+    pub(super) metadata_memory: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -188,6 +193,7 @@ impl MountArgs {
         let request = MountRequest {
             uri: self.uri,
             dir: preflight::resolve(&self.dir)?,
+            index: self.index.map(index_source).transpose()?,
             options,
             env: CallerEnv::from_process(),
         };
@@ -195,6 +201,7 @@ impl MountArgs {
             dir: resolve_cache_dir(self.cache.cache_dir.as_deref())?,
             size: self.cache.cache_size,
             memory: self.cache.memory_limit,
+            metadata: self.cache.metadata_memory,
         };
         // They travel as JSON.
         for path in [&request.dir, &cache.dir].into_iter().chain(&request.options.record_trace) {
@@ -207,6 +214,14 @@ impl MountArgs {
         }
         let log_file = self.log_file.map(|path| preflight::resolve(&path)).transpose()?;
         Ok(MountPlan { request, cache, log_file, foreground: self.foreground })
+    }
+}
+
+/// A path, or a URI: `file://` too.
+fn index_source(text: String) -> Result<IndexSource, ErrorReply> {
+    match text.contains("://") {
+        true => Ok(IndexSource::Uri(text)),
+        false => preflight::resolve(Path::new(&text)).map(IndexSource::File),
     }
 }
 
@@ -237,6 +252,17 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = parse_bytes(text)?;
     if bytes < MEMORY_MIN_BYTES {
         return Err(format!("{text:?} is too little to read with; give 16M or more"));
+    }
+    Ok(bytes)
+}
+
+/// What a transaction over a few thousand files needs at hand.
+const METADATA_MIN_BYTES: u64 = 8 << 20;
+
+fn parse_metadata(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes < METADATA_MIN_BYTES {
+        return Err(format!("{text:?} is too little to list with; give 8M or more"));
     }
     Ok(bytes)
 }

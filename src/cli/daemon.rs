@@ -26,6 +26,9 @@ pub(super) struct DaemonArgs {
     /// In bytes.
     #[arg(long)]
     memory_limit: Option<u64>,
+    /// In bytes.
+    #[arg(long)]
+    metadata_memory: Option<u64>,
 }
 
 /// The line on the pipe.
@@ -43,8 +46,12 @@ pub(super) enum Readiness {
 /// Serves until the last mount is gone.
 pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
     logging::init(None);
-    let cache =
-        CacheOptions { dir: args.cache_dir, size: args.cache_size, memory: args.memory_limit };
+    let cache = CacheOptions {
+        dir: args.cache_dir,
+        size: args.cache_size,
+        memory: args.memory_limit,
+        metadata: args.metadata_memory,
+    };
     run_daemon(async {
         let started =
             daemon::start(cache, |cache| async move { read_through::open(&cache).await }).await;

@@ -106,6 +106,9 @@ fn command(plan: &MountPlan) -> Command {
     if let Some(limit) = plan.cache.memory {
         command.arg("--memory-limit").arg(limit.to_string());
     }
+    if let Some(limit) = plan.cache.metadata {
+        command.arg("--metadata-memory").arg(limit.to_string());
+    }
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_secret(name)) {
         command.env_remove(name);
     }

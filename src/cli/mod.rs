@@ -10,6 +10,7 @@ mod daemon;
 pub mod demo;
 mod du;
 mod evict;
+mod index;
 mod interrupt;
 mod launch;
 mod logging;
@@ -57,6 +58,7 @@ enum Verb {
     Refresh(refresh::RefreshArgs),
     Ls(ls::LsArgs),
     Du(du::DuArgs),
+    Index(index::IndexArgs),
     Bench(Box<bench::BenchArgs>),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
@@ -88,6 +90,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Refresh(args) => refresh::run(args),
         Verb::Ls(args) => ls::run(args),
         Verb::Du(args) => du::run(args),
+        Verb::Index(args) => index::run(args),
         Verb::Bench(args) => bench::run(*args),
         Verb::Demo(args) => demo::run(args),
         Verb::Daemon(args) => report(daemon::run(args)),

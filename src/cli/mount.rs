@@ -107,6 +107,7 @@ fn check_budgets(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
     let budgets = [
         ("--cache-size", "size", plan.cache.size, daemon.cache_size),
         ("--memory-limit", "memory limit", plan.cache.memory, daemon.memory_limit),
+        ("--metadata-memory", "metadata memory", plan.cache.metadata, daemon.metadata_memory),
     ];
     for (option, what, asked, running) in budgets {
         if asked.is_some() && asked != running {

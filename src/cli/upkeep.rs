@@ -211,8 +211,12 @@ async fn offline(
             .into());
     }
     preflight::check_cache_dir(cache)?;
-    let options =
-        CacheOptions { dir: cache.to_owned(), size: Some(OFFLINE_CACHE_BYTES), memory: None };
+    let options = CacheOptions {
+        dir: cache.to_owned(),
+        size: Some(OFFLINE_CACHE_BYTES),
+        memory: None,
+        metadata: None,
+    };
     logging::init(logging::open(&log_file(&options)).ok());
     let held = tokio::select! {
         held = Offline::open(options, open_engine) => held?,

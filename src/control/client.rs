@@ -155,6 +155,9 @@ impl Client {
             UpkeepRequest::Pin(body) => begin(stream, Method::POST, "/v1/pin", body).await,
             UpkeepRequest::Unpin(body) => begin(stream, Method::POST, "/v1/unpin", body).await,
             UpkeepRequest::Refresh(body) => begin(stream, Method::POST, "/v1/refresh", body).await,
+            UpkeepRequest::Export(body) => {
+                begin(stream, Method::POST, "/v1/index/export", body).await
+            }
             UpkeepRequest::Ls(body) => begin(stream, Method::POST, "/v1/ls", body).await,
             UpkeepRequest::Du(body) => begin(stream, Method::POST, "/v1/du", body).await,
         };

@@ -12,7 +12,8 @@ use super::client::understand;
 use super::wire::*;
 use super::{PROTOCOL, PROTOCOL_HEADER};
 use crate::config::{
-    MountOptions, MountRequest, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
+    IndexSource, MountOptions, MountRequest, OpenModeOption, RemoteOptions, TrafficOptions,
+    WarmOption,
 };
 use crate::fuzz::{Effort, Target, fuzz_tests};
 
@@ -53,7 +54,13 @@ fn mount_request() -> MountRequest {
         traffic: TrafficOptions::default(),
     };
     let env = [("AWS_SECRET_ACCESS_KEY", "x")].into_iter().collect();
-    MountRequest { uri: "s3://b/p".to_owned(), dir: "/mnt/é".into(), options, env }
+    MountRequest {
+        uri: "s3://b/p".to_owned(),
+        dir: "/mnt/é".into(),
+        index: Some(IndexSource::Uri("s3://b/i".to_owned())),
+        options,
+        env,
+    }
 }
 
 fn requests(effort: Effort) {
@@ -111,6 +118,7 @@ fn replies(effort: Effort) {
         cache_dir: "/c".into(),
         cache_size: None,
         memory_limit: None,
+        metadata_memory: None,
     };
     let target = Target {
         name: "replies of a daemon",

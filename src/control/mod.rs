@@ -12,6 +12,7 @@
 //! POST   /v1/pin          PinRequest     -> lines of UpkeepLine
 //! POST   /v1/unpin        PinRequest     -> lines of UpkeepLine
 //! POST   /v1/refresh      RefreshRequest -> lines of UpkeepLine
+//! POST   /v1/index/export ExportRequest -> lines of UpkeepLine
 //! POST   /v1/ls           LsRequest      -> lines of UpkeepLine
 //! POST   /v1/du           DuRequest      -> lines of UpkeepLine
 //! ```

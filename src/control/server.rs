@@ -257,6 +257,9 @@ async fn dispatch(
         (&Method::POST, "/v1/refresh") => {
             lines(service, UpkeepRequest::Refresh(read(request).await?)).await
         }
+        (&Method::POST, "/v1/index/export") => {
+            lines(service, UpkeepRequest::Export(read(request).await?)).await
+        }
         (&Method::POST, "/v1/ls") => lines(service, UpkeepRequest::Ls(read(request).await?)).await,
         (&Method::POST, "/v1/du") => lines(service, UpkeepRequest::Du(read(request).await?)).await,
         (method, path) => {

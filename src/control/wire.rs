@@ -88,6 +88,9 @@ pub struct Ping {
     pub cache_size: Option<u64>,
     /// Its `--memory-limit` in bytes, if one was given.
     pub memory_limit: Option<u64>,
+    /// Its `--metadata-memory` in bytes, if one was given.
+    #[serde(default)]
+    pub metadata_memory: Option<u64>,
 }
 
 /// The answer to a mount request.
@@ -154,6 +157,16 @@ pub struct RefreshRequest {
     pub path: Option<PathBuf>,
 }
 
+/// Asks for an index file of a mount, or of a folder in one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportRequest {
+    /// An absolute path in a mount; without one, the only mount.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// The file to write, an absolute path. One that is there is replaced.
+    pub file: PathBuf,
+}
+
 /// Asks what is in a folder, or what a file is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LsRequest {
@@ -194,6 +207,8 @@ pub enum UpkeepRequest {
     Unpin(PinRequest),
     /// `POST /v1/refresh`
     Refresh(RefreshRequest),
+    /// `POST /v1/index/export`
+    Export(ExportRequest),
     /// `POST /v1/ls`
     Ls(LsRequest),
     /// `POST /v1/du`
@@ -244,6 +259,8 @@ pub enum UpkeepReply {
     Unpin(UnpinReply),
     /// To [`RefreshRequest`].
     Refresh(RefreshReply),
+    /// To [`ExportRequest`].
+    Export(ExportReply),
     /// To [`LsRequest`] and [`DuRequest`]; the rows came before.
     Rows(RowsReply),
 }
@@ -299,6 +316,17 @@ pub struct RefreshReply {
     pub folders: u64,
     /// Objects known in all that was refreshed.
     pub objects: u64,
+}
+
+/// What an index file holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportReply {
+    /// Folders.
+    pub folders: u64,
+    /// Objects.
+    pub objects: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
 }
 
 /// A file, or a folder with all that is known below it. Also what `ls` and `du` print

@@ -9,6 +9,7 @@
 pub mod direct;
 pub mod engine;
 mod holders;
+mod index_file;
 pub mod kernel;
 mod look;
 mod mount_point;
@@ -68,6 +69,7 @@ impl Service for Daemon {
             cache_dir: self.cache.dir.clone(),
             cache_size: self.cache.size,
             memory_limit: self.cache.memory,
+            metadata_memory: self.cache.metadata,
         }
     }
 

@@ -169,6 +169,7 @@ mod tests {
         MountRequest {
             uri: uri.to_owned(),
             dir: dir.to_owned(),
+            index: None,
             options,
             env: CallerEnv::default(),
         }

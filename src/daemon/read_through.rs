@@ -62,11 +62,7 @@ impl Engine for ReadThrough {
         let options = &request.options;
         let metrics = &self.remote_metrics;
         let client = client(&uri, options, &request.env, metrics, &self.endpoints).await?;
-        let tree = self
-            .cache
-            .attach(client.clone(), uri.prefix(), options.metadata_ttl)
-            .await
-            .map_err(|error| explain_attach(&uri, error))?;
+        let tree = self.attach(request, &uri, &client).await?;
         let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
         if let Some(path) = options.record_trace.clone() {
             let recorder = super::blocking(move || record_to(&path)).await??;
@@ -151,6 +147,31 @@ impl Engine for ReadThrough {
         if let Err(error) = tokio::task::spawn_blocking(move || cache.close()).await {
             tracing::error!(%error, "the cache was not closed");
         }
+    }
+}
+
+impl ReadThrough {
+    async fn attach(
+        &self,
+        request: &MountRequest,
+        uri: &RemoteUri,
+        client: &Arc<RemoteClient>,
+    ) -> Result<Arc<Tree>, ErrorReply> {
+        let (cache, ttl) = (&self.cache, request.options.metadata_ttl);
+        let Some(source) = &request.index else {
+            let attached = cache.attach(client.clone(), uri.prefix(), ttl).await;
+            return attached.map_err(|error| explain_attach(uri, error));
+        };
+        let connect = |uri: RemoteUri| async move {
+            let (env, metrics) = (&request.env, &self.remote_metrics);
+            self::client(&uri, &request.options, env, metrics, &self.endpoints).await
+        };
+        let file = source.open(uri, client, connect).await?;
+        let attached = cache.attach_with_index(client.clone(), uri.prefix(), ttl, file).await;
+        attached.map_err(|error| match error {
+            AttachError::Index(error) => source.refuse(&error),
+            error => explain_attach(uri, error),
+        })
     }
 }
 
@@ -269,17 +290,13 @@ pub(super) fn explain_cache(error: &CacheError) -> ErrorReply {
 
 /// What to mount instead, as the user would type it.
 fn uri_of(uri: &RemoteUri, prefix: &str) -> String {
-    match uri {
-        RemoteUri::S3 { bucket, .. } => {
-            RemoteUri::S3 { bucket: bucket.clone(), prefix: prefix.to_owned() }.to_string()
-        }
-        RemoteUri::File { .. } => uri.to_string(),
-    }
+    uri.with_prefix(prefix).to_string()
 }
 
 fn explain_attach(uri: &RemoteUri, error: AttachError) -> ErrorReply {
     match error {
         AttachError::Cache(CacheError::Remote(error)) => explain_remote(uri, &error),
+        AttachError::Index(error) => ErrorReply::new(ErrorCode::Invalid, error.to_string()),
         AttachError::Cache(error) => {
             explain_cache(&error).with_hint("see the daemon's log, or choose another --cache-dir")
         }

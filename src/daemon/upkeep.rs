@@ -192,6 +192,9 @@ impl Daemon {
                 }
                 UpkeepReply::Refresh(reply)
             }
+            UpkeepRequest::Export(request) => {
+                UpkeepReply::Export(self.export(&request, progress).await?)
+            }
             UpkeepRequest::Ls(request) => {
                 UpkeepReply::Rows(self.ls(&request, Rows::to(lines), progress).await?)
             }
@@ -208,7 +211,10 @@ impl Daemon {
     }
 
     /// What `path` is, or the tops of all mounts.
-    async fn tops(&self, path: Option<&Path>) -> Result<Vec<(Arc<Tree>, NodeId)>, ErrorReply> {
+    pub(super) async fn tops(
+        &self,
+        path: Option<&Path>,
+    ) -> Result<Vec<(Arc<Tree>, NodeId)>, ErrorReply> {
         if let Some(path) = path {
             return Ok(vec![self.find(path).await?]);
         }

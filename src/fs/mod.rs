@@ -6,7 +6,6 @@
 
 pub mod driver;
 pub mod errno;
-mod given;
 pub mod inode;
 pub mod open_mode;
 pub mod ops;

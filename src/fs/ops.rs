@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::Answer;
 use super::errno::Errno;
-use super::given::Given;
 use super::inode::{Attr, Ino};
 use super::open_mode::{MountMode, Obstacle, OpenMode};
 use super::trace::Recorder;
@@ -36,8 +35,6 @@ pub struct FileSystem {
     options: MountOptions,
     metrics: Arc<MountMetrics>,
     mode: MountMode,
-    /// Files that the kernel may read without another word.
-    given: Given,
     recorder: OnceLock<Recorder>,
 }
 
@@ -87,8 +84,7 @@ impl FileSystem {
     /// A file system over `tree`.
     pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
         let mode = MountMode::new(options.open_mode);
-        let (given, recorder) = (Given::new(), OnceLock::new());
-        Arc::new(FileSystem { tree, options, metrics, mode, given, recorder })
+        Arc::new(FileSystem { tree, options, metrics, mode, recorder: OnceLock::new() })
     }
 
     /// How files are opened.
@@ -228,7 +224,7 @@ impl FileSystem {
         if self.mode() == OpenMode::Cached
             && let Ok(prefix) = self.tree.prefix(folder)
         {
-            self.given.give(&prefix, nodes);
+            self.tree.given().give(&prefix, nodes);
         }
     }
 
@@ -236,7 +232,7 @@ impl FileSystem {
         let id = ino.node(self.tree.root());
         match self.tree.node(id) {
             Ok(Some(node)) => Ok(node),
-            Ok(None) => self.given.get(id).map(|(node, _)| node).ok_or(Errno::ESTALE),
+            Ok(None) => self.tree.given().get(id).map(|(node, _)| node).ok_or(Errno::ESTALE),
             Err(error) => Err(self.failed("node", &id.0.to_string(), &error)),
         }
     }
@@ -269,7 +265,7 @@ impl FileSystem {
             return Ok(object);
         }
         let id = ino.node(self.tree.root());
-        if let (Ok(None), Some((node, prefix))) = (self.tree.node(id), self.given.get(id)) {
+        if let (Ok(None), Some((node, prefix))) = (self.tree.node(id), self.tree.given().get(id)) {
             return self.tree.open_lost(&node, &prefix).ok_or(Errno::ESTALE);
         }
         let node = self.node(ino)?;

@@ -232,6 +232,13 @@ impl RemoteClient {
         RangeReader::new(Arc::clone(self), object, range, urgency.into())
     }
 
+    /// All bytes of an object, which must be the version it names and have some. Somebody
+    /// waits for them.
+    pub fn get_whole(self: &Arc<Self>, object: ObjectMeta) -> RangeReader {
+        let size = object.size;
+        self.get_range(object, 0..size, Class::Demand)
+    }
+
     /// Makes a request until it succeeds, fails for good, or the limits are up.
     async fn retried<T, F>(
         &self,

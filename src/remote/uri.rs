@@ -31,6 +31,19 @@ impl RemoteUri {
     }
 }
 
+impl RemoteUri {
+    /// The same bucket with another key prefix, which is empty or ends in `/`. A folder
+    /// has none.
+    pub fn with_prefix(&self, prefix: &str) -> RemoteUri {
+        match self {
+            RemoteUri::S3 { bucket, .. } => {
+                RemoteUri::S3 { bucket: bucket.clone(), prefix: prefix.to_owned() }
+            }
+            RemoteUri::File { .. } => self.clone(),
+        }
+    }
+}
+
 impl fmt::Display for RemoteUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -66,7 +66,12 @@ pub fn fill(cache: &Path, store: &Store, count: usize) {
     }
     let runtime = Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let options = CacheOptions { dir: cache.to_owned(), size: Some(1 << 40), memory: None };
+        let options = CacheOptions {
+            dir: cache.to_owned(),
+            size: Some(1 << 40),
+            memory: None,
+            metadata: None,
+        };
         let cache = Cache::open(&options, Handle::current()).expect("a cache");
         let client =
             RemoteClient::new(Arc::new(remote.clone()), Arc::new(RemoteMetrics::default()));

@@ -93,8 +93,12 @@ impl Rig {
         ttl: Duration,
         (client, remote_metrics): (Arc<RemoteClient>, Arc<RemoteMetrics>),
     ) -> Rig {
-        let options =
-            CacheOptions { dir: dir.to_owned(), size: Some(size.unwrap_or(1 << 40)), memory: None };
+        let options = CacheOptions {
+            dir: dir.to_owned(),
+            size: Some(size.unwrap_or(1 << 40)),
+            memory: None,
+            metadata: None,
+        };
         let cache = Cache::open(&options, Handle::current()).unwrap();
         let tree = cache.attach(client, "", ttl).await.unwrap();
         let metrics = Arc::new(MountMetrics::default());

@@ -33,6 +33,7 @@ impl Index {
     /// An index in memory, in place of a file that cannot be used.
     pub(super) fn begin_in_memory(&self) -> Option<Database> {
         let begun = Database::builder()
+            .set_cache_size(self.page_cache_bytes)
             .create_with_backend(InMemoryBackend::new())
             .map_err(redb::Error::from)
             .and_then(|db| prepare(db, self.next_node.load(Ordering::Relaxed)))
@@ -73,11 +74,13 @@ impl Index {
             return Ok(());
         }
         let next_node = self.next_node.load(Ordering::Relaxed).max(FIRST_NODE_ID);
-        let opened = open_checked(&self.path, &self.sums).and_then(|db| prepare(db, next_node));
+        let opened = open_checked(&self.path, &self.sums, self.page_cache_bytes)
+            .and_then(|db| prepare(db, next_node));
         let (db, prepared) = match opened {
             Err(reason) if is_damaged(&reason) => {
                 set_aside(&self.path, &reason)?;
-                open_database(&self.path, &self.sums).and_then(|db| prepare(db, next_node))?
+                open_database(&self.path, &self.sums, self.page_cache_bytes)
+                    .and_then(|db| prepare(db, next_node))?
             }
             opened => opened?,
         };

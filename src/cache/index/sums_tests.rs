@@ -271,7 +271,7 @@ fn what_a_failing_disk_leaves_is_no_damage() {
 }
 
 fn fill_index(path: &Path) -> NodeId {
-    let index = Index::open(path).unwrap().index;
+    let index = Index::open(path, crate::cache::index::PAGE_CACHE_BYTES).unwrap().index;
     let root = index.write_durably(|write| {
         let root = write.bucket(&RemoteId("x".into()), 1)?;
         for n in 0..NAMES {
@@ -290,7 +290,8 @@ fn name(n: u64) -> String {
 
 /// Opens an index and reads every name. One that lost everything says so.
 fn read_names(path: &Path, root: NodeId, closed: bool) -> bool {
-    let Opened { index, mut fresh, .. } = Index::open(path).unwrap();
+    let Opened { index, mut fresh, .. } =
+        Index::open(path, crate::cache::index::PAGE_CACHE_BYTES).unwrap();
     for n in 0..NAMES {
         let found = index.entry(root, &name(n)).unwrap();
         fresh |= index.losses() > 0;

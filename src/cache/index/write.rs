@@ -403,7 +403,10 @@ mod tests {
     impl Filled {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let index = Index::open(&dir.path().join("index.redb")).unwrap().index;
+            let index =
+                Index::open(&dir.path().join("index.redb"), crate::cache::index::PAGE_CACHE_BYTES)
+                    .unwrap()
+                    .index;
             let remote = RemoteId("scripted://x".into());
             let (root, entry) = index.write(|write| fill(write, remote)).unwrap();
             Filled { _dir: dir, index, root, entry }

@@ -192,6 +192,7 @@ impl BenchArgs {
             cache_dir: Some(cache_dir),
             cache_size: self.cache_size,
             memory_limit: self.memory_limit,
+            metadata_memory: None,
         };
         // For this process alone, and for as long as it runs.
         let look = LookArgs {
@@ -204,6 +205,7 @@ impl BenchArgs {
             open_mode: self.open_mode,
         };
         MountArgs {
+            index: None,
             uri,
             dir,
             remote: self.remote,

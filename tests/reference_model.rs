@@ -71,8 +71,12 @@ enum Op {
 fn component() -> impl Strategy<Value = String> {
     let long = "x".repeat(250);
     let too_long = "y".repeat(256);
+    // What sorts before and after `/`, what steers a terminal, what encodings may mangle.
+    let odd =
+        select(vec!['a', '.', '-', ' ', '\n', '%', 'é', '0', '+', '\u{1}', '\u{7f}', '\u{fffd}']);
     prop_oneof![
         8 => select(vec!["a", "b", "c"]).prop_map(str::to_owned),
+        3 => prop::collection::vec(odd, 1..6).prop_map(|chars| chars.into_iter().collect()),
         4 => select(vec!["a~object", "..", ".", "", " ", "~object", "é", "%2F", "\n", "a~object~object"])
             .prop_map(str::to_owned),
         1 => select(vec![long, too_long]),
@@ -80,9 +84,13 @@ fn component() -> impl Strategy<Value = String> {
 }
 
 fn key() -> impl Strategy<Value = String> {
-    (prop::collection::vec(component(), 1..4), prop::bool::weighted(0.1))
+    let parts = prop_oneof![
+        9 => prop::collection::vec(component(), 1..4),
+        1 => prop::collection::vec(component(), 4..9),
+    ];
+    (parts, prop::bool::weighted(0.1))
         .prop_map(|(parts, marker)| parts.join("/") + if marker { "/" } else { "" })
-        .prop_filter("a store has no empty key", |key| !key.is_empty())
+        .prop_filter("a store has no such key", |key| (1..=1024).contains(&key.len()))
 }
 
 fn size() -> impl Strategy<Value = u64> {

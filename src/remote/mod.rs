@@ -198,5 +198,13 @@ pub async fn connect(
             let path = path.clone();
             Ok(Arc::new(local::blocking(move || local::LocalRemote::open(&path)).await?))
         }
+        RemoteUri::Gcs { .. } => Err(not_yet("gs")),
+        RemoteUri::Azure { .. } => Err(not_yet("az")),
+        RemoteUri::Ais { .. } => Err(not_yet("ais")),
     }
+}
+
+/// For a URI that is understood, and whose remote is still to come.
+fn not_yet(scheme: &str) -> RemoteError {
+    RemoteError::new(ErrorKind::Invalid, format!("{scheme}:// is not supported yet"))
 }

@@ -4,7 +4,9 @@
 //! timeouts and the comparison of versions are the same for every store and
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
+pub mod answer;
 mod bandwidth;
+pub mod base_url;
 pub mod client;
 pub mod credentials;
 mod download_cap;
@@ -18,6 +20,7 @@ pub mod local;
 mod pace;
 pub mod pages;
 mod range_reader;
+pub mod ranged;
 pub mod retry;
 pub mod s3;
 pub mod scripted;

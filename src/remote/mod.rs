@@ -21,6 +21,7 @@ mod pace;
 pub mod pages;
 mod range_reader;
 pub mod ranged;
+pub mod rest;
 pub mod retry;
 pub mod s3;
 pub mod scripted;

@@ -25,6 +25,7 @@ pub mod rest;
 pub mod retry;
 pub mod s3;
 pub mod scripted;
+pub mod token;
 pub mod uri;
 
 use std::fmt;

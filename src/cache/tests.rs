@@ -255,7 +255,7 @@ fn what_a_first_listing_takes_away_was_seen_by_who_followed_it() {
     // What it only adds is no change of what anybody saw: the mtime stays.
     let page = ListPage { objects: vec![meta("a", "v1", 0)], ..ListPage::default() };
     assert_eq!(folder.apply(10, |update| update.page("", &page)).folders, []);
-    let changes = folder.apply(10, FolderUpdate::finish_listing);
+    let changes = folder.apply(10, |update| update.finish_listing());
     assert_eq!(changes.folders, [folder.node]);
     assert!(folder.entry("known").is_none() && folder.row().changed_ms >= 10);
 }

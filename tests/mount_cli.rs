@@ -209,6 +209,8 @@ fn the_daemon_keeps_nothing_of_its_caller() {
     let output = warmfs
         .command(&["mount", &warmfs.source(), dir.to_str().unwrap()])
         .env("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
+        .env("AZURE_STORAGE_KEY", "TOPSECRET")
+        .env("GOOGLE_APPLICATION_CREDENTIALS", "TOPSECRET")
         .env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/x")
         .output()
         .unwrap();

@@ -4,7 +4,7 @@
 //! stores accept. One HTTP/2 connection then carries everything, at a fifth of
 //! the throughput that many HTTP/1.1 connections reach. So the client is put
 //! together here, from the same parts: hyper, rustls with ring, the certificates
-//! that the caller trusts ([`tls`]), and the caller's proxies ([`proxy`]). The SDK
+//! that the caller trusts (`tls`), and the caller's proxies (`proxy`). The SDK
 //! uses it through [`HttpClient::for_sdk`], other remotes through [`super::rest`].
 //!
 //! It makes one request, follows no redirect, and has no limit on time but that on

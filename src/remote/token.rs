@@ -12,7 +12,7 @@
 //!   who wait.
 //! - A token that the store refuses is fetched again early, once.
 //!
-//! When to do what is [`Held::plan`], which is pure.
+//! When to do what is `Held::plan`, which is pure.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -120,8 +120,8 @@ struct Held {
     fetch: Option<JoinHandle<()>>,
     /// The last fetch, if it failed.
     failure: Option<Failure>,
-    /// Until then no refusal of the store has a token fetched early.
-    forgets_after: Option<SystemTime>,
+    /// When a refusal of the store last had a token fetched early.
+    forgot: Option<SystemTime>,
     /// Counts what was given: a fetch from an earlier source is not wanted any more.
     given: u64,
 }
@@ -129,8 +129,14 @@ struct Held {
 #[derive(Clone, Debug)]
 struct Failure {
     error: RemoteError,
-    /// The next fetch is not before this.
-    until: SystemTime,
+    at: SystemTime,
+    pause: Duration,
+}
+
+/// Whether a pause that began at `start` goes on. A clock that was set back ends it:
+/// that may be what cures the failure.
+fn rests(start: SystemTime, pause: Duration, now: SystemTime) -> bool {
+    now.duration_since(start).is_ok_and(|passed| passed < pause)
 }
 
 /// What a request does about its token.
@@ -152,16 +158,16 @@ enum Plan {
 impl Held {
     fn plan(&self, now: SystemTime) -> Plan {
         let is_fetching = self.fetch.as_ref().is_some_and(|fetch| !fetch.is_finished());
-        let rests = self.failure.as_ref().filter(|failure| now < failure.until);
+        let failure = self.failure.as_ref().filter(|last| rests(last.at, last.pause, now));
         let usable = self.token.as_ref().and_then(|token| Some((token, token.left(now)?)));
         if let Some((token, left)) = usable {
             let is_due = left < self.refresh_before();
-            return match is_due && self.source.is_some() && !is_fetching && rests.is_none() {
+            return match is_due && self.source.is_some() && !is_fetching && failure.is_none() {
                 true => Plan::UseAndFetch(token.clone()),
                 false => Plan::Use(token.clone()),
             };
         }
-        match (&self.source, rests) {
+        match (&self.source, failure) {
             (Some(_), _) if is_fetching => Plan::Wait { begin: false },
             (_, Some(failure)) => Plan::Fail(failure.error.clone()),
             (Some(_), None) => Plan::Wait { begin: true },
@@ -195,24 +201,22 @@ impl Held {
         tracing::warn!(%error, "no new token");
         let pause = if error.is_retryable() { BLIP_PAUSE } else { PAUSE };
         // Nothing worked yet: whether to try again is for the caller to know.
-        let is_first = self.token.is_none() && self.forgets_after.is_none();
+        let is_first = self.token.is_none() && self.forgot.is_none();
         let kind = match is_first && error.is_retryable() {
             true => error.kind,
             false => ErrorKind::Credentials,
         };
         let error = RemoteError { kind, message: error.message };
-        self.failure = Some(Failure { error, until: now + pause });
+        self.failure = Some(Failure { error, at: now, pause });
     }
 
     /// Drops the token that the store refuses, if the next one may be another.
-    fn forget(&mut self, refused: &Token, now: SystemTime) -> bool {
+    fn forget(&mut self, refused: &Token, now: SystemTime) {
         let is_current = self.token.as_ref() == Some(refused);
-        let rests = self.forgets_after.is_some_and(|until| now < until);
-        if !is_current || rests || self.source.is_none() {
-            return false;
+        let is_early = self.forgot.is_some_and(|last| rests(last, PAUSE, now));
+        if is_current && !is_early && self.source.is_some() {
+            (self.token, self.forgot) = (None, Some(now));
         }
-        (self.token, self.forgets_after) = (None, Some(now + PAUSE));
-        true
     }
 }
 
@@ -229,7 +233,7 @@ impl Tokens {
             since: clock(),
             fetch: None,
             failure: None,
-            forgets_after: None,
+            forgot: None,
             given: 0,
         };
         let tokens =
@@ -301,7 +305,7 @@ impl Tokens {
             Given::Source(source) => (Some(source), None),
             Given::Token(token) => (None, Some(token)),
         };
-        (held.since, held.failure, held.forgets_after) = (now, None, None);
+        (held.since, held.failure, held.forgot) = (now, None, None);
         held.given += 1;
         drop(held);
         self.0.changed.notify_waiters();

@@ -171,6 +171,16 @@ async fn a_blip_is_over_soon() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_ends_a_pause() {
+    let (source, tokens) = setup(HOUR);
+    source.fail(ErrorKind::Credentials);
+    failure(&tokens).await;
+    let held = tokens.0.lock();
+    assert!(matches!(held.plan(clock()), Plan::Fail(_)));
+    assert_eq!(held.plan(clock() - HOUR), Plan::Wait { begin: true });
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_that_hangs_is_bounded() {
     #[derive(Debug)]
     struct Hanging;

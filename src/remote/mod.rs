@@ -25,6 +25,7 @@ pub mod rest;
 pub mod retry;
 pub mod s3;
 pub mod scripted;
+mod settle;
 pub mod token;
 pub mod uri;
 

@@ -10,6 +10,7 @@ pub mod image;
 pub mod machine;
 pub mod moto;
 pub mod readers;
+pub mod server;
 pub mod store;
 pub mod stub;
 pub mod tree;

@@ -42,7 +42,7 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
     pub(super) log_file: Option<PathBuf>,
     /// Write down each read in FILE (docs/eviction.md)
-    #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true)]
+    #[arg(long, hide = true, value_name = "FILE", env = "WARMFS_RECORD_TRACE")]
     pub(super) record_trace: Option<PathBuf>,
     /// Stay until unmounted; Ctrl-C unmounts
     #[arg(long, env = "WARMFS_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
@@ -54,7 +54,7 @@ pub(super) struct MountArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct RemoteArgs {
-    /// S3-compatible endpoint to use instead of AWS
+    /// Endpoint to use instead of the cloud's own
     #[arg(long, value_name = "URL", env = "WARMFS_ENDPOINT_URL", hide_env = true)]
     pub(super) endpoint_url: Option<String>,
     /// Region of the bucket [default: discovered]
@@ -69,8 +69,11 @@ pub(super) struct RemoteArgs {
     /// Pay for requests to a requester-pays bucket
     #[arg(long, env = "WARMFS_REQUESTER_PAYS", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) requester_pays: bool,
+    /// Project that pays for requests to gs://
+    #[arg(long, value_name = "ID", env = "WARMFS_BILLING_PROJECT", hide_env = true)]
+    pub(super) billing_project: Option<String>,
     /// BUCKET.HOST, not HOST/BUCKET, at the endpoint
-    #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, value_parser = BoolishValueParser::new())]
+    #[arg(long, hide = true, env = "WARMFS_VIRTUAL_HOST_STYLE", value_parser = BoolishValueParser::new())]
     pub(super) virtual_host_style: bool,
     /// Certificates to trust besides the system's
     #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true)]
@@ -174,6 +177,7 @@ impl MountArgs {
                 profile: self.remote.profile,
                 no_sign_request: self.remote.no_sign_request,
                 requester_pays: self.remote.requester_pays,
+                billing_project: self.remote.billing_project,
                 virtual_host_style: self.remote.virtual_host_style,
                 ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
             },

@@ -13,6 +13,7 @@ mod download_cap;
 pub mod endpoint;
 pub mod error;
 pub mod gate;
+pub mod gcs;
 mod hedge;
 pub mod http;
 mod latency;
@@ -204,7 +205,9 @@ pub async fn connect(
             let path = path.clone();
             Ok(Arc::new(local::blocking(move || local::LocalRemote::open(&path)).await?))
         }
-        RemoteUri::Gcs { .. } => Err(not_yet("gs")),
+        RemoteUri::Gcs { bucket, .. } => {
+            Ok(Arc::new(gcs::GcsRemote::connect(bucket, options, env, metrics).await?))
+        }
         RemoteUri::Azure { .. } => Err(not_yet("az")),
         RemoteUri::Ais { .. } => Err(not_yet("ais")),
     }

@@ -6,6 +6,7 @@
 pub mod epoch;
 pub mod filled;
 pub mod fronts;
+pub mod gcs;
 pub mod image;
 pub mod machine;
 pub mod moto;

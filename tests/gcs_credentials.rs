@@ -217,13 +217,13 @@ async fn somebody_elses_place_is_taken_with_an_own_token() {
     let files = Files::new();
     let file = json!({
         "type": "impersonated_service_account",
-        "service_account_impersonation_url": format!("{}/v1/reader:generate", google.url()),
+        "service_account_impersonation_url": format!("{}/v1/a@b.iam:generateAccessToken", google.url()),
         "delegates": ["one", "two"],
         "source_credentials": user(&google),
     });
     connect_with(&store, &files.put("impersonated.json", file)).await.unwrap();
     let request = &google.requests()[1];
-    assert_eq!((request.method(), request.target()), ("POST", "/v1/reader:generate"));
+    assert_eq!((request.method(), request.target()), ("POST", "/v1/a@b.iam:generateAccessToken"));
     assert_eq!(request.header("authorization"), Some("Bearer hidden-own"));
     let expected = json!({
         "scope": ["https://www.googleapis.com/auth/devstorage.read_only"],
@@ -321,6 +321,10 @@ async fn files_that_cannot_be_used_say_why() {
         let error = connect_with(&store, &files.put("file.json", content)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Credentials, "{error}");
     }
+    let pipe = files.path("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = connect_with(&store, pipe.to_str().unwrap()).await.unwrap_err();
+    assert!(error.message.contains("it is no file"), "{error}");
     let error = connect_with(&store, "/nowhere/file.json").await.unwrap_err();
     assert!(error.message.contains("/nowhere/file.json"), "{error}");
     assert!(store.requests().is_empty() && google.requests().is_empty());

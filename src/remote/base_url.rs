@@ -41,6 +41,14 @@ impl BaseUrl {
         })
     }
 
+    /// The same with a path at its end that is encoded already; `None` if it is no path.
+    pub fn at(&self, path: &str) -> Option<BaseUrl> {
+        let url = format!("{}{path}", self.url);
+        let is_path = url.parse::<Uri>().is_ok_and(|uri| uri.query().is_none());
+        let is_more = path.is_empty() || (path.starts_with('/') && !path.contains('#'));
+        (is_path && is_more).then(|| BaseUrl { url, host: self.host.clone() })
+    }
+
     /// As it was given, without a `/` at its end.
     pub fn as_str(&self) -> &str {
         &self.url
@@ -75,6 +83,10 @@ mod tests {
             let error = parse(url).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Invalid);
             assert!(error.message.contains("https://HOST"), "{error}");
+        }
+        assert_eq!(endpoint.at("/a@b:c%2F/").unwrap().as_str(), "http://LocalHost:9000/a@b:c%2F/");
+        for path in ["a", ":1/a", "@h/a", "/a?b", "/a#b", "/a b"] {
+            assert_eq!(endpoint.at(path), None, "{path}");
         }
         for url in ["https://user:hidden@host", "user:hidden@host", "https://a b:hidden@host"] {
             let error = parse(url).unwrap_err();

@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use http::{HeaderMap, Method};
 
 use self::answer::{Item, Listing, read};
-use super::answer::{Asked, Dialect, lacks};
+use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;
 use super::rest::{Call, Rest, header};
 use super::token::Tokens;
@@ -47,7 +47,6 @@ pub struct GcsRemote {
     bucket: String,
     endpoint: BaseUrl,
     rest: Rest,
-    dialect: &'static Dialect,
     /// `None` for anonymous requests.
     tokens: Option<Tokens>,
     /// The project that pays.
@@ -155,7 +154,7 @@ impl GcsRemote {
     ) -> Result<T, RemoteError> {
         let request = |call| self.rest.document(asked, what, call);
         let answer = self.authorised(call, request).await?;
-        read(&answer.body, self.dialect, asked, what)
+        read(&answer.body, asked, what)
     }
 
     async fn authorised<T, F>(

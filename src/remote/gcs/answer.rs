@@ -100,13 +100,12 @@ pub(super) fn said(_: &HeaderMap, body: &[u8]) -> Said {
 /// [`ErrorKind::Transient`] for what is not the store's.
 pub(super) fn read<T: DeserializeOwned>(
     body: &[u8],
-    dialect: &Dialect,
     asked: Asked,
     what: &str,
 ) -> Result<T, RemoteError> {
     serde_json::from_slice(body).map_err(|_| {
         let refusal = Refusal { asked, status: 200, code: None, said: None, retry_after: None };
-        refused(dialect, what, &refusal)
+        refused(&GCS, what, &refusal)
     })
 }
 
@@ -250,7 +249,7 @@ mod tests {
             memory: (64 << 10, 128),
         };
         target.run(effort, |input| {
-            let page = read::<Listing>(input, &GCS, Asked::List, "LIST gs://b/")
+            let page = read::<Listing>(input, Asked::List, "LIST gs://b/")
                 .and_then(|listing| listing.into_page("LIST gs://b/"));
             match page {
                 Ok(page) => {

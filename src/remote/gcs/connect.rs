@@ -137,7 +137,6 @@ impl Connector {
             bucket: self.bucket.clone(),
             endpoint: self.endpoint.clone(),
             rest: Rest::new(self.http.clone(), dialect, said),
-            dialect,
             tokens,
             payer: self.payer.clone(),
             metrics: Arc::clone(&self.metrics),

@@ -80,7 +80,7 @@ pub(super) async fn find(env: &CallerEnv, http: &HttpClient) -> Result<Found, Re
     };
     let path = folder.map(|folder| folder.join("application_default_credentials.json"));
     if let Some(path) = path.filter(|path| path.exists()) {
-        return login(google, path, "the login").await;
+        return login(google, path, "the login of gcloud").await;
     }
     Ok(Found::Nothing(metadata(env, google)?))
 }
@@ -142,7 +142,7 @@ impl TokenSource for Login {
     async fn fetch(&self) -> Result<Token, RemoteError> {
         let file = self.read().await?;
         self.google.token(&file).await.map_err(|error| {
-            let message = format!("{} of {}: {}", self.name, self.path.display(), error.message);
+            let message = format!("{} ({}): {}", self.path.display(), self.name, error.message);
             RemoteError::new(error.kind, message)
         })
     }
@@ -185,6 +185,10 @@ async fn read_file(path: &Path, name: &'static str) -> Result<String, RemoteErro
     let path = path.to_owned();
     blocking(move || {
         let mut text = String::new();
+        // A pipe could be opened for ever, and read but once.
+        if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(unusable(&path, name, "it is no file"));
+        }
         let read = std::fs::File::open(&path)
             .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
         match read {
@@ -200,7 +204,7 @@ async fn read_file(path: &Path, name: &'static str) -> Result<String, RemoteErro
 
 fn unusable(path: &Path, name: &str, why: &str) -> RemoteError {
     let message = format!(
-        "{name}: {} cannot be used: {why}; run `gcloud auth application-default login`, or name \
+        "{} ({name}) cannot be used: {why}; run `gcloud auth application-default login`, or name \
          another file with GOOGLE_APPLICATION_CREDENTIALS",
         path.display()
     );

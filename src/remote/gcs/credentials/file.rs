@@ -241,9 +241,14 @@ fn lacks(name: &str) -> String {
     format!("it has no usable {name:?}")
 }
 
-/// A URL of the file, which is not repeated: it may be anything.
+/// A URL of the file, which is not repeated: it may be anything. Its path has an `@`
+/// where it names an account.
 fn base(name: &str, url: &str) -> Parsed<BaseUrl> {
-    BaseUrl::parse(name, url).map_err(|_| format!("its {name:?} is no usable URL"))
+    let host = url.find("://").map_or(0, |scheme| scheme + "://".len());
+    let path = url[host..].find('/').map_or(url.len(), |path| host + path);
+    let server = BaseUrl::parse(name, &url[..path]).ok();
+    let base = server.and_then(|server| server.at(&url[path..]));
+    base.ok_or_else(|| format!("its {name:?} is no usable URL"))
 }
 
 #[cfg(test)]
@@ -260,7 +265,7 @@ mod tests {
         r#"{"type": "external_account_authorized_user", "client_id": "c", "client_secret":
             "hidden", "refresh_token": "hidden", "token_url": "https://sts/token"}"#,
         r#"{"type": "impersonated_service_account", "delegates": ["d"],
-            "service_account_impersonation_url": "https://iam/reader",
+            "service_account_impersonation_url": "https://iam/accounts/a@b:generate",
             "source_credentials": {"type": "authorized_user", "client_id": "c",
             "client_secret": "hidden", "refresh_token": "hidden"}}"#,
         r#"{"type": "external_account", "audience": "a", "subject_token_type": "t",

@@ -38,7 +38,7 @@ fn help_fits_a_screen() {
     let home = tempfile::tempdir().unwrap();
     let of_verbs = [
         "mount", "unmount", "status", "pin", "unpin", "evict", "verify", "refresh", "ls", "du",
-        "bench", "index",
+        "bench", "index", "renew",
     ];
     let of_verbs = of_verbs.map(|verb| vec![verb, "--help"]);
     for verb in std::iter::once(vec!["--help"]).chain(of_verbs) {

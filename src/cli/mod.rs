@@ -21,6 +21,7 @@ mod output;
 mod pin;
 mod progress;
 mod refresh;
+mod renew;
 mod status;
 mod unmount;
 mod upkeep;
@@ -56,6 +57,7 @@ enum Verb {
     Evict(evict::EvictArgs),
     Verify(verify::VerifyArgs),
     Refresh(refresh::RefreshArgs),
+    Renew(renew::RenewArgs),
     Ls(ls::LsArgs),
     Du(du::DuArgs),
     Index(index::IndexArgs),
@@ -88,6 +90,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Evict(args) => evict::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Refresh(args) => refresh::run(args),
+        Verb::Renew(args) => report(renew::run(args)),
         Verb::Ls(args) => ls::run(args),
         Verb::Du(args) => du::run(args),
         Verb::Index(args) => index::run(args),

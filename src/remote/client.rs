@@ -31,6 +31,7 @@ use super::answer::late;
 use super::bandwidth::Bandwidth;
 use super::download_cap::DownloadCap;
 use super::endpoint::{Endpoint, by_class};
+use super::login::Login;
 use super::retry::Backoff;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, Remote, RemoteError, RemoteId,
@@ -87,7 +88,7 @@ impl Default for Limits {
 /// A remote with retries, limits, caps and counters. Shared in an [`Arc`].
 #[derive(Debug)]
 pub struct RemoteClient {
-    pub(super) remote: Arc<dyn Remote>,
+    login: Login,
     pub(super) metrics: Arc<RemoteMetrics>,
     pub(super) limits: Limits,
     pub(super) endpoint: Arc<Endpoint>,
@@ -154,7 +155,7 @@ impl RemoteClient {
         let requests = |max: u32| PrioritySemaphore::new(by_class(u64::from(max)));
         let bandwidth = |rate| Bandwidth::new(rate, Instant::now());
         RemoteClient {
-            remote,
+            login: Login::new(remote),
             metrics,
             limits: Limits::default(),
             endpoint,
@@ -189,12 +190,30 @@ impl RemoteClient {
 
     /// The remote's identity.
     pub fn id(&self) -> &RemoteId {
-        self.remote.id()
+        self.login.id()
     }
 
     /// What the remote can do.
     pub fn capabilities(&self) -> Capabilities {
-        self.remote.capabilities()
+        self.login.capabilities()
+    }
+
+    /// The remote, to ask it once.
+    pub(super) fn remote(&self) -> Arc<dyn Remote> {
+        self.login.remote()
+    }
+
+    /// Asks as another from now on: `remote` is the same one with other credentials.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if it is another one.
+    pub fn renew(&self, remote: Arc<dyn Remote>) -> Result<(), RemoteError> {
+        self.login.renew(remote)
+    }
+
+    /// Why the credentials were refused, if that was the last word of the store.
+    pub fn refusal(&self) -> Option<String> {
+        self.login.refusal()
     }
 
     /// Size, version and time of one object. A missing object is
@@ -203,7 +222,8 @@ impl RemoteClient {
     pub async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = || format!("HEAD {}", key.0);
         let (metrics, limit) = (&self.metrics.head, self.limits.response);
-        self.retried(metrics, limit, &Class::Demand.into(), what, || self.remote.head(key)).await
+        let ask = |remote: Arc<dyn Remote>| async move { remote.head(key).await };
+        self.retried(metrics, limit, &Class::Demand.into(), what, ask).await
     }
 
     /// One page of a listing.
@@ -219,7 +239,8 @@ impl RemoteClient {
     ) -> Result<ListPage, RemoteError> {
         let what = || format!("LIST {}", request.prefix);
         let (metrics, limit) = (&self.metrics.list, self.limits.list);
-        self.retried(metrics, limit, urgency, what, || self.remote.list(request)).await
+        let ask = |remote: Arc<dyn Remote>| async move { remote.list(request).await };
+        self.retried(metrics, limit, urgency, what, ask).await
     }
 
     /// The bytes `range` of `object`. Nothing is sent before the first
@@ -247,7 +268,7 @@ impl RemoteClient {
         limit: Duration,
         urgency: &Urgency,
         what: impl Fn() -> String,
-        request: impl Fn() -> F,
+        request: impl Fn(Arc<dyn Remote>) -> F,
     ) -> Result<T, RemoteError>
     where
         F: Future<Output = Result<T, RemoteError>>,
@@ -264,9 +285,9 @@ impl RemoteClient {
             tries.made += 1;
             metrics.requests.add(1);
             let limit = limit.min(self.time_left(start));
-            let failed = match timeout(limit, request()).await {
+            let failed = match timeout(limit, request(self.remote())).await {
                 Ok(Ok(answer)) => {
-                    self.endpoint.answered(sent, None);
+                    self.accepted(sent);
                     return Ok(answer);
                 }
                 Ok(Err(error)) => self.refused(sent, error),
@@ -295,11 +316,18 @@ impl RemoteClient {
         self.limits.no_progress.saturating_sub(start.elapsed())
     }
 
+    /// The store answered a request that was sent at `sent`.
+    pub(super) fn accepted(&self, sent: Instant) {
+        self.login.answered(None);
+        self.endpoint.answered(sent, None);
+    }
+
     /// The store said no to a request that was sent at `sent`.
     pub(super) fn refused(&self, sent: Instant, error: RemoteError) -> Failed {
         if matches!(error.kind, ErrorKind::Throttled { .. }) {
             self.metrics.throttled.add(1);
         }
+        self.login.answered(Some(&error));
         self.endpoint.answered(sent, Some(&error));
         Failed { error, why: Why::Other }
     }

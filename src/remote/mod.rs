@@ -17,6 +17,7 @@ mod hedge;
 pub mod http;
 mod latency;
 pub mod local;
+mod login;
 mod pace;
 pub mod pages;
 mod range_reader;

@@ -52,6 +52,10 @@ fn help_fits_a_screen() {
         }
         assert!(!text.contains("daemon --"), "the daemon verb is hidden: {text}");
     }
+    let all = String::from_utf8(warmfs(home.path(), &["mount", "--help-all"]).stdout).unwrap();
+    for option in ["--virtual-host-style", "--ca-file", "--cache-dir", "--no-hedge"] {
+        assert!(all.contains(option), "{all}");
+    }
     let version = warmfs(home.path(), &["--version"]).stdout;
     assert_eq!(version, format!("warmfs {}\n", env!("CARGO_PKG_VERSION")).into_bytes());
 }

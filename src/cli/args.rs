@@ -55,7 +55,7 @@ pub(super) struct MountArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct RemoteArgs {
-    /// S3-compatible endpoint to use instead of AWS
+    /// Endpoint to use instead of the cloud's own
     #[arg(long, value_name = "URL", env = "WARMFS_ENDPOINT_URL", hide_env = true)]
     pub(super) endpoint_url: Option<String>,
     /// Region of the bucket [default: discovered]
@@ -70,6 +70,9 @@ pub(super) struct RemoteArgs {
     /// Pay for requests to a requester-pays bucket
     #[arg(long, env = "WARMFS_REQUESTER_PAYS", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) requester_pays: bool,
+    /// Project that pays for requests to gs://
+    #[arg(long, value_name = "ID", env = "WARMFS_BILLING_PROJECT", hide_env = true)]
+    pub(super) billing_project: Option<String>,
     /// BUCKET.HOST, not HOST/BUCKET, at the endpoint
     #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
     pub(super) virtual_host_style: bool,
@@ -175,6 +178,7 @@ impl MountArgs {
                 profile: self.remote.profile,
                 no_sign_request: self.remote.no_sign_request,
                 requester_pays: self.remote.requester_pays,
+                billing_project: self.remote.billing_project,
                 virtual_host_style: self.remote.virtual_host_style,
                 ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
             },

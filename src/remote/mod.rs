@@ -13,6 +13,7 @@ mod download_cap;
 pub mod endpoint;
 pub mod error;
 pub mod gate;
+pub mod gcs;
 mod hedge;
 pub mod http;
 mod latency;
@@ -26,6 +27,7 @@ pub mod rest;
 pub mod retry;
 pub mod s3;
 pub mod scripted;
+mod settle;
 pub mod token;
 pub mod uri;
 
@@ -204,7 +206,9 @@ pub async fn connect(
             let path = path.clone();
             Ok(Arc::new(local::blocking(move || local::LocalRemote::open(&path)).await?))
         }
-        RemoteUri::Gcs { .. } => Err(not_yet("gs")),
+        RemoteUri::Gcs { bucket, .. } => {
+            Ok(Arc::new(gcs::GcsRemote::connect(bucket, options, env, metrics).await?))
+        }
         RemoteUri::Azure { .. } => Err(not_yet("az")),
         RemoteUri::Ais { .. } => Err(not_yet("ais")),
     }

@@ -6,10 +6,12 @@
 pub mod epoch;
 pub mod filled;
 pub mod fronts;
+pub mod gcs;
 pub mod image;
 pub mod machine;
 pub mod moto;
 pub mod readers;
+pub mod server;
 pub mod store;
 pub mod stub;
 pub mod tree;

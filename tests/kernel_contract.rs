@@ -5,7 +5,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -41,6 +41,9 @@ const LONG: Duration = Duration::from_secs(3_600);
 
 /// Everything goes stale within a test.
 const SHORT: Duration = Duration::from_millis(300);
+
+/// What the mount is told that it shows.
+const URI: &str = "file:///x";
 
 /// Size of the files of most tests: small, no multiple of anything.
 const SMALL: usize = 110 * 1024 + 7;
@@ -91,9 +94,9 @@ impl Mount {
         let remote = Arc::new(RemoteClient::new(remote, Arc::new(RemoteMetrics::default())));
         let tree = runtime.block_on(cache.attach(remote, "", ttl)).unwrap();
         let metrics = Arc::new(MountMetrics::default());
-        let fs = FileSystem::new(tree, mount_options(mode, ttl), metrics.clone());
+        let fs = FileSystem::new(tree, URI.to_owned(), mount_options(mode, ttl), metrics.clone());
         let mnt = base.join("mnt");
-        let session = MountSession::start_with(fs, "file:///x", &mnt, handle, init_flags).unwrap();
+        let session = MountSession::start_with(fs, &mnt, handle, init_flags).unwrap();
         let (runtime, held) = (Some(runtime), AtomicU64::new(0));
         Mount { metrics, session, cache, runtime, held, base, _watchdog: watchdog, _tmp: tmp }
     }
@@ -808,23 +811,32 @@ fn nothing_can_be_written() {
 }
 
 #[test]
-fn attributes_of_names_are_asked_for_once_a_mount() {
-    for mode in modes("attributes_of_names_are_asked_for_once_a_mount") {
+fn extended_attributes_are_listed_once_and_asked_for_each_time() {
+    for mode in modes("extended_attributes_are_listed_once_and_asked_for_each_time") {
         let mount = Mount::new(mode, LONG, |source| files(source, 2));
-        let getxattr = |name: &str| {
-            let path = CString::new(mount.path(name).as_os_str().as_bytes()).unwrap();
+        let path = |name: &str| CString::new(mount.path(name).as_os_str().as_bytes()).unwrap();
+        let errno = || io::Error::last_os_error().raw_os_error().unwrap();
+        for name in ["f0", "f1", "f0"] {
+            // SAFETY: a string that ends in NUL, and no buffer.
+            let len = unsafe { libc::listxattr(path(name).as_ptr(), std::ptr::null_mut(), 0) };
+            assert_eq!((len, errno()), (-1, libc::EOPNOTSUPP));
+        }
+        assert_eq!(mount.ops()["listxattr"], 1);
+        let get = |name: &str, xattr: &CStr| {
             // SAFETY: both strings end in NUL, and no buffer is given.
             let len = unsafe {
-                libc::getxattr(path.as_ptr(), c"user.any".as_ptr(), std::ptr::null_mut(), 0)
+                libc::getxattr(path(name).as_ptr(), xattr.as_ptr(), std::ptr::null_mut(), 0)
             };
-            assert_eq!(len, -1);
-            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EOPNOTSUPP));
+            (len, errno())
         };
-        for name in ["f0", "f1", "f0"] {
-            getxattr(name);
+        for (asked, name) in (1..).zip(["f0", "f1", "f0"]) {
+            assert_eq!(get(name, c"user.any"), (-1, libc::ENODATA));
+            assert_eq!(get(name, c"system.posix_acl_access"), (-1, libc::EOPNOTSUPP));
+            assert_eq!(mount.ops()["getxattr"], 2 * asked);
         }
-        assert_eq!(mount.ops()["getxattr"], 1);
+        epoch(&mount, 2);
         assert_eq!(mount.ops()["access"], 0, "the kernel checks permissions itself");
+        assert_eq!(mount.ops()["getxattr"], 6, "and asks for no ACL to read");
         let statfs = mount.cost(|| {
             nix::sys::statvfs::statvfs(&mount.path("")).unwrap();
         });

@@ -24,7 +24,7 @@ use super::warm::Warmer;
 use super::{CacheError, Clock, Event, lock};
 use crate::admission::Class;
 use crate::remote::client::RemoteClient;
-use crate::remote::{Key, ObjectMeta};
+use crate::remote::{Key, ObjectMeta, VersionGuard};
 
 /// Folders whose point lookups are counted.
 const COUNTED_FOLDERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -375,6 +375,22 @@ impl Tree {
             Some(NodeRow::Current { parent, .. }) => Some(parent),
             Some(NodeRow::Superseded { .. }) | None => None,
         })
+    }
+
+    /// The key of an object; of a folder its prefix.
+    pub fn key(&self, node: &Node) -> Result<String, CacheError> {
+        match &node.kind {
+            NodeKind::Folder { .. } => self.prefix(node.id),
+            NodeKind::Object(attr) => {
+                let name = attr.key_name.as_ref().unwrap_or(&node.name);
+                Ok(self.prefix(node.parent)? + name)
+            }
+        }
+    }
+
+    /// Whether versions of its objects are etags.
+    pub fn versions_are_etags(&self) -> bool {
+        self.remote.capabilities().version_guard == VersionGuard::IfMatch
     }
 
     /// The prefix of the keys in a folder: empty, or ending in `/`.

@@ -67,15 +67,13 @@ impl Engine for ReadThrough {
             .attach(client.clone(), uri.prefix(), options.metadata_ttl)
             .await
             .map_err(|error| explain_attach(&uri, error))?;
-        let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
+        let fs = FileSystem::new(tree, uri.to_string(), options.clone(), Arc::default());
         if let Some(path) = options.record_trace.clone() {
             let recorder = super::blocking(move || record_to(&path)).await??;
             fs.record(recorder);
         }
-        let (dir, source) = (dir.to_owned(), uri.to_string());
-        let runtime = Handle::current();
-        let started =
-            tokio::task::spawn_blocking(move || MountSession::start(fs, &source, &dir, runtime));
+        let (dir, runtime) = (dir.to_owned(), Handle::current());
+        let started = tokio::task::spawn_blocking(move || MountSession::start(fs, &dir, runtime));
         let session = started
             .await
             .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?

@@ -10,7 +10,7 @@ use fuser::{
     BackingId, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    Request,
+    ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
@@ -360,13 +360,20 @@ impl Filesystem for Driver {
         reply.error(fuser::Errno::ENOSYS);
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: fuser::ReplyXattr) {
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.count(&self.fs.metrics().fuse_ops.getxattr);
-        reply.error(fuser::Errno::ENOSYS);
+        match self.fs.xattr(Ino(ino.0), name) {
+            // Asked for its length only.
+            Ok(value) if size == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+            Ok(value) => reply.data(&value),
+            Err(errno) => reply.error(errno.into()),
+        }
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: fuser::ReplyXattr) {
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
         self.count(&self.fs.metrics().fuse_ops.listxattr);
+        // After this answer the kernel says by itself that there are none to list.
         reply.error(fuser::Errno::ENOSYS);
     }
 }

@@ -33,6 +33,7 @@ const OFFSET_DOT_DOT: u64 = 2;
 #[derive(Debug)]
 pub struct FileSystem {
     tree: Arc<Tree>,
+    uri: String,
     options: MountOptions,
     metrics: Arc<MountMetrics>,
     mode: MountMode,
@@ -84,11 +85,21 @@ pub struct Statfs {
 }
 
 impl FileSystem {
-    /// A file system over `tree`.
-    pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
+    /// A file system over `tree`, which is what `uri` names.
+    pub fn new(
+        tree: Arc<Tree>,
+        uri: String,
+        options: MountOptions,
+        metrics: Arc<MountMetrics>,
+    ) -> Arc<Self> {
         let mode = MountMode::new(options.open_mode);
         let (given, recorder) = (Given::new(), OnceLock::new());
-        Arc::new(FileSystem { tree, options, metrics, mode, given, recorder })
+        Arc::new(FileSystem { tree, uri, options, metrics, mode, given, recorder })
+    }
+
+    /// What is mounted, as users write it.
+    pub fn uri(&self) -> &str {
+        &self.uri
     }
 
     /// How files are opened.
@@ -232,7 +243,7 @@ impl FileSystem {
         }
     }
 
-    fn node(&self, ino: Ino) -> Result<Node, Errno> {
+    pub(super) fn node(&self, ino: Ino) -> Result<Node, Errno> {
         let id = ino.node(self.tree.root());
         match self.tree.node(id) {
             Ok(Some(node)) => Ok(node),
@@ -507,7 +518,7 @@ impl FileSystem {
         }
     }
 
-    fn failed(&self, what: &str, name: &str, error: &CacheError) -> Errno {
+    pub(super) fn failed(&self, what: &str, name: &str, error: &CacheError) -> Errno {
         let errno = Errno::of_lookup(error);
         if errno != Errno::ENOENT {
             tracing::warn!(what, name, %error, "a request failed");

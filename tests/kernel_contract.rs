@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::dir_stream::DirStream;
 use common::machine::{has_passthrough, is_root, skip};
 use common::{STEP_TIMEOUT, TEST_TIMEOUT, Warmfs, Watchdog, abort_mounts, eventually};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -661,52 +662,6 @@ fn a_large_folder_is_listed_exactly_once() {
     }
 }
 
-/// An open folder, read as C programs do.
-struct Stream(*mut libc::DIR);
-
-impl Stream {
-    fn open(path: &Path) -> Stream {
-        let path = CString::new(path.as_os_str().as_bytes()).unwrap();
-        // SAFETY: a path that ends in NUL.
-        let dir = unsafe { libc::opendir(path.as_ptr()) };
-        assert!(!dir.is_null(), "{}", io::Error::last_os_error());
-        Stream(dir)
-    }
-
-    fn next(&self) -> Option<String> {
-        // SAFETY: open until dropped; the entry is copied before the next call.
-        unsafe {
-            let entry = libc::readdir(self.0);
-            if entry.is_null() {
-                return None;
-            }
-            let name = std::ffi::CStr::from_ptr((*entry).d_name.as_ptr());
-            Some(name.to_str().unwrap().to_owned())
-        }
-    }
-
-    fn rest(&self) -> Vec<String> {
-        std::iter::from_fn(|| self.next()).collect()
-    }
-
-    fn tell(&self) -> libc::c_long {
-        // SAFETY: open until dropped.
-        unsafe { libc::telldir(self.0) }
-    }
-
-    fn seek(&self, at: libc::c_long) {
-        // SAFETY: open until dropped; `at` is of its `tell`.
-        unsafe { libc::seekdir(self.0, at) };
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: opened by `open`, closed once.
-        unsafe { libc::closedir(self.0) };
-    }
-}
-
 #[test]
 fn a_position_in_a_folder_stays_right_when_entries_vanish() {
     for mode in modes("a_position_in_a_folder_stays_right_when_entries_vanish") {
@@ -714,7 +669,7 @@ fn a_position_in_a_folder_stays_right_when_entries_vanish() {
         let mount = Mount::new(mode, SHORT, |source| {
             (0..600).for_each(|n| fs::write(source.join(name(n)), "x").unwrap());
         });
-        let stream = Stream::open(&mount.path(""));
+        let stream = DirStream::open(&mount.path(""));
         let before: Vec<String> = std::iter::from_fn(|| stream.next()).take(102).collect();
         assert_eq!(before[2..], (0..100).map(name).collect::<Vec<_>>());
         let at = stream.tell();

@@ -13,6 +13,7 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::absences::Absences;
 use super::index::Index;
 use super::list_ahead::Walk;
 use super::lister::Listings;
@@ -52,6 +53,7 @@ pub struct Tree {
     pub(super) listings: Listings,
     pub(super) walk: Mutex<Walk>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
+    pub(super) absences: Absences,
     /// When the remote last could not list; `None` once it could again.
     pub(super) listing_failed: Mutex<Option<Instant>>,
     /// When the remote last refused to list.
@@ -416,16 +418,19 @@ impl Tree {
         &self,
         change: impl FnOnce(&Index) -> Result<Changes, CacheError> + Send + 'static,
     ) -> Result<(), CacheError> {
-        let index = self.index.clone();
-        let store = self.store.clone();
+        let Some(tree) = self.me.upgrade() else { unreachable!("a method runs on a live tree") };
         let task = self.runtime.spawn_blocking(move || {
-            let changes = change(&index)?;
+            let changes = change(&tree.index)?;
+            let store = &tree.store;
             store.discard(&changes.superseded)?;
             for (parent, name) in changes.names {
                 store.emit(Event::Entry(parent, name));
             }
             for folder in changes.folders {
                 store.emit(Event::Folder(folder));
+            }
+            for (parent, name) in tree.absences.take(changes.came) {
+                store.emit(Event::Entry(parent, name));
             }
             Ok(())
         });

@@ -94,6 +94,7 @@ impl Engine for ReadThrough {
             dataset_cached_bytes: figures.dataset_cached_bytes,
             expected_hit_rate: figures.expected_hit_rate(),
             pins: figures.pins,
+            hidden_keys: figures.hidden_keys,
         }
     }
 

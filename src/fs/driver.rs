@@ -18,7 +18,7 @@ use super::Answer;
 use super::errno::Errno;
 use super::inode::{Attr, Ino};
 use super::open_mode::{Obstacle, OpenMode, OpenNodes};
-use super::ops::{DirEntry, FileSystem};
+use super::ops::{DirEntry, FileSystem, NAME_BYTES_MAX};
 use crate::cache::{AtHand, CachedObject};
 use crate::metrics::Counter;
 
@@ -346,12 +346,11 @@ impl Filesystem for Driver {
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         self.count(&self.fs.metrics().fuse_ops.statfs);
         const BLOCK: u32 = 4096;
-        const NAME_MAX: u32 = 255;
         let stat = self.fs.statfs();
         // Size: the dataset. Used: what of it is cached.
         let blocks = stat.bytes.div_ceil(u64::from(BLOCK));
         let free = stat.not_cached_bytes / u64::from(BLOCK);
-        reply.statfs(blocks, free, free, stat.objects, 0, BLOCK, NAME_MAX, BLOCK);
+        reply.statfs(blocks, free, free, stat.objects, 0, BLOCK, NAME_BYTES_MAX as u32, BLOCK);
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {

@@ -25,6 +25,9 @@ use crate::remote::ErrorKind;
 /// about 200 entries with attributes; more would be read for nothing.
 pub const READDIR_ENTRIES_MAX: usize = 256;
 
+/// Bytes of a name at most, as in every file system.
+pub const NAME_BYTES_MAX: usize = 255;
+
 /// Offset after `.`; the one after `..` is 2. Others are node ids, which begin higher.
 const OFFSET_DOT: u64 = 1;
 const OFFSET_DOT_DOT: u64 = 2;
@@ -174,6 +177,9 @@ impl FileSystem {
 
     /// Finds a name in a folder.
     pub fn lookup(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Answer<Found> {
+        if name.len() > NAME_BYTES_MAX {
+            return Answer::Now(Err(Errno::ENAMETOOLONG));
+        }
         // Names of nodes are UTF-8: keys that are not are hidden.
         let Some(name) = name.to_str() else {
             return Answer::Now(Ok(Found { attr: None, ttl: self.options.metadata_ttl }));

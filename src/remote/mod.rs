@@ -97,6 +97,16 @@ pub struct Key(pub String);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version(pub String);
 
+/// Stands for a key that is not UTF-8, which can be listed but not asked for: what it
+/// looks like, and a NUL, with which no path can name it. A prefix ends in `/` still.
+fn not_utf8(key: &[u8]) -> String {
+    let shown = String::from_utf8_lossy(key);
+    match shown.strip_suffix('/') {
+        Some(shown) => format!("{shown}\0/"),
+        None => format!("{shown}\0"),
+    }
+}
+
 impl Version {
     /// The version an HTTP etag names: weak marks and quotes are dropped,
     /// since stores disagree on them between LIST, HEAD and GET.

@@ -64,7 +64,8 @@ pub trait Remote: Send + Sync + fmt::Debug {
     /// What this remote can do beyond the three requests.
     fn capabilities(&self) -> Capabilities;
 
-    /// Size, version and time of one object.
+    /// Size, version and time of one object. Of a folder, where the store itself has
+    /// such under this key, what it has for its marker: the key with a `/` at its end.
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError>;
 
     /// One page of a listing.

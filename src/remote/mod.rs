@@ -5,6 +5,7 @@
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
 pub mod answer;
+pub mod azure;
 mod bandwidth;
 pub mod base_url;
 pub mod client;
@@ -20,6 +21,7 @@ mod latency;
 pub mod local;
 mod pace;
 pub mod pages;
+mod program;
 mod range_reader;
 pub mod ranged;
 pub mod rest;
@@ -209,7 +211,9 @@ pub async fn connect(
         RemoteUri::Gcs { bucket, .. } => {
             Ok(Arc::new(gcs::GcsRemote::connect(bucket, options, env, metrics).await?))
         }
-        RemoteUri::Azure { .. } => Err(not_yet("az")),
+        RemoteUri::Azure { account, container, .. } => Ok(Arc::new(
+            azure::AzureRemote::connect(account, container, options, env, metrics).await?,
+        )),
         RemoteUri::Ais { .. } => Err(not_yet("ais")),
     }
 }

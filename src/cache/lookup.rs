@@ -162,7 +162,10 @@ impl Tree {
         let key = Key(key);
         let began_ms = self.clock.next_ms();
         let (object, below) = tokio::join!(self.remote.head(&key), self.remote.list(&below));
+        // A folder of the store's own is there even if it is empty.
+        let is_own_folder = matches!(&object, Ok(meta) if meta.key.0.ends_with('/'));
         let is_folder = match &below {
+            _ if is_own_folder => true,
             Ok(page) => !page.objects.is_empty() || !page.prefixes.is_empty(),
             Err(error) if error.kind == ErrorKind::NotFound => false,
             // An object that was found needs no second answer.
@@ -172,7 +175,7 @@ impl Tree {
         // A folder is gone only if the remote said so.
         let is_no_folder = !is_folder && below.is_ok();
         let object = match object {
-            Ok(meta) => Some(meta),
+            Ok(meta) => Some(meta).filter(|_| !is_own_folder),
             Err(error) if error.kind == ErrorKind::NotFound || is_folder => None,
             Err(error) => return Err(error.into()),
         };

@@ -5,6 +5,7 @@
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
 pub mod answer;
+pub mod azure;
 mod bandwidth;
 pub mod base_url;
 pub mod client;
@@ -21,6 +22,7 @@ pub mod local;
 mod login;
 mod pace;
 pub mod pages;
+mod program;
 mod range_reader;
 pub mod ranged;
 pub mod rest;
@@ -65,7 +67,8 @@ pub trait Remote: Send + Sync + fmt::Debug {
     /// What this remote can do beyond the three requests.
     fn capabilities(&self) -> Capabilities;
 
-    /// Size, version and time of one object.
+    /// Size, version and time of one object. Of a folder, where the store itself has
+    /// such under this key, what it has for its marker: the key with a `/` at its end.
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError>;
 
     /// One page of a listing.
@@ -219,7 +222,9 @@ pub async fn connect(
         RemoteUri::Gcs { bucket, .. } => {
             Ok(Arc::new(gcs::GcsRemote::connect(bucket, options, env, metrics).await?))
         }
-        RemoteUri::Azure { .. } => Err(not_yet("az")),
+        RemoteUri::Azure { account, container, .. } => Ok(Arc::new(
+            azure::AzureRemote::connect(account, container, options, env, metrics).await?,
+        )),
         RemoteUri::Ais { .. } => Err(not_yet("ais")),
     }
 }

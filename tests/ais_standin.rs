@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::handshake;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use warmfs::embedded_store::{EmbeddedStore, StoreOptions};
 
@@ -517,10 +518,16 @@ async fn a_fetch_goes_on_without_its_reader() {
     let (_store, cluster) = cloud(1).await;
     let gate = Gate::new();
     cluster.inject(Fault::next(1, Kind::OriginGet, Trouble::Hold(gate.clone())));
-    let url = object(&cluster, "b/o0000?provider=aws");
-    let reader = tokio::spawn(async move { read(&url, &[]).await });
+    let led = get(&object(&cluster, "b/o0000?provider=aws")).await;
+    let location = led.header("location").strip_prefix("http://").unwrap();
+    let (host, target) = location.split_once('/').unwrap();
+    let mut stream = TcpStream::connect(host).await.unwrap();
+    let request = format!("GET /{target} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
     until("the fetch", &cluster, |cluster| cluster.count(Kind::OriginGet) == 1).await;
-    reader.abort();
+    stream.shutdown().await.unwrap();
+    // The target has seen that the reader went once it hangs up, one way or other.
+    let _ = stream.read_to_end(&mut Vec::new()).await;
     gate.open();
     until("the object", &cluster, |cluster| cluster.holds("aws", "b", "o0000")).await;
     assert_eq!(cluster.count(Kind::OriginGet), 1);
@@ -659,6 +666,8 @@ async fn prefetches() {
     let (entries, _) = list_all(&cluster, bucket, json!({"props": "name,cached"})).await;
     let cached = entries.iter().filter(|entry| entry["flags"] == 64).count();
     assert_eq!(cached, 17);
+    let (entries, _) = list_all(&cluster, bucket, json!({"props": "name"})).await;
+    assert!(entries.iter().all(|entry| entry["flags"] == 0), "nobody asked");
     for value in [json!({}), json!({"template": "o{1..}"}), json!({"objnames": "o0000"})] {
         assert_eq!(prefetch(&cluster, bucket, value).await.error().0, 400);
     }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod ais;
 pub mod epoch;
 pub mod filled;
 pub mod image;

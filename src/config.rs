@@ -23,6 +23,8 @@ pub struct RemoteOptions {
     pub requester_pays: bool,
     /// `bucket.endpoint` instead of `endpoint/bucket` with `endpoint_url`.
     pub virtual_host_style: bool,
+    /// Certificates to trust besides the system's; absolute.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// How a mount looks and behaves. Two mounts with equal options are the same.
@@ -99,15 +101,40 @@ pub enum OpenModeOption {
 pub struct CallerEnv(BTreeMap<String, String>);
 
 impl CallerEnv {
-    /// The variables that [`CallerEnv::from_process`] takes along.
-    const PREFIXES: [&str; 1] = ["AWS_"];
-    const NAMES: [&str; 1] = ["HOME"];
-    /// Those of them that name a file.
-    const PATHS: [&str; 4] = [
+    /// How the clouds' own variables begin, all of which are taken along.
+    const PREFIXES: [&str; 5] = ["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_"];
+    /// What is taken along besides.
+    const NAMES: [&str; 13] = [
+        "HOME",
+        "GCE_METADATA_HOST",
+        "STORAGE_EMULATOR_HOST",
+        "IDENTITY_ENDPOINT",
+        "IDENTITY_HEADER",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ];
+    /// Those of them that name a file or a folder.
+    const PATHS: [&str; 14] = [
         "AWS_CA_BUNDLE",
         "AWS_CONFIG_FILE",
         "AWS_SHARED_CREDENTIALS_FILE",
         "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "CLOUDSDK_CONFIG",
+        "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
+        "AZURE_CONFIG_DIR",
+        "AZURE_CLIENT_CERTIFICATE_PATH",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "AIS_AUTHN_TOKEN_FILE",
+        "AIS_CLIENT_CA",
+        "AIS_CRT",
+        "AIS_CRT_KEY",
     ];
 
     /// Takes what remotes may need out of this process's environment.
@@ -133,7 +160,12 @@ impl CallerEnv {
 
     /// Whether a variable is taken along.
     pub fn is_taken(name: &str) -> bool {
-        Self::NAMES.contains(&name) || Self::PREFIXES.iter().any(|p| name.starts_with(p))
+        Self::NAMES.contains(&name) || Self::is_of_a_cloud(name)
+    }
+
+    /// Whether a variable is one of the clouds' own, which may hold a secret.
+    pub fn is_of_a_cloud(name: &str) -> bool {
+        Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// The value of a variable; an empty one counts as not set.
@@ -216,6 +248,10 @@ mod tests {
             ("AWS_CONFIG_FILE", "here/config"),
             ("AWS_SHARED_CREDENTIALS_FILE", "~/keys"),
             ("AWS_CA_BUNDLE", "/ca.pem"),
+            ("GOOGLE_APPLICATION_CREDENTIALS", "adc.json"),
+            ("AZURE_STORAGE_ACCOUNT", "a"),
+            ("AIS_AUTHN_TOKEN_FILE", "../token"),
+            ("no_proxy", "host"),
             ("PATH", "/bin"),
         ];
         let vars = vars.map(|(name, value)| (name.into(), value.into()));
@@ -228,6 +264,9 @@ mod tests {
         assert_eq!(env.get("AWS_CONFIG_FILE"), Some("/at/here/config"));
         assert_eq!(env.get("AWS_SHARED_CREDENTIALS_FILE"), Some("~/keys"));
         assert_eq!(env.get("AWS_CA_BUNDLE"), Some("/ca.pem"));
-        assert_eq!(env.0.len(), 4);
+        assert_eq!(env.get("GOOGLE_APPLICATION_CREDENTIALS"), Some("/at/adc.json"));
+        assert_eq!(env.get("AIS_AUTHN_TOKEN_FILE"), Some("/at/../token"));
+        assert_eq!(env.get("no_proxy"), Some("host"));
+        assert_eq!(env.0.len(), 8);
     }
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
+use common::fronts::{Front, tls_file};
 use common::moto::Moto;
 use common::store::{BUCKET, Store};
 use common::stub::{Reply, Stub};
@@ -112,6 +113,30 @@ fn an_endpoint_that_is_no_store() {
 }
 
 #[test]
+fn certificates_and_proxies_that_are_none() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let stub = runtime.block_on(Stub::start(|_| Reply::empty_list()));
+    let tls = runtime.block_on(Front::tls(stub.url(), "server.pem"));
+    let url = format!("https://{}", tls.address());
+    let mut warmfs = Warmfs::new();
+    let words = ["TLS", "--ca-file"];
+    refused(&warmfs, "s3://bucket", &["--endpoint-url", &url], &words);
+    let file = tls_file("server.key");
+    let options = ["--endpoint-url", &url, "--ca-file", file.to_str().unwrap()];
+    refused(&warmfs, "s3://bucket", &options, &["--ca-file", "server.key", "certificate"]);
+    let options = ["--endpoint-url", &url, "--ca-file", "missing.pem"];
+    refused(&warmfs, "s3://bucket", &options, &["--ca-file /", "/missing.pem", "No such file"]);
+
+    let url = "http://store.invalid";
+    warmfs.set_env("http_proxy", "ftp://proxy");
+    refused(&warmfs, "s3://bucket", &["--endpoint-url", url], &["http_proxy", "http://HOST:PORT"]);
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    warmfs.set_env("http_proxy", &format!("http://{gone}"));
+    let words = ["no connection", "refused", "check http_proxy", "NO_PROXY"];
+    refused(&warmfs, "s3://bucket", &["--endpoint-url", url], &words);
+}
+
+#[test]
 fn malformed_endpoints() {
     let warmfs = Warmfs::new();
     for url in ["localhost:9000", "ftp://host", "http://", "https://a b", "http://host/?query"] {
@@ -132,7 +157,11 @@ fn uris_that_cannot_be_mounted() {
     store.put_some();
     let warmfs = store.warmfs();
     for (uri, words) in [
-        ("gs://bucket", &["gs://", "s3://BUCKET"][..]),
+        ("ftp://bucket", &["ftp://", "gs://BUCKET"][..]),
+        ("gs://a", &["no valid bucket", "gs://BUCKET"]),
+        ("az://account", &["no valid container", "az://ACCOUNT/CONTAINER"]),
+        ("https://host/container", &["Azure", "az://ACCOUNT/CONTAINER"]),
+        ("ais://@gce/bucket", &["provider", "aws, gcp, azure, oci"]),
         ("http://host/bucket", &["http://", "s3://BUCKET"]),
         ("bucket/data", &["bucket/data", "s3://BUCKET"]),
         ("s3://", &["bucket", "s3://BUCKET"]),

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use common::store::Store;
 use common::{Warmfs, Watchdog, eventually, is_mounted, read_to_hang_up, wait};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill, killpg};
@@ -44,6 +45,22 @@ fn a_mount_is_read_shown_and_unmounted() {
 
     warmfs.unmount("new/mount");
     warmfs.assert_nothing_left(&["new/mount", "new"]);
+}
+
+#[test]
+fn each_mount_goes_through_its_callers_proxy() {
+    let store = Store::start();
+    store.put_some();
+    let mut warmfs = Warmfs::new();
+    warmfs.set_env("HTTP_PROXY", "http://127.0.0.1:1");
+    warmfs.mount("first");
+    // The daemon that runs already has another one in its environment.
+    warmfs.set_env("HTTP_PROXY", &store.url());
+    let options = ["--endpoint-url", "http://store.invalid", "--no-sign-request"];
+    let dir = warmfs.mount_with("s3://bucket/data", "second", &options);
+    assert_eq!(fs::read_to_string(dir.join("hello")).unwrap(), "data/hello");
+    warmfs.unmount("second");
+    warmfs.unmount("first");
 }
 
 #[test]
@@ -192,6 +209,8 @@ fn the_daemon_keeps_nothing_of_its_caller() {
     let output = warmfs
         .command(&["mount", &warmfs.source(), dir.to_str().unwrap()])
         .env("AWS_SECRET_ACCESS_KEY", "TOPSECRET")
+        .env("AZURE_STORAGE_KEY", "TOPSECRET")
+        .env("GOOGLE_APPLICATION_CREDENTIALS", "TOPSECRET")
         .env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/x")
         .output()
         .unwrap();

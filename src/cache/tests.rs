@@ -249,6 +249,18 @@ fn an_older_answer_undoes_no_newer_one() {
 }
 
 #[test]
+fn what_a_first_listing_takes_away_was_seen_by_who_followed_it() {
+    let folder = Folder::new();
+    folder.apply(5, |update| update.put_object("known", &meta("known", "v1", 0)));
+    // What it only adds is no change of what anybody saw: the mtime stays.
+    let page = ListPage { objects: vec![meta("a", "v1", 0)], ..ListPage::default() };
+    assert_eq!(folder.apply(10, |update| update.page("", &page)).folders, []);
+    let changes = folder.apply(10, |update| update.finish_listing());
+    assert_eq!(changes.folders, [folder.node]);
+    assert!(folder.entry("known").is_none() && folder.row().changed_ms >= 10);
+}
+
+#[test]
 fn a_time_in_another_precision_is_no_other_version() {
     let folder = Folder::new();
     folder.list(10, vec![meta("a", "v1", 7_123)], &[]);

@@ -1,7 +1,7 @@
 //! The options of `mount`, and what they become: parsed once, then checked
 //! values only.
 
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
 use clap::Args;
@@ -23,7 +23,7 @@ use crate::units::{parse_bytes, parse_duration};
     after_help = "Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
 )]
 pub(super) struct MountArgs {
-    /// s3://BUCKET[/PREFIX] or file:///FOLDER
+    /// s3://BUCKET[/PREFIX], gs://…, az://…, ais://… or file:///FOLDER
     pub(super) uri: String,
     /// Mount point; created if it is missing, and then removed at unmount
     pub(super) dir: PathBuf,
@@ -72,6 +72,9 @@ pub(super) struct RemoteArgs {
     /// BUCKET.HOST, not HOST/BUCKET, at the endpoint
     #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) virtual_host_style: bool,
+    /// Certificates to trust besides the system's
+    #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true)]
+    pub(super) ca_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -172,6 +175,7 @@ impl MountArgs {
                 no_sign_request: self.remote.no_sign_request,
                 requester_pays: self.remote.requester_pays,
                 virtual_host_style: self.remote.virtual_host_style,
+                ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
             },
             metadata_ttl: self.look.metadata_ttl,
             allow_other: self.look.allow_other,
@@ -204,7 +208,9 @@ impl MountArgs {
             metadata: self.cache.metadata_memory,
         };
         // They travel as JSON.
-        for path in [&request.dir, &cache.dir].into_iter().chain(&request.options.record_trace) {
+        let options = &request.options;
+        let given = options.record_trace.iter().chain(&options.remote.ca_file);
+        for path in [&request.dir, &cache.dir].into_iter().chain(given) {
             if path.to_str().is_none() {
                 let message = format!("{} is not UTF-8", path.display());
                 return Err(

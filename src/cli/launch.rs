@@ -19,6 +19,7 @@ use tokio::process::{Child, Command};
 use super::args::MountPlan;
 use super::daemon::Readiness;
 use super::logging;
+use crate::config::CallerEnv;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::{log_file, preflight};
@@ -127,12 +128,12 @@ fn own_program() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
-/// All of AWS's variables go over the socket, so that none is read from the
+/// All of the clouds' variables go over the socket, so that none is read from the
 /// daemon's environment by mistake. Those of containers name the credentials
 /// of the machine, not of the caller.
 fn is_secret(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    name.starts_with("AWS_") && !name.starts_with("AWS_CONTAINER_")
+    CallerEnv::is_of_a_cloud(&name) && !name.starts_with("AWS_CONTAINER_")
 }
 
 fn leave_caller() -> io::Result<()> {

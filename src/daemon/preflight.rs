@@ -214,7 +214,7 @@ mod tests {
         assert!(check_uri(&request).unwrap_err().to_string().contains("overlap"));
         request.uri = "s3://bucket".to_owned();
         check_uri(&request).unwrap();
-        request.uri = "gs://bucket".to_owned();
+        request.uri = "ftp://bucket".to_owned();
         assert_eq!(check_uri(&request).unwrap_err().code, ErrorCode::Invalid);
     }
 }

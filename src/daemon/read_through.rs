@@ -288,11 +288,6 @@ pub(super) fn explain_cache(error: &CacheError) -> ErrorReply {
     }
 }
 
-/// What to mount instead, as the user would type it.
-fn uri_of(uri: &RemoteUri, prefix: &str) -> String {
-    uri.with_prefix(prefix).to_string()
-}
-
 fn explain_attach(uri: &RemoteUri, error: AttachError) -> ErrorReply {
     match error {
         AttachError::Cache(CacheError::Remote(error)) => explain_remote(uri, &error),
@@ -307,13 +302,14 @@ fn explain_attach(uri: &RemoteUri, error: AttachError) -> ErrorReply {
         .with_hint("mount a prefix above it"),
         AttachError::OneObject { folder, .. } => {
             ErrorReply::new(ErrorCode::NotFound, format!("{uri} is one object, not a folder"))
-                .with_hint(format!("mount {}", uri_of(uri, &folder)))
+                .with_hint(format!("mount {}", uri.with_prefix(&folder)))
         }
         AttachError::NoKeys { nearest, .. } => {
             let reply = ErrorReply::new(ErrorCode::NotFound, format!("{uri} holds no objects"));
-            let nearest: Vec<String> = nearest.iter().map(|prefix| uri_of(uri, prefix)).collect();
+            let nearest: Vec<String> =
+                nearest.iter().map(|prefix| uri.with_prefix(prefix).to_string()).collect();
             if nearest.is_empty() {
-                reply.with_hint(format!("mount {}", uri_of(uri, "")))
+                reply.with_hint(format!("mount {}", uri.with_prefix("")))
             } else {
                 reply.with_hint(format!("did you mean {}?", nearest.join(", ")))
             }

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::answer::late;
 use super::bandwidth::Bandwidth;
 use super::download_cap::DownloadCap;
 use super::endpoint::{Endpoint, by_class};
@@ -356,8 +357,7 @@ impl RemoteClient {
 
 /// No answer came in time.
 pub(super) fn no_answer(what: String, limit: Duration) -> Failed {
-    let message = format!("{what}: no answer within {} s", limit.as_secs_f32());
-    Failed { error: RemoteError::new(ErrorKind::Transient, message), why: Why::NoAnswer }
+    Failed { error: late(&what, limit), why: Why::NoAnswer }
 }
 
 #[cfg(test)]

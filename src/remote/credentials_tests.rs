@@ -2,10 +2,11 @@
 //! requests made with what was found are in `tests/remote_wire.rs`.
 
 use super::*;
+use crate::remote::http::HttpClient;
 
 async fn find(options: &RemoteOptions, env: &[(&str, &str)]) -> Result<Found, RemoteError> {
     let env: CallerEnv = env.iter().copied().collect();
-    let http = crate::remote::http::client(None)?;
+    let http = HttpClient::open(options, &env, None).await?.for_sdk();
     CallerConfig::load(options, &env).await?.find(options, &env, &http, None)
 }
 

@@ -1,32 +1,44 @@
-//! The HTTP client under the SDK: HTTP/1.1 over many connections.
+//! The HTTP client under every remote: HTTP/1.1 over many connections.
 //!
 //! The SDK's own client offers HTTP/2 to every server, and several S3-compatible
 //! stores accept. One HTTP/2 connection then carries everything, at a fifth of
-//! the throughput that many HTTP/1.1 connections reach. So the connector is put
-//! together here, with the same parts: hyper, rustls with ring, and the system's
-//! certificates plus those of `AWS_CA_BUNDLE`.
+//! the throughput that many HTTP/1.1 connections reach. So the client is put
+//! together here, from the same parts: hyper, rustls with ring, the certificates
+//! that the caller trusts (`tls`), and the caller's proxies (`proxy`). The SDK
+//! uses it through [`HttpClient::for_sdk`], other remotes through [`super::rest`].
+//!
+//! It makes one request, follows no redirect, and has no limit on time but that on
+//! connecting: the others are [`super::client::Limits`].
 
-use std::path::Path;
-use std::sync::{Arc, LazyLock};
+mod proxy;
+mod tls;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
-    SharedHttpConnector,
+    HttpClient as SdkClient, HttpConnector as SdkConnector, HttpConnectorFuture,
+    HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
-use http_body_util::Limited;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
+use bytes::Bytes;
+use http::header::PROXY_AUTHORIZATION;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
+use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
 
-use super::{ErrorKind, RemoteError};
+pub use self::proxy::ProxyError;
+use self::proxy::{Connector, Proxies};
+use super::RemoteError;
+use super::local::blocking;
+use crate::config::{CallerEnv, RemoteOptions};
 
 /// Time to make a TCP connection, over all of a host's addresses. Ten times a
 /// slow round trip; a lost SYN is sent again after one second.
@@ -46,72 +58,80 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Most bytes of an answer that is held in memory as a whole: everything but an
 /// object's. A listing of 1,000 keys, encoded, has 4 MB at most; what sends more
 /// is no object store. The SDK makes up to 27 times as much of it in memory.
-const DOCUMENT_BYTES_MAX: usize = 6 << 20;
+pub const DOCUMENT_BYTES_MAX: usize = 6 << 20;
 
 /// Time until TCP asks whether a silent peer is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The system's certificates, read once.
-static SYSTEM_ROOTS: LazyLock<Vec<CertificateDer<'static>>> =
-    LazyLock::new(|| rustls_native_certs::load_native_certs().certs);
+/// An error of anybody's.
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// An HTTP/1.1 client for http and https, trusting `ca_bundle` besides the
-/// system's certificates.
-///
-/// # Errors
-/// [`ErrorKind::Invalid`] when the bundle cannot be read or holds no certificate.
-pub fn client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, RemoteError> {
-    let mut tcp = TcpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_LIMIT));
-    tcp.set_keepalive(Some(KEEPALIVE));
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls_config(ca_bundle)?)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
-    let client = Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_LIMIT)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .http1_max_buf_size(BUFFER_BYTES)
-        .build(connector);
-    Ok(SharedHttpClient::new(Http11 { client }))
-}
+/// What a request carries.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-fn tls_config(ca_bundle: Option<&Path>) -> Result<ClientConfig, RemoteError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(SYSTEM_ROOTS.iter().cloned());
-    if let Some(path) = ca_bundle {
-        let refuse = |why: String| {
-            let message = format!("AWS_CA_BUNDLE={}: {why}", path.display());
-            RemoteError::new(ErrorKind::Invalid, message)
-        };
-        let loaded = rustls_native_certs::load_certs_from_paths(Some(path), None);
-        if let (true, Some(error)) = (loaded.certs.is_empty(), loaded.errors.first()) {
-            return Err(refuse(error.to_string()));
-        }
-        let (added, _) = roots.add_parsable_certificates(loaded.certs);
-        if added == 0 {
-            return Err(refuse("holds no certificate in PEM form".to_owned()));
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| RemoteError::new(ErrorKind::Invalid, format!("TLS: {error}")))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// hyper's client as the SDK wants one. Limits on time are the caller's: see
-/// [`super::client::Limits`].
+/// The client. A clone is another handle on the same connections.
 #[derive(Clone, Debug)]
-struct Http11 {
-    client: Client<HttpsConnector<TcpConnector>, SdkBody>,
+pub struct HttpClient {
+    client: Client<Connector, Body>,
+    proxies: Arc<Proxies>,
 }
 
-impl HttpClient for Http11 {
+impl HttpClient {
+    /// A client that trusts the system's certificates and those of `--ca-file`, or
+    /// else of the file that `ca_variable` names in the caller's environment
+    /// (`AWS_CA_BUNDLE` for S3), and that goes through the caller's proxies.
+    ///
+    /// # Errors
+    /// [`super::ErrorKind::Invalid`], with the option's or variable's name, when the
+    /// file cannot be read or holds no certificate, or a proxy is none.
+    pub async fn open(
+        options: &RemoteOptions,
+        env: &CallerEnv,
+        ca_variable: Option<&'static str>,
+    ) -> Result<HttpClient, RemoteError> {
+        let proxies = Proxies::find(env)?;
+        let ca = tls::CaFile::find(options, env, ca_variable);
+        let tls = blocking(move || tls::config(ca.as_ref())).await?;
+        Ok(Self::new(tls, proxies))
+    }
+
+    fn new(tls: rustls::ClientConfig, proxies: Proxies) -> HttpClient {
+        let mut tcp = TcpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_LIMIT));
+        tcp.set_keepalive(Some(KEEPALIVE));
+        let proxies = Arc::new(proxies);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_LIMIT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .http1_max_buf_size(BUFFER_BYTES)
+            .build(Connector::new(tcp, Arc::new(tls), Arc::clone(&proxies)));
+        HttpClient { client, proxies }
+    }
+
+    /// Sends one request to an absolute URI; the answer's body is still to come.
+    ///
+    /// # Errors
+    /// The future fails if no answer came: [`super::answer::unanswered`] says why.
+    pub fn send(&self, mut request: Request<Body>) -> ResponseFuture {
+        if let Some(password) = self.proxies.forwarding_password(request.uri()) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, password);
+        }
+        self.client.request(request)
+    }
+
+    /// The client as the SDK wants one.
+    pub fn for_sdk(&self) -> SharedHttpClient {
+        SharedHttpClient::new(ForSdk(self.clone()))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ForSdk(HttpClient);
+
+impl SdkClient for ForSdk {
     fn http_connector(
         &self,
         _: &HttpConnectorSettings,
@@ -121,7 +141,7 @@ impl HttpClient for Http11 {
     }
 }
 
-impl HttpConnector for Http11 {
+impl SdkConnector for ForSdk {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let request = match request.try_into_http1x() {
             Ok(request) => request,
@@ -131,9 +151,10 @@ impl HttpConnector for Http11 {
         };
         // So the SDK marks the requests whose bodies it streams.
         let is_get = request.uri().query().is_some_and(|query| query.contains("x-id=GetObject"));
-        let response = self.client.request(request);
+        let response = self.0.send(request.map(BodyExt::boxed_unsync));
         HttpConnectorFuture::new(async move {
-            let response = response.await.map_err(|error| ConnectorError::io(error.into()))?;
+            let response: Response<Incoming> =
+                response.await.map_err(|error| ConnectorError::io(error.into()))?;
             let is_object = is_get && response.status().is_success();
             HttpResponse::try_from(response.map(|body| match is_object {
                 true => SdkBody::from_body_1_x(body),
@@ -141,29 +162,5 @@ impl HttpConnector for Http11 {
             }))
             .map_err(|error| ConnectorError::other(error.into(), None))
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bundle_without_certificates_is_refused_with_its_name() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let pem = "-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n";
-        for content in ["", "nonsense", pem] {
-            std::fs::write(file.path(), content).unwrap();
-            let error = client(Some(file.path())).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::Invalid);
-            assert!(error.message.starts_with("AWS_CA_BUNDLE="), "{error}");
-        }
-        assert!(client(Some(Path::new("/nowhere"))).is_err());
-        assert!(client(None).is_ok());
-    }
-
-    #[test]
-    fn offers_no_http2() {
-        assert!(tls_config(None).unwrap().alpn_protocols.is_empty());
     }
 }

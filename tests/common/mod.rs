@@ -6,6 +6,7 @@
 pub mod ais;
 pub mod epoch;
 pub mod filled;
+pub mod fronts;
 pub mod image;
 pub mod machine;
 pub mod moto;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use warmfs::config::CallerEnv;
 use warmfs::control::cache_lock::{self, CacheLock};
 use warmfs::daemon::{kernel, mountinfo};
 
@@ -204,7 +206,7 @@ impl Warmfs {
         let mut command = Command::new(&self.binary);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if text.starts_with("WARMFS_") || text.starts_with("AWS_") {
+            if text.starts_with("WARMFS_") || (text != "HOME" && CallerEnv::is_taken(&text)) {
                 command.env_remove(name);
             }
         }

@@ -9,6 +9,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
 use warmfs::config::{CallerEnv, RemoteOptions};
+use warmfs::remote::http::HttpClient;
 
 /// Longest that the server may take to listen: it imports a lot of Python.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -77,10 +78,11 @@ impl Moto {
     }
 
     /// A client for making buckets and objects.
-    pub fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
+        let http = HttpClient::open(&self.options(), &CallerEnv::default(), None).await.unwrap();
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .http_client(warmfs::remote::http::client(None).unwrap())
+            .http_client(http.for_sdk())
             .region(Region::new("us-east-1"))
             .credentials_provider(Credentials::new("test", "test", None, None, "test"))
             .endpoint_url(&self.endpoint)
@@ -91,18 +93,18 @@ impl Moto {
 
     /// Makes an empty bucket.
     pub async fn create_bucket(&self, bucket: &str) {
-        self.client().create_bucket().bucket(bucket).send().await.unwrap();
+        self.client().await.create_bucket().bucket(bucket).send().await.unwrap();
     }
 
     /// Puts an object, or a new version of it.
     pub async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) {
         let body = ByteStream::from(bytes);
-        self.client().put_object().bucket(bucket).key(key).body(body).send().await.unwrap();
+        self.client().await.put_object().bucket(bucket).key(key).body(body).send().await.unwrap();
     }
 
     /// Deletes an object.
     pub async fn delete(&self, bucket: &str, key: &str) {
-        self.client().delete_object().bucket(bucket).key(key).send().await.unwrap();
+        self.client().await.delete_object().bucket(bucket).key(key).send().await.unwrap();
     }
 }
 

@@ -5,7 +5,6 @@
 //! mount's own prefix may be read: a policy may allow that and deny this, so a
 //! denied LIST with credentials is no error here.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,10 +23,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::S3Remote;
-use super::error::{Asked, bucket_region, classify};
+use super::error::{bucket_region, classify};
 use crate::config::{CallerEnv, RemoteOptions};
 use crate::metrics::RemoteMetrics;
+use crate::remote::answer::{Asked, late};
+use crate::remote::base_url::BaseUrl;
 use crate::remote::credentials::{CallerConfig, DEFAULT_REGION, Found, nothing_found};
+use crate::remote::http::HttpClient;
 use crate::remote::retry::Backoff;
 use crate::remote::{ErrorKind, RemoteError, RemoteId};
 
@@ -65,8 +67,8 @@ impl S3Remote {
         metrics: &Arc<RemoteMetrics>,
     ) -> Result<S3Remote, RemoteError> {
         let config = CallerConfig::load(options, env).await?;
-        let endpoint = Endpoint::find(options, env, &config)?;
-        let http = crate::remote::http::client(env.get("AWS_CA_BUNDLE").map(Path::new))?;
+        let endpoint = find_endpoint(options, env, &config)?;
+        let http = HttpClient::open(options, env, Some("AWS_CA_BUNDLE")).await?.for_sdk();
         let region = options
             .region
             .as_deref()
@@ -94,7 +96,7 @@ impl S3Remote {
 /// Everything that a client is built from.
 struct Connector {
     bucket: String,
-    endpoint: Option<Endpoint>,
+    endpoint: Option<BaseUrl>,
     path_style: bool,
     payer: Option<RequestPayer>,
     http: SharedHttpClient,
@@ -183,10 +185,7 @@ impl Connector {
             let (error, region) = match timeout(LIST_LIMIT, request.send()).await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => (classify(Asked::List, &what, &error), bucket_region(&error)),
-                Err(_) => {
-                    let message = format!("{what}: no answer within {} s", LIST_LIMIT.as_secs());
-                    (RemoteError::new(ErrorKind::Transient, message), None)
-                }
+                Err(_) => (late(&what, LIST_LIMIT), None),
             };
             metrics.errors.add(1);
             let retry_after = match error.kind {
@@ -202,7 +201,7 @@ impl Connector {
     }
 
     fn remote(&self, credentials: Option<SharedCredentialsProvider>) -> S3Remote {
-        let host = self.endpoint.as_ref().map_or("s3.amazonaws.com", |endpoint| &endpoint.host);
+        let host = self.endpoint.as_ref().map_or("s3.amazonaws.com", BaseUrl::host);
         S3Remote {
             id: RemoteId(format!("s3://{host}/{}", self.bucket)),
             bucket: self.bucket.clone(),
@@ -230,7 +229,7 @@ impl Connector {
             None => config.allow_no_auth(),
         };
         if let Some(endpoint) = &self.endpoint {
-            config = config.endpoint_url(&endpoint.url).force_path_style(self.path_style);
+            config = config.endpoint_url(endpoint.as_str()).force_path_style(self.path_style);
         }
         Client::from_conf(config.build())
     }
@@ -258,78 +257,25 @@ impl Drop for MetadataProbe {
     }
 }
 
-/// An S3-compatible endpoint, checked.
-#[derive(Debug, PartialEq, Eq)]
-struct Endpoint {
-    url: String,
-    /// `host[:port]`, as in the remote's identity.
-    host: String,
-}
-
-impl Endpoint {
-    /// The endpoint by option, environment or profile; `None` for AWS.
-    fn find(
-        options: &RemoteOptions,
-        env: &CallerEnv,
-        config: &CallerConfig,
-    ) -> Result<Option<Endpoint>, RemoteError> {
-        if let Some(url) = &options.endpoint_url {
-            return Endpoint::parse("--endpoint-url", url).map(Some);
-        }
-        let ignored = env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
-        if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Ok(None);
-        }
-        let named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-            .iter()
-            .find_map(|name| Some((*name, env.get(name)?)));
-        let configured = || Some(("endpoint_url", config.get("endpoint_url")?));
-        match named.or_else(configured) {
-            Some((name, url)) => Endpoint::parse(name, url).map(Some),
-            None => Ok(None),
-        }
+/// The endpoint by option, environment or profile; `None` for AWS.
+fn find_endpoint(
+    options: &RemoteOptions,
+    env: &CallerEnv,
+    config: &CallerConfig,
+) -> Result<Option<BaseUrl>, RemoteError> {
+    if let Some(url) = &options.endpoint_url {
+        return BaseUrl::parse("--endpoint-url", url).map(Some);
     }
-
-    fn parse(name: &str, url: &str) -> Result<Endpoint, RemoteError> {
-        let refuse = |why: &str| {
-            let message = format!("{name}: {url:?} {why}; write it as https://HOST[:PORT]");
-            RemoteError::new(ErrorKind::Invalid, message)
-        };
-        let uri: http::Uri = url.parse().map_err(|_| refuse("is not a URL"))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(refuse("begins with neither http:// nor https://"));
-        }
-        let authority = uri.authority().ok_or_else(|| refuse("names no host"))?;
-        if authority.as_str().contains('@') {
-            let message = format!("{name}: credentials do not belong in a URL; name a profile");
-            return Err(RemoteError::new(ErrorKind::Invalid, message));
-        }
-        if authority.host().is_empty() || uri.query().is_some() {
-            return Err(refuse("is not the URL of an endpoint"));
-        }
-        Ok(Endpoint {
-            url: url.trim_end_matches('/').to_owned(),
-            host: authority.as_str().to_ascii_lowercase(),
-        })
+    let ignored = env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+    if ignored.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Ok(None);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_are_checked() {
-        let parse = |url| Endpoint::parse("--endpoint-url", url);
-        let endpoint = parse("http://LocalHost:9000/").unwrap();
-        assert_eq!(endpoint.host, "localhost:9000");
-        assert_eq!(endpoint.url, "http://LocalHost:9000");
-        for url in ["localhost:9000", "minio.example", "ftp://x", "http://", "https://a b", ""] {
-            let error = parse(url).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::Invalid);
-            assert!(error.message.contains("https://HOST"), "{error}");
-        }
-        let error = parse("https://user:hidden@host").unwrap_err();
-        assert!(!error.message.contains("hidden"));
+    let named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        .iter()
+        .find_map(|name| Some((*name, env.get(name)?)));
+    let configured = || Some(("endpoint_url", config.get("endpoint_url")?));
+    match named.or_else(configured) {
+        Some((name, url)) => BaseUrl::parse(name, url).map(Some),
+        None => Ok(None),
     }
 }

@@ -15,6 +15,7 @@
 //! When to do what is `Held::plan`, which is pure.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -272,19 +273,19 @@ impl Tokens {
     ///
     /// # Errors
     /// The request's, or those of [`Tokens::current`].
-    pub async fn authorised<T>(
-        &self,
-        request: impl AsyncFn(&Token) -> Result<T, RemoteError>,
-    ) -> Result<T, RemoteError> {
+    pub async fn authorised<T, F>(&self, request: impl Fn(Token) -> F) -> Result<T, RemoteError>
+    where
+        F: Future<Output = Result<T, RemoteError>>,
+    {
         let token = self.current().await?;
-        let error = match request(&token).await {
+        let error = match request(token.clone()).await {
             Err(error) if error.kind == ErrorKind::Credentials => error,
             result => return result,
         };
         self.forget(&token);
         match self.current().await? {
             same if same == token => Err(error),
-            next => request(&next).await,
+            next => request(next).await,
         }
     }
 

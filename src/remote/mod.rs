@@ -62,6 +62,12 @@ pub trait Remote: Send + Sync + fmt::Debug {
     /// What this remote can do beyond the three requests.
     fn capabilities(&self) -> Capabilities;
 
+    /// Whether an object may have to be fetched as a whole before its first byte is
+    /// sent, however long that takes.
+    fn fetches_first(&self) -> bool {
+        false
+    }
+
     /// Size, version and time of one object.
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError>;
 

@@ -4,6 +4,7 @@
 //! timeouts and the comparison of versions are the same for every store and
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
+pub mod ais;
 pub mod answer;
 mod bandwidth;
 pub mod base_url;
@@ -211,7 +212,9 @@ pub async fn connect(
         }
         RemoteUri::Gcs { .. } => Err(not_yet("gs")),
         RemoteUri::Azure { .. } => Err(not_yet("az")),
-        RemoteUri::Ais { .. } => Err(not_yet("ais")),
+        RemoteUri::Ais { provider, bucket, .. } => {
+            Ok(Arc::new(ais::AisRemote::connect(*provider, bucket, options, env).await?))
+        }
     }
 }
 

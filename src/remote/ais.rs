@@ -20,19 +20,24 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use http::Method;
+use serde_json::json;
 
 use super::answer::Asked;
 use super::base_url::BaseUrl;
+use super::origin::Cluster;
 use super::rest::{self, Call, Document, Rest};
 use super::token::Tokens;
 use super::uri::AisProvider;
 use super::{
-    Capabilities, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
+    Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
     RemoteError, RemoteId, VersionGuard,
 };
 
 /// What HEAD is to look at: objects that are in the cluster, or in the cloud.
 const ANYWHERE: &str = "0";
+
+/// The same for objects that are in the cluster as a whole.
+const IN_CLUSTER: &str = "3";
 
 /// A bucket.
 #[derive(Clone, Debug)]
@@ -103,6 +108,27 @@ impl Remote for AisRemote {
         }
         // Whichever of the two is older: this makes it the cloud's.
         self.get(&what, call.query("latest-ver", "true"), &range).await
+    }
+}
+
+#[async_trait]
+impl Cluster for AisRemote {
+    async fn holds(&self, key: &Key) -> Result<bool, RemoteError> {
+        let what = self.what("HEAD", &key.0);
+        let call = self.object(Method::HEAD, key).query("presence", IN_CLUSTER);
+        match self.document(Asked::Head, &what, call).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn prefetch(&self, key: &Key) -> Result<(), RemoteError> {
+        let what = self.what("PREFETCH", &key.0);
+        let value = json!({ "objnames": [key.0], "num-workers": 0 });
+        let body = json!({ "action": "prefetch-listrange", "value": value }).to_string();
+        let call = self.call(Method::POST, "/v1/buckets/").body("application/json", body);
+        self.document(Asked::Get, &what, call).await.map(drop)
     }
 }
 

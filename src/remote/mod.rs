@@ -18,6 +18,7 @@ mod hedge;
 pub mod http;
 mod latency;
 pub mod local;
+pub mod origin;
 mod pace;
 pub mod pages;
 mod range_reader;
@@ -202,6 +203,10 @@ pub async fn connect(
     env: &CallerEnv,
     metrics: &Arc<RemoteMetrics>,
 ) -> Result<Arc<dyn Remote>, RemoteError> {
+    let is_before_a_cloud = matches!(uri, RemoteUri::Ais { provider: Some(_), .. });
+    if options.origin.is_some() && !is_before_a_cloud {
+        return Err(no_origin());
+    }
     match uri {
         RemoteUri::S3 { bucket, .. } => {
             Ok(Arc::new(s3::S3Remote::connect(bucket, options, env, metrics).await?))
@@ -213,9 +218,19 @@ pub async fn connect(
         RemoteUri::Gcs { .. } => Err(not_yet("gs")),
         RemoteUri::Azure { .. } => Err(not_yet("az")),
         RemoteUri::Ais { provider, bucket, .. } => {
-            Ok(Arc::new(ais::AisRemote::connect(*provider, bucket, options, env).await?))
+            let cluster = ais::AisRemote::connect(*provider, bucket, options, env).await?;
+            let Some(origin) = &options.origin else { return Ok(Arc::new(cluster)) };
+            let of = (uri, origin.as_str());
+            let both = origin::connect(Arc::new(cluster), of, options, env, metrics).await?;
+            Ok(Arc::new(both))
         }
     }
+}
+
+/// For a URI whose objects are nowhere else.
+fn no_origin() -> RemoteError {
+    let message = "--origin is for a cloud bucket behind a cluster, ais://@PROVIDER/BUCKET";
+    RemoteError::new(ErrorKind::Invalid, message)
 }
 
 /// For a URI that is understood, and whose remote is still to come.

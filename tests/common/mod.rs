@@ -10,6 +10,7 @@ pub mod fronts;
 pub mod image;
 pub mod machine;
 pub mod moto;
+pub mod namespace;
 pub mod readers;
 pub mod store;
 pub mod stub;

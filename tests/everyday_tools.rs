@@ -235,7 +235,10 @@ fn walk_churn(dir: &Path) {
     };
     for entry in entries {
         let result = entry.and_then(|entry| match entry.file_type()?.is_dir() {
-            true => Ok(walk_churn(&entry.path())),
+            true => {
+                walk_churn(&entry.path());
+                Ok(())
+            }
             false => fs::read(entry.path()).map(drop),
         });
         match result {

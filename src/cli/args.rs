@@ -79,6 +79,9 @@ pub(super) struct RemoteArgs {
     /// Certificates to trust besides the system's
     #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true, hide = true)]
     pub(super) ca_file: Option<PathBuf>,
+    /// Cloud bucket to read where the ais:// cluster cannot
+    #[arg(long, value_name = "URI", env = "WARMFS_ORIGIN", hide_env = true)]
+    pub(super) origin: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -181,6 +184,7 @@ impl MountArgs {
                 billing_project: self.remote.billing_project,
                 virtual_host_style: self.remote.virtual_host_style,
                 ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
+                origin: self.remote.origin,
             },
             metadata_ttl: self.look.metadata_ttl,
             allow_other: self.look.allow_other,

@@ -411,6 +411,7 @@ mod tests {
             "/remote/retries/unreachable",
             "/remote/hedges/sent",
             "/remote/hedges/won",
+            "/remote/from_origin",
             "/repairs",
             "/passed_by_bytes",
             "/evictions/objects",

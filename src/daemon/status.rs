@@ -104,6 +104,7 @@ pub(super) fn remote(metrics: &RemoteMetrics) -> RemoteStatus {
             unreachable: metrics.retries.unreachable.get(),
         },
         hedges: HedgeStatus { sent: metrics.hedges_sent.get(), won: metrics.hedges_won.get() },
+        from_origin: metrics.from_origin.get(),
     }
 }
 

@@ -58,11 +58,18 @@ const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// and waits between them. The kernel's own hung-task warning comes at 120 s.
 const NO_PROGRESS_LIMIT: Duration = Duration::from_secs(60);
 
+/// The same two for a GET whose store fetches the whole object before its first byte:
+/// 10 GB from a cloud at 1 Gbit/s. Who asks again after less would wait as long.
+const FETCHING_RESPONSE_LIMIT: Duration = Duration::from_secs(100);
+const FETCHING_NO_PROGRESS_LIMIT: Duration = Duration::from_secs(110);
+
 /// The time limits of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Until a response to HEAD or GET begins.
     pub response: Duration,
+    /// The same for GET, where the store may have to fetch the object first.
+    pub fetching: Option<Duration>,
     /// Until a page of a listing is complete.
     pub list: Duration,
     /// Until a body delivers its next 16 KiB.
@@ -77,10 +84,25 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             response: RESPONSE_LIMIT,
+            fetching: None,
             list: LIST_LIMIT,
             stall: STALL_LIMIT,
             no_progress: NO_PROGRESS_LIMIT,
             backoff: Backoff::default(),
+        }
+    }
+}
+
+impl Limits {
+    fn of(remote: &dyn Remote) -> Limits {
+        let usual = Limits::default();
+        match remote.fetches_first() {
+            false => usual,
+            true => Limits {
+                fetching: Some(FETCHING_RESPONSE_LIMIT),
+                no_progress: FETCHING_NO_PROGRESS_LIMIT,
+                ..usual
+            },
         }
     }
 }
@@ -130,7 +152,8 @@ impl RemoteClient {
     /// A client of `remote` with the default limits, counting in `metrics`. It
     /// shares nothing with others, has no caps and sends no hedges.
     pub fn new(remote: Arc<dyn Remote>, metrics: Arc<RemoteMetrics>) -> Self {
-        Self::with_limits(remote, metrics, Limits::default())
+        let limits = Limits::of(&*remote);
+        Self::with_limits(remote, metrics, limits)
     }
 
     /// Such a client with limits of its own.
@@ -155,14 +178,15 @@ impl RemoteClient {
         let requests = |max: u32| PrioritySemaphore::new(by_class(u64::from(max)));
         let bandwidth = |rate| Bandwidth::new(rate, Instant::now());
         RemoteClient {
+            // What is late there is fetched for all who wait, once.
+            is_hedging: !traffic.no_hedge && !remote.fetches_first(),
+            limits: Limits::of(&*remote),
             login: Login::new(remote),
             metrics,
-            limits: Limits::default(),
             endpoint,
             own_requests: traffic.max_requests.map(requests),
             bandwidth: traffic.max_bandwidth.map(bandwidth),
             download: DownloadCap::new(traffic),
-            is_hedging: !traffic.no_hedge,
         }
     }
 

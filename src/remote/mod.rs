@@ -4,6 +4,7 @@
 //! timeouts and the comparison of versions are the same for every store and
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
+pub mod ais;
 pub mod answer;
 pub mod azure;
 mod bandwidth;
@@ -20,6 +21,7 @@ pub mod http;
 mod latency;
 pub mod local;
 mod login;
+pub mod origin;
 mod pace;
 pub mod pages;
 mod program;
@@ -66,6 +68,12 @@ pub trait Remote: Send + Sync + fmt::Debug {
 
     /// What this remote can do beyond the three requests.
     fn capabilities(&self) -> Capabilities;
+
+    /// Whether an object may have to be fetched as a whole before its first byte is
+    /// sent, however long that takes.
+    fn fetches_first(&self) -> bool {
+        false
+    }
 
     /// Size, version and time of one object. Of a folder, where the store itself has
     /// such under this key, what it has for its marker: the key with a `/` at its end.
@@ -211,6 +219,10 @@ pub async fn connect(
     env: &CallerEnv,
     metrics: &Arc<RemoteMetrics>,
 ) -> Result<Arc<dyn Remote>, RemoteError> {
+    let is_before_a_cloud = matches!(uri, RemoteUri::Ais { provider: Some(_), .. });
+    if options.origin.is_some() && !is_before_a_cloud {
+        return Err(no_origin());
+    }
     match uri {
         RemoteUri::S3 { bucket, .. } => {
             Ok(Arc::new(s3::S3Remote::connect(bucket, options, env, metrics).await?))
@@ -225,11 +237,18 @@ pub async fn connect(
         RemoteUri::Azure { account, container, .. } => Ok(Arc::new(
             azure::AzureRemote::connect(account, container, options, env, metrics).await?,
         )),
-        RemoteUri::Ais { .. } => Err(not_yet("ais")),
+        RemoteUri::Ais { provider, bucket, .. } => {
+            let cluster = ais::AisRemote::connect(*provider, bucket, options, env).await?;
+            let Some(origin) = &options.origin else { return Ok(Arc::new(cluster)) };
+            let of = (uri, origin.as_str());
+            let both = origin::connect(Arc::new(cluster), of, options, env, metrics).await?;
+            Ok(Arc::new(both))
+        }
     }
 }
 
-/// For a URI that is understood, and whose remote is still to come.
-fn not_yet(scheme: &str) -> RemoteError {
-    RemoteError::new(ErrorKind::Invalid, format!("{scheme}:// is not supported yet"))
+/// For a URI whose objects are nowhere else.
+fn no_origin() -> RemoteError {
+    let message = "--origin is for a cloud bucket behind a cluster, ais://@PROVIDER/BUCKET";
+    RemoteError::new(ErrorKind::Invalid, message)
 }

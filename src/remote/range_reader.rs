@@ -250,6 +250,7 @@ impl RangeReader {
             0 | 1 => (endpoint.answer_limit(limits.response), endpoint.stall_limit(limits.stall)),
             _ => (limits.response, limits.stall),
         };
+        let response = limits.fetching.unwrap_or(response);
         Patience { response, stall, until: start + limits.no_progress }
     }
 

@@ -171,6 +171,9 @@ pub struct RemoteStatus {
     /// GETs that were sent once more because the first one was slow.
     #[serde(default)]
     pub hedges: HedgeStatus,
+    /// Answers of `--origin` in place of its cluster's.
+    #[serde(default)]
+    pub from_origin: u64,
 }
 
 /// Requests that were made again.

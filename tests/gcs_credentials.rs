@@ -317,9 +317,13 @@ async fn files_that_cannot_be_used_say_why() {
         assert!(error.message.contains(words), "{words}: {error}");
         assert!(error.message.contains("GOOGLE_APPLICATION_CREDENTIALS"), "{error}");
     }
-    for content in ["", "{", "\u{0}", &"x".repeat(70_000)] {
+    let large = user(&google).to_string() + &" ".repeat(70_000);
+    for (content, words) in
+        [("", "not JSON"), ("{", "not JSON"), ("\u{0}", "not JSON"), (&large, "too large")]
+    {
         let error = connect_with(&store, &files.put("file.json", content)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Credentials, "{error}");
+        assert!(error.message.contains(words), "{error}");
     }
     let pipe = files.path("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -408,6 +412,12 @@ async fn credentials_that_fail_never_become_anonymous() {
         }
         assert!(store.requests().is_empty());
     }
+    // A server that is ill is no reason to log in.
+    let store = Stub::start(|_| empty()).await;
+    let google = Stub::start(|_| refused(503, "ill")).await;
+    let error = connect_with(&store, &files.put("user.json", user(&google))).await.unwrap_err();
+    assert!(error.is_retryable() && !error.message.contains("gcloud"), "{error}");
+    assert!(store.requests().is_empty());
     // What is not the token server's answer is none.
     let store = Stub::start(|_| empty()).await;
     let google = Stub::start(|_| Reply::new(200, &[], r#"{"token": "hidden"}"#)).await;

@@ -90,11 +90,7 @@ impl Remote for GcsRemote {
         }
         let listing: Listing = self.document(Asked::List, &what, call).await?;
         let mut page = listing.into_page(&what)?;
-        // A `startOffset` is listed itself, and so is a folder that it lies in.
-        if let Some(after) = &request.start_after {
-            page.objects.retain(|object| object.key.0 > *after);
-            page.prefixes.retain(|prefix| prefix > after);
-        }
+        page.begin_after(request.start_after.as_deref());
         Ok(page)
     }
 

@@ -190,6 +190,16 @@ pub struct ListPage {
     pub next: Option<String>,
 }
 
+impl ListPage {
+    /// Leaves out what is not after [`ListRequest::start_after`], for stores that begin
+    /// with that key itself, or show the folder that it lies in.
+    pub(crate) fn begin_after(&mut self, start: Option<&str>) {
+        let Some(start) = start else { return };
+        self.objects.retain(|object| object.key.0.as_str() > start);
+        self.prefixes.retain(|prefix| prefix.as_str() > start);
+    }
+}
+
 /// A response to a ranged GET, with its body still to come.
 pub struct RangeBody {
     /// The version the bytes belong to.

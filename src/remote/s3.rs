@@ -83,7 +83,9 @@ impl Remote for S3Remote {
             .send()
             .await
             .map_err(|error| classify(Asked::List, &what, &error))?;
-        list_page(answer, &what)
+        let mut page = list_page(answer, &what)?;
+        page.begin_after(request.start_after.as_deref());
+        Ok(page)
     }
 
     async fn get_range(

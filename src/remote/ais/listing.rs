@@ -146,6 +146,7 @@ pub(super) fn page(
             }
         }
     }
+    page.begin_after(request.start_after.as_deref());
     Ok(page)
 }
 

@@ -47,12 +47,11 @@ static TOKENS: Dialect = Dialect {
     bucket: "bucket",
     endpoint: "the URLs in the credentials file",
     credentials: LOG_IN,
-    kind: |refusal| match refusal.status {
-        400 | 401 | 403 | 404 => Some(ErrorKind::Credentials),
-        _ => None,
-    },
-    next_step: |refusal| match refusal.said {
-        Some(said) if said.contains("iat and exp") => Some("set this machine's clock"),
+    // Whatever is no blip is the credentials': [`crate::remote::token`] says so of all.
+    kind: |_| None,
+    next_step: |refusal| match (refusal.status, refusal.said) {
+        (429 | 500.., _) => None,
+        (_, Some(said)) if said.contains("iat and exp") => Some("set this machine's clock"),
         _ => Some(LOG_IN),
     },
 };

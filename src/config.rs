@@ -27,6 +27,8 @@ pub struct RemoteOptions {
     pub billing_project: Option<String>,
     /// Certificates to trust besides the system's; absolute.
     pub ca_file: Option<PathBuf>,
+    /// The URI of the cloud bucket that an AIStore cluster keeps copies of.
+    pub origin: Option<String>,
 }
 
 /// How a mount looks and behaves. Two mounts with equal options are the same.

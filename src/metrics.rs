@@ -44,6 +44,8 @@ pub struct RemoteMetrics {
     pub head: RequestMetrics,
     /// Answers that asked for fewer requests: 503 and 429.
     pub throttled: Counter,
+    /// Answers of `--origin` in place of its cluster's.
+    pub from_origin: Counter,
     /// Requests that were made again.
     pub retries: RetryMetrics,
     /// GETs sent once more because the first one was slow; also in `get`.

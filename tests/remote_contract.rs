@@ -9,11 +9,13 @@ use std::fs;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use common::ais::{Cluster, ClusterOptions, S3Origin};
 use common::azurite::Azurite;
 use common::gcs::Gcs;
 use common::moto::Moto;
 use warmfs::admission::Class;
-use warmfs::config::CallerEnv;
+use warmfs::config::{CallerEnv, RemoteOptions};
+use warmfs::embedded_store::{EmbeddedStore, StoreOptions};
 use warmfs::metrics::RemoteMetrics;
 use warmfs::remote::client::RemoteClient;
 use warmfs::remote::local::LocalRemote;
@@ -28,6 +30,10 @@ trait Store: Sync {
     fn remote(&self) -> Arc<dyn Remote>;
     async fn put(&self, key: &str, bytes: Vec<u8>);
     async fn delete(&self, key: &str);
+    /// Whether it may still serve the bytes of a version that is gone.
+    fn keeps_what_is_gone(&self) -> bool {
+        false
+    }
     /// Whether the store itself can hold such a key.
     fn can_hold(&self, _key: &str) -> bool {
         true
@@ -111,6 +117,77 @@ async fn s3_keeps_the_contract() {
     let error = connect(&uri, &moto.options(), &moto.env(), &metrics).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NoSuchBucket, "{error}");
     check(&S3(moto, remote)).await;
+}
+
+/// A cluster with an empty bucket `bucket` of its own, in names of folders with or
+/// without their `/`.
+fn own_bucket(options: ClusterOptions) -> Cluster {
+    let cluster = Cluster::start(3, options);
+    cluster.create_bucket("bucket");
+    cluster
+}
+
+async fn ais(cluster: &Cluster, uri: &str) -> Arc<dyn Remote> {
+    let uri: RemoteUri = uri.parse().unwrap();
+    let env: CallerEnv = [("AIS_ENDPOINT", cluster.url())].into_iter().collect();
+    connect(&uri, &RemoteOptions::default(), &env, &Arc::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_bucket_of_a_clusters_own_keeps_the_contract() {
+    struct Own(Cluster, Arc<dyn Remote>);
+    #[async_trait]
+    impl Store for Own {
+        fn remote(&self) -> Arc<dyn Remote> {
+            Arc::clone(&self.1)
+        }
+        async fn put(&self, key: &str, bytes: Vec<u8>) {
+            self.0.put("bucket", key, bytes);
+        }
+        async fn delete(&self, key: &str) {
+            assert!(self.0.delete("bucket", key));
+        }
+    }
+    for (bare_folders, omits_empty) in [(false, false), (false, true)] {
+        let cluster =
+            own_bucket(ClusterOptions { bare_folders, omits_empty, ..ClusterOptions::default() });
+        let remote = ais(&cluster, "ais://bucket/some/prefix").await;
+        let host = cluster.url().replace("http://", "");
+        assert_eq!(remote.id().0, format!("ais://{host}/bucket"));
+        check(&Own(cluster, remote)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cloud_bucket_behind_a_cluster_keeps_the_contract() {
+    struct Cloud(EmbeddedStore, Arc<dyn Remote>);
+    #[async_trait]
+    impl Store for Cloud {
+        fn remote(&self) -> Arc<dyn Remote> {
+            Arc::clone(&self.1)
+        }
+        async fn put(&self, key: &str, bytes: Vec<u8>) {
+            self.0.put("bucket", key, bytes.into());
+        }
+        async fn delete(&self, key: &str) {
+            assert!(self.0.delete("bucket", key));
+        }
+        fn keeps_what_is_gone(&self) -> bool {
+            // In the cluster's copy.
+            true
+        }
+    }
+    let store = EmbeddedStore::start(StoreOptions::default()).await.unwrap();
+    store.create_bucket("bucket");
+    let origin = S3Origin::new(&store.url());
+    let origin = Some(("aws".to_owned(), Arc::new(origin) as _));
+    let cluster = Cluster::start(3, ClusterOptions { origin, ..ClusterOptions::default() });
+    let remote = ais(&cluster, "ais://@aws/bucket").await;
+    assert_eq!(
+        remote.id().0,
+        format!("ais://{}/@aws/bucket", cluster.url().replace("http://", ""))
+    );
+    check(&Cloud(store, remote)).await;
 }
 
 #[tokio::test]
@@ -270,15 +347,22 @@ async fn check_changes(store: &dyn Store) {
     let old = head(store, "changes/a").await.unwrap();
     assert_eq!(read(store, &old).await.unwrap(), bytes(1000));
     store.put("changes/a", bytes(2000)).await;
-    assert_eq!(read(store, &old).await.unwrap_err().kind, ErrorKind::Changed);
+    check_gone(store, &old, ErrorKind::Changed).await;
     let new = head(store, "changes/a").await.unwrap();
     assert_ne!(new.version, old.version);
     assert_eq!(read(store, &new).await.unwrap(), bytes(2000));
     store.delete("changes/a").await;
-    let gone = read(store, &new).await.unwrap_err().kind;
-    let expected = if store.tells_deleted() { ErrorKind::NotFound } else { ErrorKind::Changed };
-    assert_eq!(gone, expected);
+    let gone = if store.tells_deleted() { ErrorKind::NotFound } else { ErrorKind::Changed };
+    check_gone(store, &new, gone).await;
     assert_eq!(head(store, "changes/a").await.unwrap_err().kind, ErrorKind::NotFound);
+}
+
+/// Reading a version that the store has no more fails, or else brings its very bytes.
+async fn check_gone(store: &dyn Store, object: &ObjectMeta, kind: ErrorKind) {
+    match read(store, object).await {
+        Ok(all) if store.keeps_what_is_gone() => assert_eq!(all, bytes(object.size as usize)),
+        answer => assert_eq!(answer.unwrap_err().kind, kind),
+    }
 }
 
 async fn check_listings(store: &dyn Store) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::absences::Absences;
 use super::index::{Root, Write};
 use super::lister::Listings;
 use super::listing::{Changes, FolderUpdate};
@@ -118,6 +119,7 @@ impl Cache {
             listings: Listings::new(),
             walk: Mutex::default(),
             point_lookups: Tree::counted_folders(),
+            absences: Absences::new(),
             listing_failed: Mutex::default(),
             refused: Mutex::default(),
             warmer: OnceLock::new(),

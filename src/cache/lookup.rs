@@ -26,9 +26,27 @@ impl Tree {
     /// What is known of `name` in `parent`. Does not ask the remote.
     pub fn child(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
         let losses = self.index.losses();
-        let child = self.child_if(parent, name, |valid_for| !valid_for.is_zero())?;
+        let look = || self.child_if(parent, name, |valid_for| !valid_for.is_zero());
+        let child = self.noting_absence(parent, name, look)?;
         // A listing that the lost index had says nothing of what the next one lacks.
         Ok(if self.index.losses() == losses { child } else { Child::Unknown })
+    }
+
+    /// What `look` finds. Somebody will believe that a name is absent: that is noted, so
+    /// that they hear of it if it comes before its time.
+    fn noting_absence(
+        &self,
+        parent: NodeId,
+        name: &str,
+        look: impl Fn() -> Result<Child, CacheError>,
+    ) -> Result<Child, CacheError> {
+        match look()? {
+            Child::Absent(valid_for) if !valid_for.is_zero() && names::is_showable(name) => {
+                self.absences.note(parent, name);
+                look()
+            }
+            found => Ok(found),
+        }
     }
 
     fn child_if(
@@ -107,7 +125,8 @@ impl Tree {
             }
         }
         // Whatever the answer's age is by now, it is the newest there is.
-        match self.child_if(parent, name, |_| true)? {
+        let look = || self.child_if(parent, name, |_| true);
+        match self.noting_absence(parent, name, look)? {
             Child::Unknown => Ok(Child::Absent(POINT_ABSENCE_TTL.min(self.ttl))),
             known => Ok(known),
         }

@@ -128,7 +128,7 @@ fn text(status: &StatusReply) -> String {
     line("memory", format_bytes(status.memory.rss_bytes));
     line("cache", output::short(&status.cache.dir));
     line("", cache(status));
-    if let Some(text) = dataset(status) {
+    for text in [dataset(status), hidden(status)].into_iter().flatten() {
         line("", text);
     }
     line("remote", remote(status));
@@ -145,6 +145,10 @@ fn text(status: &StatusReply) -> String {
         line("  warm", warming(&mount.warming));
         if let Some(text) = download(mount) {
             line("  cap", text);
+        }
+        if let Some(text) = &mount.refusal {
+            let next = format!("log in, then `warmfs renew {}`", mount.dir.display());
+            line("  access", format!("what is not cached is refused: {text}; {next}"));
         }
     }
     if !status.mounts.is_empty() {
@@ -168,6 +172,13 @@ fn dataset(status: &StatusReply) -> Option<String> {
         let _ = write!(text, "; {}", count(cache.pins, "pin"));
     }
     Some(text)
+}
+
+/// What no path can name.
+fn hidden(status: &StatusReply) -> Option<String> {
+    let keys = status.cache.hidden_keys;
+    let text = format!("{} that no path can name: see `warmfs ls --hidden`", count(keys, "key"));
+    (keys > 0).then_some(text)
 }
 
 fn cache(status: &StatusReply) -> String {
@@ -297,6 +308,7 @@ mod tests {
             pid: 4_194_303,
             version: "0.1.0".to_owned(),
             mounts: vec![MountStatus {
+                refusal: None,
                 uri: "s3://a-bucket-with-a-long-name/and/a/prefix".to_owned(),
                 dir: "/content/drive/my data/train".into(),
                 mode: "cached".to_owned(),
@@ -325,6 +337,7 @@ mod tests {
                 dataset_cached_bytes: 123 << 30,
                 expected_hit_rate: Some(0.4459),
                 pins: 2,
+                hidden_keys: 3,
             },
             remote: RemoteStatus {
                 get: TransferStatus { requests: u64::MAX, bytes: u64::MAX, errors: 3 },
@@ -354,6 +367,7 @@ mod tests {
             "LIST",
             "5.00 GiB of 4.00 GiB downloaded",
             "throttled 7 times",
+            "3 keys that no path can name",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
@@ -383,6 +397,7 @@ mod tests {
             "/cache/dataset_cached_bytes",
             "/cache/expected_hit_rate",
             "/cache/pins",
+            "/cache/hidden_keys",
             "/remote/get/requests",
             "/remote/get/bytes",
             "/remote/get/errors",
@@ -396,6 +411,7 @@ mod tests {
             "/remote/retries/unreachable",
             "/remote/hedges/sent",
             "/remote/hedges/won",
+            "/remote/from_origin",
             "/repairs",
             "/passed_by_bytes",
             "/evictions/objects",

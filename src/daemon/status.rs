@@ -50,6 +50,7 @@ fn mount(entry: &Entry) -> MountStatus {
             miss_bytes: metrics.miss_bytes.get(),
         },
         download: entry.mount.download(),
+        refusal: entry.mount.refusal(),
         fuse: FuseStatus {
             requests: metrics.fuse_requests.get(),
             ops: ops.map(|(name, count)| (name.to_owned(), count)).collect(),
@@ -103,6 +104,7 @@ pub(super) fn remote(metrics: &RemoteMetrics) -> RemoteStatus {
             unreachable: metrics.retries.unreachable.get(),
         },
         hedges: HedgeStatus { sent: metrics.hedges_sent.get(), won: metrics.hedges_won.get() },
+        from_origin: metrics.from_origin.get(),
     }
 }
 

@@ -289,6 +289,24 @@ async fn one_stall_in_a_hundred_is_not_felt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_fetches_first_is_waited_for() {
+    let s = setup();
+    s.remote.set_latency(MS);
+    s.remote.set_fetches_first();
+    let (remote, metrics) = (Arc::new(s.remote.clone()), Arc::clone(&s.metrics));
+    let traffic = TrafficOptions::default();
+    let client = RemoteClient::for_mount(remote, metrics, Endpoint::new(true), &traffic);
+    let s = Setup { client: Arc::new(client), ..s };
+    for _ in 0..60 {
+        s.read(0..1_000).await.unwrap();
+    }
+    s.remote.clear_requests();
+    s.remote.fail_next(RequestKind::Get, Fault::Delay(Duration::from_secs(90)));
+    assert_eq!(s.read(0..1_000).await.unwrap(), s.bytes[..1_000]);
+    assert_eq!((s.gets().len(), s.hedges().0), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_is_read_on_from_a_second_get() {
     let s = mounted_for_a_while().await;
     s.remote.fail_next(RequestKind::Get, Fault::StallAfter(2_500));

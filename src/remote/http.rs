@@ -36,6 +36,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 pub use self::proxy::ProxyError;
 use self::proxy::{Connector, Proxies};
+pub use self::tls::TlsVariables;
 use super::RemoteError;
 use super::local::blocking;
 use crate::config::{CallerEnv, RemoteOptions};
@@ -89,9 +90,22 @@ impl HttpClient {
         env: &CallerEnv,
         ca_variable: Option<&'static str>,
     ) -> Result<HttpClient, RemoteError> {
+        let variables = TlsVariables { ca: ca_variable, ..TlsVariables::default() };
+        Self::open_with(options, env, &variables).await
+    }
+
+    /// The same for a store whose tools know more variables.
+    ///
+    /// # Errors
+    /// Those of [`HttpClient::open`], also for the other variables.
+    pub async fn open_with(
+        options: &RemoteOptions,
+        env: &CallerEnv,
+        variables: &TlsVariables,
+    ) -> Result<HttpClient, RemoteError> {
         let proxies = Proxies::find(env)?;
-        let ca = tls::CaFile::find(options, env, ca_variable);
-        let tls = blocking(move || tls::config(ca.as_ref())).await?;
+        let named = tls::Named::find(options, env, variables)?;
+        let tls = blocking(move || tls::config(&named)).await?;
         Ok(Self::new(tls, proxies))
     }
 

@@ -4,6 +4,7 @@
 //! timeouts and the comparison of versions are the same for every store and
 //! live in [`client::RemoteClient`]. Nothing here knows of chunks or inodes.
 
+pub mod ais;
 pub mod answer;
 pub mod azure;
 mod bandwidth;
@@ -19,6 +20,8 @@ mod hedge;
 pub mod http;
 mod latency;
 pub mod local;
+mod login;
+pub mod origin;
 mod pace;
 pub mod pages;
 mod program;
@@ -66,6 +69,12 @@ pub trait Remote: Send + Sync + fmt::Debug {
     /// What this remote can do beyond the three requests.
     fn capabilities(&self) -> Capabilities;
 
+    /// Whether an object may have to be fetched as a whole before its first byte is
+    /// sent, however long that takes.
+    fn fetches_first(&self) -> bool {
+        false
+    }
+
     /// Size, version and time of one object. Of a folder, where the store itself has
     /// such under this key, what it has for its marker: the key with a `/` at its end.
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError>;
@@ -98,6 +107,16 @@ pub struct Key(pub String);
 /// generation, or a size and mtime.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version(pub String);
+
+/// Stands for a key that is not UTF-8, which can be listed but not asked for: what it
+/// looks like, and a NUL, with which no path can name it. A prefix ends in `/` still.
+fn not_utf8(key: &[u8]) -> String {
+    let shown = String::from_utf8_lossy(key);
+    match shown.strip_suffix('/') {
+        Some(shown) => format!("{shown}\0/"),
+        None => format!("{shown}\0"),
+    }
+}
 
 impl Version {
     /// The version an HTTP etag names: weak marks and quotes are dropped,
@@ -200,6 +219,10 @@ pub async fn connect(
     env: &CallerEnv,
     metrics: &Arc<RemoteMetrics>,
 ) -> Result<Arc<dyn Remote>, RemoteError> {
+    let is_before_a_cloud = matches!(uri, RemoteUri::Ais { provider: Some(_), .. });
+    if options.origin.is_some() && !is_before_a_cloud {
+        return Err(no_origin());
+    }
     match uri {
         RemoteUri::S3 { bucket, .. } => {
             Ok(Arc::new(s3::S3Remote::connect(bucket, options, env, metrics).await?))
@@ -214,11 +237,18 @@ pub async fn connect(
         RemoteUri::Azure { account, container, .. } => Ok(Arc::new(
             azure::AzureRemote::connect(account, container, options, env, metrics).await?,
         )),
-        RemoteUri::Ais { .. } => Err(not_yet("ais")),
+        RemoteUri::Ais { provider, bucket, .. } => {
+            let cluster = ais::AisRemote::connect(*provider, bucket, options, env).await?;
+            let Some(origin) = &options.origin else { return Ok(Arc::new(cluster)) };
+            let of = (uri, origin.as_str());
+            let both = origin::connect(Arc::new(cluster), of, options, env, metrics).await?;
+            Ok(Arc::new(both))
+        }
     }
 }
 
-/// For a URI that is understood, and whose remote is still to come.
-fn not_yet(scheme: &str) -> RemoteError {
-    RemoteError::new(ErrorKind::Invalid, format!("{scheme}:// is not supported yet"))
+/// For a URI whose objects are nowhere else.
+fn no_origin() -> RemoteError {
+    let message = "--origin is for a cloud bucket behind a cluster, ais://@PROVIDER/BUCKET";
+    RemoteError::new(ErrorKind::Invalid, message)
 }

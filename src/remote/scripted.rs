@@ -57,6 +57,7 @@ struct State {
     page_keys: usize,
     piece_bytes: usize,
     capabilities: Capabilities,
+    fetches_first: bool,
 }
 
 type Script = Box<dyn FnMut(&Request) -> Option<Fault> + Send>;
@@ -147,6 +148,7 @@ impl ScriptedRemote {
                 version_guard: VersionGuard::IfMatch,
                 list_start_after: true,
             },
+            fetches_first: false,
         };
         ScriptedRemote {
             id: RemoteId(id.to_owned()),
@@ -208,6 +210,11 @@ impl ScriptedRemote {
     /// Sets the size of the pieces that bodies come in.
     pub fn set_piece_bytes(&self, bytes: usize) {
         self.lock().piece_bytes = bytes.max(1);
+    }
+
+    /// Says that an object is fetched as a whole before its first byte is sent.
+    pub fn set_fetches_first(&self) {
+        self.lock().fetches_first = true;
     }
 
     /// Sets what the remote says it can do. `list_start_after: false` makes it
@@ -318,6 +325,10 @@ impl Remote for ScriptedRemote {
 
     fn capabilities(&self) -> Capabilities {
         self.lock().capabilities
+    }
+
+    fn fetches_first(&self) -> bool {
+        self.lock().fetches_first
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {

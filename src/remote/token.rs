@@ -15,6 +15,7 @@
 //! When to do what is `Held::plan`, which is pure.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 

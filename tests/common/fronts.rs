@@ -7,9 +7,10 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -32,15 +33,32 @@ impl Front {
     /// Takes TLS off what it hands on to the server at `url`, and shows the
     /// certificate in the file `certificate`.
     pub async fn tls(url: &str, certificate: &str) -> Front {
+        Front::tls_as(url, certificate, false).await
+    }
+
+    /// The same for clients that show a certificate of the authority's.
+    pub async fn tls_for_known_clients(url: &str) -> Front {
+        Front::tls_as(url, "server.pem", true).await
+    }
+
+    async fn tls_as(url: &str, certificate: &str, knows_clients: bool) -> Front {
         let chain = vec![CertificateDer::from_pem_file(tls_file(certificate)).unwrap()];
         let key = PrivateKeyDer::from_pem_file(tls_file("server.key")).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
             .unwrap();
+        let config = match knows_clients {
+            false => config.with_no_client_auth(),
+            true => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_file(tls_file("ca.pem")).unwrap()).unwrap();
+                let roots = Arc::new(roots);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                config.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let config = config.with_single_cert(chain, key).unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let server = url.strip_prefix("http://").unwrap().to_owned();
         Front::start(move |client, _| {

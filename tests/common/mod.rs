@@ -3,7 +3,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod ais;
 pub mod azurite;
+pub mod dir_stream;
 pub mod epoch;
 pub mod filled;
 pub mod fronts;

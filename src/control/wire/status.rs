@@ -62,6 +62,10 @@ pub struct MountStatus {
     /// What it downloaded, and the cap on that.
     #[serde(default)]
     pub download: DownloadStatus,
+    /// Why its credentials are refused, if they are: what is cached is served, and the
+    /// rest is EACCES.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
     /// Requests from the kernel.
     pub fuse: FuseStatus,
     /// What is fetched before it is read.
@@ -143,6 +147,10 @@ pub struct CacheStatus {
     /// Files and folders that are pinned.
     #[serde(default)]
     pub pins: u64,
+    /// Keys below the mounts that no path can name, as far as they are listed:
+    /// `warmfs ls --hidden` names them.
+    #[serde(default)]
+    pub hidden_keys: u64,
 }
 
 /// Requests sent to remotes, one per attempt.
@@ -163,6 +171,9 @@ pub struct RemoteStatus {
     /// GETs that were sent once more because the first one was slow.
     #[serde(default)]
     pub hedges: HedgeStatus,
+    /// Answers of `--origin` in place of its cluster's.
+    #[serde(default)]
+    pub from_origin: u64,
 }
 
 /// Requests that were made again.

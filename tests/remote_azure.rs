@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream::iter;
 use warmfs::config::{CallerEnv, RemoteOptions};
 use warmfs::remote::azure::AzureRemote;
+use warmfs::remote::client::RemoteClient;
 use warmfs::remote::{
     ErrorKind, Key, ListPage, ListRequest, ObjectMeta, Remote, RemoteError, Version,
 };
@@ -178,6 +179,30 @@ async fn listings_ask_for_blobs_alone_and_go_on_at_the_marker() {
     let asked = store.requests().pop().unwrap();
     assert_eq!(asked.parameter("maxresults").as_deref(), Some("5000"));
     assert_eq!(asked.parameter("delimiter").as_deref(), Some("/"));
+}
+
+#[tokio::test]
+async fn a_page_without_a_blob_is_not_the_end() {
+    let (_store, remote) = connect(|request| match request.parameter("marker").as_deref() {
+        None => page("", "m1"),
+        Some("m1") => page("", "m2"),
+        _ => page(&blob("p/a", 1, ""), "m3"),
+    })
+    .await;
+    let client = RemoteClient::new(Arc::new(remote), Arc::default());
+    let found = client.list(&ListRequest { prefix: "p/".into(), ..Default::default() }).await;
+    let found = found.unwrap();
+    assert_eq!((keys(&found), found.next.as_deref()), (vec!["p/a"], Some("m3")));
+
+    let (_store, remote) = connect(|request| {
+        let count = request.parameter("marker").map_or(0, |marker| marker.parse::<u64>().unwrap());
+        page("", &(count + 1).to_string())
+    })
+    .await;
+    let client = RemoteClient::new(Arc::new(remote), Arc::default());
+    let error = client.list(&ListRequest::default()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
+    assert!(error.message.contains("has no end"), "{error}");
 }
 
 #[tokio::test]

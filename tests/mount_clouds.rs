@@ -43,6 +43,7 @@ fn a_tree_in_google_cloud_storage_is_equal_cold_and_warm() {
     });
     let mut warmfs = Warmfs::new();
     warmfs.set_env("STORAGE_EMULATOR_HOST", gcs.endpoint());
+    warmfs.set_env("WARMFS_CACHE_SIZE", "1G");
     let mount = warmfs.mount_uri("gs://bucket/tree", "mount");
     tree.assert_equals(&mount, "cold");
     let cold = warmfs.status();
@@ -105,6 +106,8 @@ fn a_tree_in_azure_is_equal_cold_and_warm() {
     let mut warmfs = Warmfs::new();
     warmfs.set_env("AZURE_STORAGE_BLOB_ENDPOINT", azurite.endpoint());
     warmfs.set_env("AZURE_STORAGE_KEY", KEY);
+    // On a disk that is nearly full nothing would be kept without a size.
+    warmfs.set_env("WARMFS_CACHE_SIZE", "1G");
     let uri = "az://devstoreaccount1/container/tree";
     let mount = warmfs.mount_uri(uri, "mount");
     tree.assert_equals(&mount, "cold");

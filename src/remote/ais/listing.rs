@@ -146,6 +146,10 @@ pub(super) fn page(
             }
         }
     }
+    // A folder that the first key lies in is an entry before it.
+    if let Some(after) = &request.start_after {
+        page.prefixes.retain(|prefix| prefix > after);
+    }
     Ok(page)
 }
 

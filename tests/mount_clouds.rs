@@ -3,11 +3,13 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::Warmfs;
+use common::azurite::{Azurite, KEY};
 use common::gcs::Gcs;
 use common::namespace::{black_hole, in_namespace, ip};
 use common::stub::{Reply, Request, Stub};
@@ -15,8 +17,7 @@ use common::tree::Tree;
 use serde_json::json;
 use tokio::runtime::Runtime;
 use warmfs::config::{CallerEnv, RemoteOptions};
-use warmfs::remote::gcs::GcsRemote;
-use warmfs::remote::{ErrorKind, RemoteError};
+use warmfs::remote::{ErrorKind, connect};
 
 /// Longest that a metadata server may delay a mount of a public bucket, with room for
 /// a busy machine, and of one that needs its token.
@@ -42,6 +43,7 @@ fn a_tree_in_google_cloud_storage_is_equal_cold_and_warm() {
     });
     let mut warmfs = Warmfs::new();
     warmfs.set_env("STORAGE_EMULATOR_HOST", gcs.endpoint());
+    warmfs.set_env("WARMFS_CACHE_SIZE", "1G");
     let mount = warmfs.mount_uri("gs://bucket/tree", "mount");
     tree.assert_equals(&mount, "cold");
     let cold = warmfs.status();
@@ -81,6 +83,99 @@ fn what_cannot_be_mounted_is_one_line_with_a_next_step() {
     warmfs.assert_nothing_left(&["mount"]);
 }
 
+// Azure Blob Storage.
+
+#[test]
+fn a_tree_in_azure_is_equal_cold_and_warm() {
+    let runtime = runtime();
+    let azurite = runtime.block_on(Azurite::start());
+    let mut tree = Tree::of_all_sizes(1);
+    // Azure takes it for a slash.
+    tree.files.retain(|name, _| !name.contains('\\'));
+    runtime.block_on(async {
+        azurite.create_container("container", false).await;
+        for (name, bytes) in &tree.files {
+            azurite.put("container", &format!("tree/{name}"), bytes.to_vec()).await;
+        }
+        azurite.put("container", "beside", b"not mounted".to_vec()).await;
+        // As tools leave them beside what is in them.
+        for folder in ["tree", "tree/a", "tree/many"] {
+            azurite.put_folder("container", folder).await;
+        }
+    });
+    let mut warmfs = Warmfs::new();
+    warmfs.set_env("AZURE_STORAGE_BLOB_ENDPOINT", azurite.endpoint());
+    warmfs.set_env("AZURE_STORAGE_KEY", KEY);
+    // On a disk that is nearly full nothing would be kept without a size.
+    warmfs.set_env("WARMFS_CACHE_SIZE", "1G");
+    let uri = "az://devstoreaccount1/container/tree";
+    let mount = warmfs.mount_uri(uri, "mount");
+    tree.assert_equals(&mount, "cold");
+    assert_eq!(warmfs.status()["remote"]["get"]["bytes"], tree.bytes());
+
+    warmfs.unmount("mount");
+    warmfs.mount_uri(uri, "mount");
+    tree.assert_equals(&mount, "warm");
+    assert_eq!(warmfs.status()["remote"]["get"]["requests"], 0);
+
+    // What is replaced is another file, once it is looked for.
+    runtime.block_on(azurite.put("container", "tree/of-1", b"other".to_vec()));
+    runtime.block_on(azurite.put_folder("container", "tree/new/empty"));
+    warmfs.ok(&["refresh", mount.to_str().unwrap()]);
+    assert_eq!(fs::read(mount.join("of-1")).unwrap(), b"other");
+    // In a folder that nobody listed, and with nothing below it.
+    assert!(fs::metadata(mount.join("new/empty")).unwrap().is_dir());
+    assert_eq!(fs::read_dir(mount.join("new/empty")).unwrap().count(), 0);
+    warmfs.unmount("mount");
+    warmfs.assert_nothing_left(&["mount"]);
+    for secret in [KEY, "SharedKey", "sig="] {
+        assert!(!warmfs.log().contains(secret));
+    }
+}
+
+#[test]
+fn who_is_logged_in_to_az_mounts_what_is_private() {
+    let runtime = runtime();
+    let store = runtime.block_on(Stub::start(|request: &Request| {
+        if request.header("authorization") != Some("Bearer of-az") {
+            return Reply::new(404, &[("x-ms-error-code", "ResourceNotFound")], "");
+        }
+        match request.header("range") {
+            Some(_) => {
+                let headers = [("content-range", "bytes 0-4/5"), ("etag", "\"e\"")];
+                Reply::new(206, &headers, "hello")
+            }
+            None => Reply::new(200, &[], BLOBS),
+        }
+    }));
+    let mut warmfs = Warmfs::new();
+    warmfs.set_env("WARMFS_ENDPOINT_URL", store.url());
+    let dir = warmfs.path("mount");
+    let mount = ["mount", "az://account/container", dir.to_str().unwrap()];
+    let line = warmfs.fails(&mount);
+    assert!(line.contains("run `az login`"), "{line}");
+
+    // What came after that is found by the next mount.
+    let bin = warmfs.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let script = "#!/bin/sh\necho '{\"accessToken\": \"of-az\", \"expires_on\": 4102444800}'\n";
+    fs::write(bin.join("az"), script).unwrap();
+    fs::set_permissions(bin.join("az"), fs::Permissions::from_mode(0o755)).unwrap();
+    let config = warmfs.path("home/.azure");
+    fs::create_dir_all(&config).unwrap();
+    fs::write(config.join("azureProfile.json"), r#"{"subscriptions": [{"id": "x"}]}"#).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    warmfs.set_env("PATH", &format!("{}:{path}", bin.display()));
+    warmfs.ok(&mount);
+    assert_eq!(fs::read(dir.join("hello")).unwrap(), b"hello");
+    assert!(!warmfs.log().contains("of-az"));
+    warmfs.unmount("mount");
+}
+
+const BLOBS: &str = "<EnumerationResults><Blobs><Blob><Name>hello</Name><Properties>\
+                     <Etag>e</Etag><Content-Length>5</Content-Length></Properties></Blob>\
+                     </Blobs><NextMarker/></EnumerationResults>";
+
 // The metadata server, at the address that machines have for it.
 
 const LIST: &str = r#"{"items": [{"name": "hello", "size": "5", "generation": "1"}]}"#;
@@ -102,24 +197,43 @@ async fn bucket(is_public: bool) -> Stub {
     .await
 }
 
-/// Connects to a bucket with nothing configured, and how long that took.
-async fn connect(is_public: bool) -> (Result<GcsRemote, RemoteError>, Duration) {
-    let store = bucket(is_public).await;
-    let options =
-        RemoteOptions { endpoint_url: Some(store.url().to_owned()), ..RemoteOptions::default() };
-    let start = Instant::now();
-    let env = CallerEnv::default();
-    let connected = GcsRemote::connect("bucket", &options, &env, &Arc::default()).await;
-    (connected, start.elapsed())
+/// The same of Azure, which says no as if there were none.
+async fn container(is_public: bool) -> Stub {
+    Stub::start(move |_: &Request| match is_public {
+        true => Reply::new(200, &[], BLOBS),
+        false => Reply::new(404, &[("x-ms-error-code", "ResourceNotFound")], ""),
+    })
+    .await
 }
 
+/// Connects with nothing configured. Whoever needs credentials may wait for the metadata
+/// server, but not for long; others not at all.
 async fn assert_no_delay() {
-    let (connected, took) = connect(true).await;
-    connected.unwrap();
-    assert!(took < PUBLIC_DELAY, "{took:?}");
-    let (connected, took) = connect(false).await;
-    assert_eq!(connected.unwrap_err().kind, ErrorKind::Credentials);
-    assert!(took < METADATA_DELAY, "{took:?}");
+    let (env, metrics) = (CallerEnv::default(), Arc::default());
+    for (uri, is_public) in [
+        ("gs://bucket", true),
+        ("gs://bucket", false),
+        ("az://account/container", true),
+        ("az://account/container", false),
+    ] {
+        let store = if uri.starts_with("gs") {
+            bucket(is_public).await
+        } else {
+            container(is_public).await
+        };
+        let endpoint_url = Some(store.url().to_owned());
+        let options = RemoteOptions { endpoint_url, ..RemoteOptions::default() };
+        let start = Instant::now();
+        let connected = connect(&uri.parse().unwrap(), &options, &env, &metrics).await;
+        let took = start.elapsed();
+        match is_public {
+            true => assert!(connected.is_ok() && took < PUBLIC_DELAY, "{uri}: {took:?}"),
+            false => {
+                assert_eq!(connected.unwrap_err().kind, ErrorKind::Credentials);
+                assert!(took < METADATA_DELAY, "{uri}: {took:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ use super::bandwidth::Bandwidth;
 use super::download_cap::DownloadCap;
 use super::endpoint::{Endpoint, by_class};
 use super::login::Login;
+use super::pages::Pages;
 use super::retry::Backoff;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, Remote, RemoteError, RemoteId,
@@ -250,13 +251,29 @@ impl RemoteClient {
         self.retried(metrics, limit, &Class::Demand.into(), what, ask).await
     }
 
-    /// One page of a listing.
+    /// One page of a listing; an empty one is the last. Stores send others that are
+    /// empty, where much was deleted or a part of theirs ends: they say nothing.
     pub async fn list(&self, request: &ListRequest) -> Result<ListPage, RemoteError> {
         self.list_as(request, &Class::Demand.into()).await
     }
 
     /// The same for something that may not be urgent.
     pub async fn list_as(
+        &self,
+        request: &ListRequest,
+        urgency: &Urgency,
+    ) -> Result<ListPage, RemoteError> {
+        let mut pages = Pages::default();
+        let mut page = self.list_page(request, urgency).await?;
+        while page.objects.is_empty() && page.prefixes.is_empty() && page.next.is_some() {
+            pages.check(&request.prefix, &page)?;
+            let next = ListRequest { continuation: page.next, ..request.clone() };
+            page = self.list_page(&next, urgency).await?;
+        }
+        Ok(page)
+    }
+
+    async fn list_page(
         &self,
         request: &ListRequest,
         urgency: &Urgency,

@@ -99,6 +99,32 @@ impl Azurite {
         self.send(call).await;
     }
 
+    /// Puts a blob of pages, 512 bytes each.
+    pub async fn put_pages(&self, container: &str, key: &str, bytes: &[u8]) {
+        let blob = || self.blob(Method::PUT, container, key);
+        let call = blob()
+            .header("x-ms-blob-type", "PageBlob")
+            .header("x-ms-blob-content-length", &bytes.len().to_string())
+            .header("content-length", "0");
+        self.send(call).await;
+        let call = blob()
+            .query("comp", "page")
+            .header("x-ms-page-write", "update")
+            .header("x-ms-range", &format!("bytes=0-{}", bytes.len() - 1));
+        self.send(call.body("application/octet-stream", bytes.to_vec())).await;
+    }
+
+    /// Puts a blob to which more is appended, piece by piece.
+    pub async fn append(&self, container: &str, key: &str, pieces: &[&str]) {
+        let blob = || self.blob(Method::PUT, container, key);
+        let call = blob().header("x-ms-blob-type", "AppendBlob").header("content-length", "0");
+        self.send(call).await;
+        for piece in pieces {
+            let call = blob().query("comp", "appendblock");
+            self.send(call.body("application/octet-stream", piece.to_string())).await;
+        }
+    }
+
     /// Deletes a blob.
     pub async fn delete(&self, container: &str, key: &str) {
         self.send(self.blob(Method::DELETE, container, key)).await;
@@ -115,7 +141,7 @@ impl Azurite {
     }
 
     async fn send(&self, call: Call) {
-        let call = call.signed_query(&signature("rwdlc"));
+        let call = call.signed_query(&signature("rwdlac"));
         let what = format!("{} {}", call.method(), call.encoded_path());
         self.rest.document(Asked::Get, &what, call).await.unwrap();
     }

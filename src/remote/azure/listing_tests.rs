@@ -108,6 +108,8 @@ fn what_is_no_listing_is_refused() {
         "<EnumerationResults><Blobs>",
         "<EnumerationResults><Blobs></EnumerationResults>",
         "<EnumerationResults>&unknown;</EnumerationResults>",
+        "<!DOCTYPE x><EnumerationResults/>",
+        "<EnumerationResults/><Blobs>",
         bomb,
         &deep,
         "<Error><Code>ServerBusy</Code></Error>",

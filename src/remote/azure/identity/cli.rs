@@ -109,6 +109,7 @@ mod tests {
         assert_eq!(read("asked"), asked);
         let env = read("env");
         assert!(env.contains("NO_PROXY=h") && !env.contains("hidden"), "{env}");
+        assert!(!env.contains("CARGO"), "nothing of this process's own: {env}");
     }
 
     #[tokio::test]

@@ -23,7 +23,12 @@ static METADATA: Dialect = Dialect {
     bucket: "identity",
     endpoint: "this machine's network",
     credentials: "set AZURE_CLIENT_ID to one of them",
-    kind: |refusal| (refusal.status == 400).then_some(ErrorKind::Credentials),
+    kind: |refusal| match refusal.status {
+        400 => Some(ErrorKind::Credentials),
+        // That of another cloud.
+        401..=405 => Some(ErrorKind::NotFound),
+        _ => None,
+    },
     next_step: |refusal| {
         (refusal.status == 400).then_some(
             "assign an identity to this machine, or set AZURE_CLIENT_ID to one that it has",

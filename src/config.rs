@@ -23,6 +23,8 @@ pub struct RemoteOptions {
     pub requester_pays: bool,
     /// `bucket.endpoint` instead of `endpoint/bucket` with `endpoint_url`.
     pub virtual_host_style: bool,
+    /// The project that pays for requests to Google Cloud Storage.
+    pub billing_project: Option<String>,
     /// Certificates to trust besides the system's; absolute.
     pub ca_file: Option<PathBuf>,
     /// The URI of the cloud bucket that an AIStore cluster keeps copies of.

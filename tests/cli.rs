@@ -38,7 +38,7 @@ fn help_fits_a_screen() {
     let home = tempfile::tempdir().unwrap();
     let of_verbs = [
         "mount", "unmount", "status", "pin", "unpin", "evict", "verify", "refresh", "ls", "du",
-        "bench", "index",
+        "bench", "index", "renew",
     ];
     let of_verbs = of_verbs.map(|verb| vec![verb, "--help"]);
     for verb in std::iter::once(vec!["--help"]).chain(of_verbs) {
@@ -51,6 +51,10 @@ fn help_fits_a_screen() {
             assert!(line.chars().count() <= 80, "{line:?}");
         }
         assert!(!text.contains("daemon --"), "the daemon verb is hidden: {text}");
+    }
+    let all = String::from_utf8(warmfs(home.path(), &["mount", "--help-all"]).stdout).unwrap();
+    for option in ["--virtual-host-style", "--ca-file", "--cache-dir", "--no-hedge"] {
+        assert!(all.contains(option), "{all}");
     }
     let version = warmfs(home.path(), &["--version"]).stdout;
     assert_eq!(version, format!("warmfs {}\n", env!("CARGO_PKG_VERSION")).into_bytes());

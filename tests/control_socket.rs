@@ -13,8 +13,8 @@ use warmfs::control::BODY_BYTES_MAX;
 use warmfs::control::client::Client;
 use warmfs::control::server::{Listener, Service};
 use warmfs::control::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
-    UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
+    UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 
 struct Refuser;
@@ -44,6 +44,9 @@ impl Service for Refuser {
         Err(ErrorReply::new(ErrorCode::Busy, "busy"))
     }
 
+    async fn renew(&self, _: RenewRequest) -> Result<(), ErrorReply> {
+        Ok(())
+    }
     async fn wait(&self, _: WaitRequest) -> Result<(), ErrorReply> {
         Ok(())
     }

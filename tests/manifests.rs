@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use common::Warmfs;
-use common::moto::installed;
+use common::server::venv;
 
 fn manifest(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("mount_scripts/kubernetes").join(name)
 }
 
 fn validate(file: &Path) -> Output {
-    let program = installed("kubernetes-validate");
-    let command = &mut Command::new(program);
-    command.arg("--strict").arg(file).stdin(Stdio::null()).output().unwrap()
+    let program = venv().join("bin/kubernetes-validate");
+    assert!(program.is_file(), "not installed: run ./check (looked at {})", program.display());
+    Command::new(program).arg("--strict").arg(file).stdin(Stdio::null()).output().unwrap()
 }
 
 #[test]

@@ -20,7 +20,8 @@ use crate::units::{parse_bytes, parse_duration};
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
-    after_help = "Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
+    after_help = "--help-all shows the options that few need.\n\
+                  Each option can be set in the environment too: --cache-dir as WARMFS_CACHE_DIR."
 )]
 pub(super) struct MountArgs {
     /// s3://BUCKET[/PREFIX], gs://…, az://…, ais://… or file:///FOLDER
@@ -42,7 +43,7 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
     pub(super) log_file: Option<PathBuf>,
     /// Write down each read in FILE (docs/eviction.md)
-    #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true)]
+    #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true, hide = true)]
     pub(super) record_trace: Option<PathBuf>,
     /// Stay until unmounted; Ctrl-C unmounts
     #[arg(long, env = "WARMFS_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
@@ -54,7 +55,7 @@ pub(super) struct MountArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct RemoteArgs {
-    /// S3-compatible endpoint to use instead of AWS
+    /// Endpoint to use instead of the cloud's own
     #[arg(long, value_name = "URL", env = "WARMFS_ENDPOINT_URL", hide_env = true)]
     pub(super) endpoint_url: Option<String>,
     /// Region of the bucket [default: discovered]
@@ -69,11 +70,14 @@ pub(super) struct RemoteArgs {
     /// Pay for requests to a requester-pays bucket
     #[arg(long, env = "WARMFS_REQUESTER_PAYS", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) requester_pays: bool,
+    /// Project that pays for requests to gs://
+    #[arg(long, value_name = "ID", env = "WARMFS_BILLING_PROJECT", hide_env = true)]
+    pub(super) billing_project: Option<String>,
     /// BUCKET.HOST, not HOST/BUCKET, at the endpoint
-    #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "WARMFS_VIRTUAL_HOST_STYLE", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
     pub(super) virtual_host_style: bool,
     /// Certificates to trust besides the system's
-    #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true)]
+    #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true, hide = true)]
     pub(super) ca_file: Option<PathBuf>,
     /// Cloud bucket to read where the ais:// cluster cannot
     #[arg(long, value_name = "URI", env = "WARMFS_ORIGIN", hide_env = true)]
@@ -92,7 +96,7 @@ pub(super) struct CacheArgs {
     #[arg(long, value_name = "SIZE", env = "WARMFS_MEMORY_LIMIT", hide_env = true, value_parser = parse_memory)]
     pub(super) memory_limit: Option<u64>,
     /// Most memory for names [default: 48M]
-    #[arg(long, value_name = "SIZE", env = "WARMFS_METADATA_MEMORY", hide_env = true, value_parser = parse_metadata)]
+    #[arg(long, value_name = "SIZE", env = "WARMFS_METADATA_MEMORY", hide_env = true, hide = true, value_parser = parse_metadata)]
     pub(super) metadata_memory: Option<u64>,
 }
 
@@ -118,10 +122,10 @@ pub(super) struct TrafficArgs {
     #[arg(long, value_name = "SIZE", env = "WARMFS_MAX_DOWNLOAD", hide_env = true, value_parser = parse_bytes)]
     pub(super) max_download: Option<u64>,
     /// Refuse readers too past --max-download
-    #[arg(long, env = "WARMFS_MAX_DOWNLOAD_STRICT", hide_env = true, requires = "max_download", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "WARMFS_MAX_DOWNLOAD_STRICT", hide_env = true, hide = true, requires = "max_download", value_parser = BoolishValueParser::new())]
     pub(super) max_download_strict: bool,
     /// Never ask a second time for what is late
-    #[arg(long, env = "WARMFS_NO_HEDGE", hide_env = true, value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "WARMFS_NO_HEDGE", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
     pub(super) no_hedge: bool,
 }
 
@@ -140,10 +144,10 @@ pub(super) struct LookArgs {
     #[arg(long, env = "WARMFS_GID", hide_env = true)]
     pub(super) gid: Option<u32>,
     /// Permissions of files, octal
-    #[arg(long, value_name = "MODE", env = "WARMFS_FILE_MODE", hide_env = true, default_value = "0444", value_parser = parse_mode)]
+    #[arg(long, value_name = "MODE", env = "WARMFS_FILE_MODE", hide_env = true, hide = true, default_value = "0444", value_parser = parse_mode)]
     pub(super) file_mode: u16,
     /// Permissions of folders, octal
-    #[arg(long, value_name = "MODE", env = "WARMFS_DIR_MODE", hide_env = true, default_value = "0555", value_parser = parse_mode)]
+    #[arg(long, value_name = "MODE", env = "WARMFS_DIR_MODE", hide_env = true, hide = true, default_value = "0555", value_parser = parse_mode)]
     pub(super) dir_mode: u16,
     /// auto (default), passthrough or cached
     #[arg(
@@ -177,6 +181,7 @@ impl MountArgs {
                 profile: self.remote.profile,
                 no_sign_request: self.remote.no_sign_request,
                 requester_pays: self.remote.requester_pays,
+                billing_project: self.remote.billing_project,
                 virtual_host_style: self.remote.virtual_host_style,
                 ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
                 origin: self.remote.origin,

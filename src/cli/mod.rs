@@ -21,6 +21,7 @@ mod output;
 mod pin;
 mod progress;
 mod refresh;
+mod renew;
 mod status;
 mod unmount;
 mod upkeep;
@@ -30,7 +31,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::wire::{ErrorCode, ErrorReply};
 
@@ -56,6 +57,7 @@ enum Verb {
     Evict(evict::EvictArgs),
     Verify(verify::VerifyArgs),
     Refresh(refresh::RefreshArgs),
+    Renew(renew::RenewArgs),
     Ls(ls::LsArgs),
     Du(du::DuArgs),
     Index(index::IndexArgs),
@@ -88,6 +90,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Evict(args) => evict::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Refresh(args) => refresh::run(args),
+        Verb::Renew(args) => report(renew::run(args)),
         Verb::Ls(args) => ls::run(args),
         Verb::Du(args) => du::run(args),
         Verb::Index(args) => index::run(args),
@@ -110,6 +113,11 @@ fn report(result: Result<(), ErrorReply>) -> ExitCode {
 /// Parses twice if `-o` is there: what mount(8) passes in it becomes long
 /// options, which come first, so that those typed in full win.
 fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    if let [_, verb, option] = &args[..]
+        && option == "--help-all"
+    {
+        return Err(help_of_all(verb));
+    }
     let cli = Cli::try_parse_from(&args)?;
     let expanded = match &cli.verb {
         Verb::Mount(mount) if !mount.options.is_empty() => mount_o::expand::<Cli>(&mount.options)?,
@@ -119,6 +127,18 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     let mut all = args;
     all.splice(verb..verb, expanded.into_iter().map(OsString::from));
     Cli::try_parse_from(all)
+}
+
+/// The help of a command with the options that `--help` leaves out.
+fn help_of_all(verb: &OsString) -> clap::Error {
+    let command = Cli::command().mut_subcommands(|verb| match verb.is_hide_set() {
+        true => verb,
+        false => verb.mut_args(|arg| arg.hide(false)),
+    });
+    match command.try_get_matches_from([&OsString::from("warmfs"), verb, &"--help".into()]) {
+        Err(help) => help,
+        Ok(_) => clap::Error::new(clap::error::ErrorKind::DisplayHelp),
+    }
 }
 
 /// A runtime for a command that waits for one answer.

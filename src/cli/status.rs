@@ -146,6 +146,10 @@ fn text(status: &StatusReply) -> String {
         if let Some(text) = download(mount) {
             line("  cap", text);
         }
+        if let Some(text) = &mount.refusal {
+            let next = format!("log in, then `warmfs renew {}`", mount.dir.display());
+            line("  access", format!("what is not cached is refused: {text}; {next}"));
+        }
     }
     if !status.mounts.is_empty() {
         text.push_str("\n(what reaches the daemon; page-cache reads are not counted)\n");
@@ -297,6 +301,7 @@ mod tests {
             pid: 4_194_303,
             version: "0.1.0".to_owned(),
             mounts: vec![MountStatus {
+                refusal: None,
                 uri: "s3://a-bucket-with-a-long-name/and/a/prefix".to_owned(),
                 dir: "/content/drive/my data/train".into(),
                 mode: "cached".to_owned(),

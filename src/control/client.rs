@@ -21,8 +21,8 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use super::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
-    UpkeepReply, UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
+    UnmountRequest, UpkeepLine, UpkeepReply, UpkeepRequest, WaitRequest,
 };
 use super::{
     BODY_BYTES_MAX, LINE_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER, cache_lock,
@@ -135,6 +135,14 @@ impl Client {
             Err(error) if error.code == ErrorCode::ShuttingDown => Ok(()),
             result => result,
         }
+    }
+
+    /// Gives a mount other credentials.
+    ///
+    /// # Errors
+    /// If there is no such mount, or they do not reach its remote.
+    pub async fn renew(&self, request: &RenewRequest) -> Result<(), ErrorReply> {
+        self.send(Method::POST, "/v1/renew", request, None).await
     }
 
     /// Runs an upkeep command and hands on the lines before the last: how far it is, and

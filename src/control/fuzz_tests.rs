@@ -85,6 +85,7 @@ fn requests(effort: Effort) {
 fn status() -> StatusReply {
     let ops = [("read".to_owned(), 7)].into_iter().collect();
     let mount = MountStatus {
+        refusal: None,
         uri: "s3://b".to_owned(),
         dir: "/d".into(),
         mode: "cached".to_owned(),

@@ -7,6 +7,7 @@
 //! POST   /v1/mounts       MountRequest   -> MountReply
 //! DELETE /v1/mounts       UnmountRequest -> UnmountReply
 //! POST   /v1/mounts/wait  WaitRequest    -> {} once the mount has ended
+//! POST   /v1/renew        RenewRequest   -> {}
 //! POST   /v1/evict        EvictRequest   -> lines of UpkeepLine
 //! POST   /v1/verify       VerifyRequest  -> lines of UpkeepLine
 //! POST   /v1/pin          PinRequest     -> lines of UpkeepLine

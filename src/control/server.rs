@@ -30,8 +30,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
-    UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
+    UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 use super::{BODY_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER};
 use crate::config::MountRequest;
@@ -60,6 +60,8 @@ pub trait Service: Send + Sync + 'static {
     async fn unmount(&self, request: UnmountRequest) -> Result<UnmountReply, ErrorReply>;
     /// Returns once a mount has ended.
     async fn wait(&self, request: WaitRequest) -> Result<(), ErrorReply>;
+    /// Gives a mount other credentials.
+    async fn renew(&self, request: RenewRequest) -> Result<(), ErrorReply>;
     /// Starts an upkeep command, which tells how far it is and at last how it
     /// ended. It is stopped when nobody listens any more.
     async fn upkeep(
@@ -242,6 +244,7 @@ async fn dispatch(
         (&Method::POST, "/v1/mounts") => json(&service.mount(read(request).await?).await?),
         (&Method::DELETE, "/v1/mounts") => json(&service.unmount(read(request).await?).await?),
         (&Method::POST, "/v1/mounts/wait") => json(&service.wait(read(request).await?).await?),
+        (&Method::POST, "/v1/renew") => json(&service.renew(read(request).await?).await?),
         (&Method::POST, "/v1/evict") => {
             lines(service, UpkeepRequest::Evict(read(request).await?)).await
         }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::CallerEnv;
+
 pub use status::*;
 
 /// Why a request failed: one line, and what to do about it.
@@ -121,6 +123,15 @@ pub struct UnmountReply {
     pub daemon_exits: bool,
     /// Detached, but processes still have files open in it.
     pub still_in_use: bool,
+}
+
+/// Gives a mount other credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// The caller's credentials and configuration, all of them.
+    pub env: CallerEnv,
 }
 
 /// Asks for an answer once the mount at `dir` has ended.

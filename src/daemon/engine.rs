@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::cache::{Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree, Verified, Warming};
-use crate::config::MountRequest;
+use crate::config::{CallerEnv, MountRequest};
 use crate::control::wire::{CacheStatus, DownloadStatus, ErrorReply};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 
@@ -96,6 +96,20 @@ pub trait ActiveMount: Send + Sync + 'static {
     /// What it downloaded, and the cap on that.
     fn download(&self) -> DownloadStatus {
         DownloadStatus::default()
+    }
+
+    /// Asks its remote with the credentials of `env` from now on, if they are others or
+    /// those that it has are refused.
+    ///
+    /// # Errors
+    /// If the remote cannot be reached with them; it goes on with those that it has.
+    async fn renew(&self, _env: &CallerEnv) -> Result<(), ErrorReply> {
+        Ok(())
+    }
+
+    /// Why its credentials are refused, if they are.
+    fn refusal(&self) -> Option<String> {
+        None
     }
 
     /// What is at `path`, relative to the mount point; empty for all of it.

@@ -34,8 +34,8 @@ use tokio::sync::mpsc;
 use crate::config::{CacheOptions, MountRequest};
 use crate::control::server::Service;
 use crate::control::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, StatusReply, UnmountReply, UnmountRequest, UpkeepLine,
-    UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
+    UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 use engine::Engine;
 use mount_point::MountPoint;
@@ -114,6 +114,11 @@ impl Service for Daemon {
         Ok(())
     }
 
+    async fn renew(&self, request: RenewRequest) -> Result<(), ErrorReply> {
+        let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
+        entry.mount.renew(&request.env).await
+    }
+
     async fn upkeep(
         &self,
         request: UpkeepRequest,
@@ -164,8 +169,8 @@ impl Daemon {
         Ok(MountReply { uri, dir, existed: false })
     }
 
-    /// Whether the mount is there already. Credentials may differ: those of
-    /// the first request stay in use.
+    /// Whether the mount is there already. It asks with the credentials of this request
+    /// from now on.
     async fn find_same(
         &self,
         request: &MountRequest,
@@ -176,6 +181,7 @@ impl Daemon {
             return Ok(None);
         }
         if entry.uri == uri && entry.options == request.options {
+            entry.mount.renew(&request.env).await?;
             let dir = request.dir.clone();
             return Ok(Some(MountReply { uri: uri.to_owned(), dir, existed: true }));
         }

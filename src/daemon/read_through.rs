@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
@@ -14,7 +15,7 @@ use crate::cache::{
     AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree,
     Verified, Warming,
 };
-use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest};
+use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest, RemoteOptions};
 use crate::control::wire::{CacheStatus, DownloadStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
@@ -77,7 +78,14 @@ impl Engine for ReadThrough {
             .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?
             .map_err(|error| explain_mount(&error))?;
         session.file_system().tree().start_warming(options.warm);
-        Ok(Arc::new(Mounted { session, client }))
+        Ok(Arc::new(Mounted {
+            session,
+            client,
+            uri,
+            options: options.remote.clone(),
+            env: AsyncMutex::new(request.env.clone()),
+            metrics: metrics.clone(),
+        }))
     }
 
     fn cache_status(&self) -> CacheStatus {
@@ -178,6 +186,10 @@ impl ReadThrough {
 struct Mounted {
     session: MountSession,
     client: Arc<RemoteClient>,
+    uri: RemoteUri,
+    options: RemoteOptions,
+    env: AsyncMutex<CallerEnv>,
+    metrics: Arc<RemoteMetrics>,
 }
 
 #[async_trait]
@@ -201,6 +213,25 @@ impl ActiveMount for Mounted {
     fn download(&self) -> DownloadStatus {
         let Download { bytes, cap, is_reached } = self.client.download();
         DownloadStatus { bytes, cap, reached: is_reached }
+    }
+
+    async fn renew(&self, env: &CallerEnv) -> Result<(), ErrorReply> {
+        let mut current = self.env.lock().await;
+        if *current == *env && self.client.refusal().is_none() {
+            return Ok(());
+        }
+        let renewed = remote::connect(&self.uri, &self.options, env, &self.metrics).await;
+        let renewed = renewed.and_then(|remote| self.client.renew(remote));
+        renewed.map_err(|error| {
+            let message = format!("{} keeps the credentials it has: {error}", self.uri);
+            ErrorReply::new(code_of(&error), message)
+        })?;
+        *current = env.clone();
+        Ok(())
+    }
+
+    fn refusal(&self) -> Option<String> {
+        self.client.refusal()
     }
 
     async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply> {

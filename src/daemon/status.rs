@@ -50,6 +50,7 @@ fn mount(entry: &Entry) -> MountStatus {
             miss_bytes: metrics.miss_bytes.get(),
         },
         download: entry.mount.download(),
+        refusal: entry.mount.refusal(),
         fuse: FuseStatus {
             requests: metrics.fuse_requests.get(),
             ops: ops.map(|(name, count)| (name.to_owned(), count)).collect(),

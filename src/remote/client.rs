@@ -31,6 +31,7 @@ use super::answer::late;
 use super::bandwidth::Bandwidth;
 use super::download_cap::DownloadCap;
 use super::endpoint::{Endpoint, by_class};
+use super::login::Login;
 use super::retry::Backoff;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, Remote, RemoteError, RemoteId,
@@ -109,7 +110,7 @@ impl Limits {
 /// A remote with retries, limits, caps and counters. Shared in an [`Arc`].
 #[derive(Debug)]
 pub struct RemoteClient {
-    pub(super) remote: Arc<dyn Remote>,
+    login: Login,
     pub(super) metrics: Arc<RemoteMetrics>,
     pub(super) limits: Limits,
     pub(super) endpoint: Arc<Endpoint>,
@@ -180,7 +181,7 @@ impl RemoteClient {
             // What is late there is fetched for all who wait, once.
             is_hedging: !traffic.no_hedge && !remote.fetches_first(),
             limits: Limits::of(&*remote),
-            remote,
+            login: Login::new(remote),
             metrics,
             endpoint,
             own_requests: traffic.max_requests.map(requests),
@@ -213,12 +214,30 @@ impl RemoteClient {
 
     /// The remote's identity.
     pub fn id(&self) -> &RemoteId {
-        self.remote.id()
+        self.login.id()
     }
 
     /// What the remote can do.
     pub fn capabilities(&self) -> Capabilities {
-        self.remote.capabilities()
+        self.login.capabilities()
+    }
+
+    /// The remote, to ask it once.
+    pub(super) fn remote(&self) -> Arc<dyn Remote> {
+        self.login.remote()
+    }
+
+    /// Asks as another from now on: `remote` is the same one with other credentials.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if it is another one.
+    pub fn renew(&self, remote: Arc<dyn Remote>) -> Result<(), RemoteError> {
+        self.login.renew(remote)
+    }
+
+    /// Why the credentials were refused, if that was the last word of the store.
+    pub fn refusal(&self) -> Option<String> {
+        self.login.refusal()
     }
 
     /// Size, version and time of one object. A missing object is
@@ -227,7 +246,8 @@ impl RemoteClient {
     pub async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = || format!("HEAD {}", key.0);
         let (metrics, limit) = (&self.metrics.head, self.limits.response);
-        self.retried(metrics, limit, &Class::Demand.into(), what, || self.remote.head(key)).await
+        let ask = |remote: Arc<dyn Remote>| async move { remote.head(key).await };
+        self.retried(metrics, limit, &Class::Demand.into(), what, ask).await
     }
 
     /// One page of a listing.
@@ -243,7 +263,8 @@ impl RemoteClient {
     ) -> Result<ListPage, RemoteError> {
         let what = || format!("LIST {}", request.prefix);
         let (metrics, limit) = (&self.metrics.list, self.limits.list);
-        self.retried(metrics, limit, urgency, what, || self.remote.list(request)).await
+        let ask = |remote: Arc<dyn Remote>| async move { remote.list(request).await };
+        self.retried(metrics, limit, urgency, what, ask).await
     }
 
     /// The bytes `range` of `object`. Nothing is sent before the first
@@ -271,7 +292,7 @@ impl RemoteClient {
         limit: Duration,
         urgency: &Urgency,
         what: impl Fn() -> String,
-        request: impl Fn() -> F,
+        request: impl Fn(Arc<dyn Remote>) -> F,
     ) -> Result<T, RemoteError>
     where
         F: Future<Output = Result<T, RemoteError>>,
@@ -288,9 +309,9 @@ impl RemoteClient {
             tries.made += 1;
             metrics.requests.add(1);
             let limit = limit.min(self.time_left(start));
-            let failed = match timeout(limit, request()).await {
+            let failed = match timeout(limit, request(self.remote())).await {
                 Ok(Ok(answer)) => {
-                    self.endpoint.answered(sent, None);
+                    self.accepted(sent);
                     return Ok(answer);
                 }
                 Ok(Err(error)) => self.refused(sent, error),
@@ -319,11 +340,18 @@ impl RemoteClient {
         self.limits.no_progress.saturating_sub(start.elapsed())
     }
 
+    /// The store answered a request that was sent at `sent`.
+    pub(super) fn accepted(&self, sent: Instant) {
+        self.login.answered(None);
+        self.endpoint.answered(sent, None);
+    }
+
     /// The store said no to a request that was sent at `sent`.
     pub(super) fn refused(&self, sent: Instant, error: RemoteError) -> Failed {
         if matches!(error.kind, ErrorKind::Throttled { .. }) {
             self.metrics.throttled.add(1);
         }
+        self.login.answered(Some(&error));
         self.endpoint.answered(sent, Some(&error));
         Failed { error, why: Why::Other }
     }

@@ -14,10 +14,12 @@ mod download_cap;
 pub mod endpoint;
 pub mod error;
 pub mod gate;
+pub mod gcs;
 mod hedge;
 pub mod http;
 mod latency;
 pub mod local;
+mod login;
 pub mod origin;
 mod pace;
 pub mod pages;
@@ -27,6 +29,7 @@ pub mod rest;
 pub mod retry;
 pub mod s3;
 pub mod scripted;
+mod settle;
 pub mod token;
 pub mod uri;
 
@@ -215,7 +218,9 @@ pub async fn connect(
             let path = path.clone();
             Ok(Arc::new(local::blocking(move || local::LocalRemote::open(&path)).await?))
         }
-        RemoteUri::Gcs { .. } => Err(not_yet("gs")),
+        RemoteUri::Gcs { bucket, .. } => {
+            Ok(Arc::new(gcs::GcsRemote::connect(bucket, options, env, metrics).await?))
+        }
         RemoteUri::Azure { .. } => Err(not_yet("az")),
         RemoteUri::Ais { provider, bucket, .. } => {
             let cluster = ais::AisRemote::connect(*provider, bucket, options, env).await?;

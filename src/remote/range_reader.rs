@@ -368,7 +368,7 @@ async fn open(
 ) -> Result<Body, Failed> {
     let mut clock = FirstByte { endpoint: &client.endpoint, sent: Some(sent) };
     let limit = patience.at_most(patience.response);
-    let answer = timeout(limit, client.remote.get_range(object, range)).await;
+    let answer = timeout(limit, client.remote().get_range(object, range)).await;
     let Ok(answer) = answer else {
         return Err(no_answer(format!("GET {}", object.key.0), limit));
     };
@@ -377,7 +377,7 @@ async fn open(
     }
     let RangeBody { version, total_size, body } =
         answer.map_err(|error| client.refused(sent, error))?;
-    client.endpoint.answered(sent, None);
+    client.accepted(sent);
     drop(clock);
     if version != object.version || total_size != object.size {
         let message = format!(

@@ -257,12 +257,12 @@ async fn a_refused_token_is_fetched_again_once() {
 async fn a_request_is_made_again_with_another_token_only() {
     let (source, tokens) = setup(HOUR);
     let sent = Mutex::new(Vec::new());
-    let request = |token: Token| {
+    let request = async |token: Token| {
         sent.lock().unwrap().push(token.secret().to_owned());
-        std::future::ready(match token.secret() {
+        match token.secret() {
             "t2" => Ok(7),
             _ => Err(RemoteError::new(ErrorKind::Credentials, "401")),
-        })
+        }
     };
     assert_eq!(tokens.authorised(request).await, Ok(7));
     assert_eq!(*sent.lock().unwrap(), ["t1", "t2"]);
@@ -270,4 +270,29 @@ async fn a_request_is_made_again_with_another_token_only() {
     assert_eq!(tokens.authorised(request).await.unwrap_err().message, "401");
     assert_eq!(*sent.lock().unwrap(), ["t1", "t2", "fixed"]);
     assert_eq!(source.fetches(), 2);
+}
+
+/// A remote as it uses them: its calls may move between threads.
+#[derive(Debug)]
+struct User {
+    tokens: Tokens,
+    name: String,
+}
+
+#[async_trait]
+impl TokenSource for User {
+    async fn fetch(&self) -> Result<Token, RemoteError> {
+        let what = &format!("GET {}", self.name);
+        let request = |token: Token| async move {
+            sleep(SECOND).await;
+            Ok(Token::new(format!("{what} with {} by {}", token.secret(), self.name), None))
+        };
+        self.tokens.authorised(request).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_borrow_from_their_remote_move_between_threads() {
+    let user = User { tokens: setup(HOUR).1, name: "me".to_owned() };
+    assert_eq!(user.fetch().await.unwrap().secret(), "GET me with t1 by me");
 }

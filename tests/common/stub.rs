@@ -14,6 +14,8 @@ use tokio::task::JoinHandle;
 pub struct Request {
     /// `GET /bucket/key?query HTTP/1.1`, headers included.
     pub head: String,
+    /// What follows them, of the length that they say.
+    pub body: String,
 }
 
 impl Request {
@@ -25,6 +27,16 @@ impl Request {
     /// The method.
     pub fn method(&self) -> &str {
         self.head.split(' ').next().unwrap_or_default()
+    }
+
+    /// A parameter of the query, or of a form in the body, decoded.
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        let query = self.target().split_once('?').map_or("", |(_, query)| query);
+        query.split('&').chain(self.body.split('&')).find_map(|pair| {
+            let (found, value) = pair.split_once('=')?;
+            let value = percent_encoding::percent_decode_str(value).decode_utf8().unwrap();
+            (found == name).then(|| value.into_owned())
+        })
     }
 
     /// Whether it lists a bucket.
@@ -191,7 +203,15 @@ async fn serve(
             }
         };
         let head = received.drain(..end + 4).collect();
-        let request = Request { head: String::from_utf8(head).unwrap() };
+        let mut request = Request { head: String::from_utf8(head).unwrap(), body: String::new() };
+        let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+        while received.len() < length {
+            match stream.read_buf(&mut received).await {
+                Ok(n) if n > 0 => {}
+                _ => return,
+            }
+        }
+        request.body = String::from_utf8(received.drain(..length).collect()).unwrap();
         log.lock().unwrap().push(request.clone());
         let reply = answer(&request);
         if stream.write_all(&reply.bytes).await.is_err() {

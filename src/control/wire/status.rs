@@ -62,6 +62,10 @@ pub struct MountStatus {
     /// What it downloaded, and the cap on that.
     #[serde(default)]
     pub download: DownloadStatus,
+    /// Why its credentials are refused, if they are: what is cached is served, and the
+    /// rest is EACCES.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
     /// Requests from the kernel.
     pub fuse: FuseStatus,
     /// What is fetched before it is read.

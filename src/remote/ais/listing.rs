@@ -146,6 +146,11 @@ pub(super) fn page(
             }
         }
     }
+    // A folder is an entry like others, wherever its keys are.
+    if let Some(after) = &request.start_after {
+        page.objects.retain(|object| object.key.0 > *after);
+        page.prefixes.retain(|folder| folder > after);
+    }
     Ok(page)
 }
 

@@ -93,6 +93,19 @@ impl Call {
         self.set(name, value, true)
     }
 
+    /// Sets a header that somebody else chose, as a file with credentials does: a
+    /// secret one, since it may be.
+    pub fn foreign_header(mut self, name: &str, value: &str) -> Call {
+        match (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+            (Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                self.headers.insert(name, value);
+            }
+            _ => self.unsendable = Some("of the credentials file"),
+        }
+        self
+    }
+
     /// `Authorization: Bearer token`.
     pub fn bearer(self, token: &str) -> Call {
         self.secret("authorization", &format!("Bearer {token}"))

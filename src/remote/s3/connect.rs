@@ -1,9 +1,7 @@
 //! How a bucket is reached: endpoint, region, and whether requests are signed.
 //!
-//! One LIST of one key settles all three before anything is mounted. An answer
-//! that names another region is followed. What it does not settle is whether the
-//! mount's own prefix may be read: a policy may allow that and deny this, so a
-//! denied LIST with credentials is no error here.
+//! One LIST of one key settles all three before anything is mounted ([`settle`]). An
+//! answer that names another region is followed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,37 +17,24 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::region::Region;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::S3Remote;
 use super::error::{bucket_region, classify};
 use crate::config::{CallerEnv, RemoteOptions};
 use crate::metrics::RemoteMetrics;
-use crate::remote::answer::{Asked, late};
+use crate::remote::answer::Asked;
 use crate::remote::base_url::BaseUrl;
 use crate::remote::credentials::{CallerConfig, DEFAULT_REGION, Found, nothing_found};
 use crate::remote::http::HttpClient;
-use crate::remote::retry::Backoff;
+use crate::remote::settle::{self, Probe, Reached};
 use crate::remote::{ErrorKind, RemoteError, RemoteId};
-
-/// Time for one LIST of one key, the loading of credentials included: a role,
-/// an SSO token or a process may be behind them.
-const LIST_LIMIT: Duration = Duration::from_secs(20);
 
 /// Time that loading credentials may take.
 const CREDENTIALS_LIMIT: Duration = Duration::from_secs(15);
 
-/// Attempts of that LIST while the store asks for patience.
-const ATTEMPTS: u32 = 3;
-
 /// Times that another region is followed: given, then told; a second answer
 /// that contradicts the first one is an error.
 const MAX_REGIONS: usize = 2;
-
-/// Time for the metadata service to give credentials, counted from the start.
-/// It is a few hundred microseconds away, or not there at all.
-const METADATA_LIMIT: Duration = Duration::from_millis(900);
 
 impl S3Remote {
     /// Finds out how to reach `bucket` with the caller's credentials. Each LIST
@@ -105,46 +90,35 @@ struct Connector {
 }
 
 impl Connector {
-    /// Signed or not is decided; a LIST that is denied is no error.
+    /// Signed or not is decided.
     async fn settle(
         &mut self,
         credentials: Option<SharedCredentialsProvider>,
     ) -> Result<S3Remote, RemoteError> {
-        let (remote, result) = self.try_list(credentials).await;
-        match result {
-            Err(error) if error.kind != ErrorKind::Denied => Err(error),
-            _ => Ok(remote),
-        }
+        settle::decided(self.try_list(credentials).await)
     }
 
     /// Nothing is configured: tries without a signature while the metadata
-    /// service is asked, and waits for that only where it matters.
+    /// service is asked.
     async fn settle_unconfigured(
         &mut self,
         metadata: Option<SharedCredentialsProvider>,
     ) -> Result<S3Remote, RemoteError> {
-        let probe = metadata.clone().map(MetadataProbe::start);
-        let (remote, result) = self.try_list(None).await;
-        let error = match result {
-            Ok(()) => return Ok(remote),
-            Err(error) => error,
-        };
-        // A store of one's own may call a missing signature what it likes.
-        if !matches!(error.kind, ErrorKind::Denied | ErrorKind::Credentials) {
-            return Err(error);
+        let probe = metadata
+            .clone()
+            .map(|provider| Probe::start(async move { provider.provide_credentials().await }));
+        match settle::unconfigured(probe, self.try_list(None)).await? {
+            Reached::Anonymously(remote) => Ok(remote),
+            Reached::AsMachine => self.settle(metadata).await,
+            Reached::Not => {
+                let message = format!(
+                    "s3://{}: not readable without credentials, and {}",
+                    self.bucket,
+                    nothing_found(metadata.is_some())
+                );
+                Err(RemoteError::new(ErrorKind::Credentials, message))
+            }
         }
-        let asked_metadata = probe.is_some();
-        if let Some(probe) = probe
-            && probe.has_credentials().await
-        {
-            return self.settle(metadata).await;
-        }
-        let message = format!(
-            "s3://{}: not readable without credentials, and {}",
-            self.bucket,
-            nothing_found(asked_metadata)
-        );
-        Err(RemoteError::new(ErrorKind::Credentials, message))
     }
 
     /// A remote for what is known, and whether a LIST of one key works with it.
@@ -167,37 +141,20 @@ impl Connector {
         (remote, result)
     }
 
-    /// LISTs one key, patiently. An error comes with the region it names.
+    /// LISTs one key. An error comes with the region it names.
     async fn list_one(&self, remote: &S3Remote) -> Result<(), (RemoteError, Option<String>)> {
         let what = remote.what("LIST", "");
-        let metrics = &self.metrics.list;
-        let backoff = Backoff { attempts: ATTEMPTS, ..Backoff::default() };
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            metrics.requests.add(1);
+        settle::patiently(&what, &self.metrics.list, || async {
             let request = remote
                 .client
                 .list_objects_v2()
                 .bucket(&self.bucket)
                 .max_keys(1)
                 .set_request_payer(self.payer.clone());
-            let (error, region) = match timeout(LIST_LIMIT, request.send()).await {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => (classify(Asked::List, &what, &error), bucket_region(&error)),
-                Err(_) => (late(&what, LIST_LIMIT), None),
-            };
-            metrics.errors.add(1);
-            let retry_after = match error.kind {
-                ErrorKind::Throttled { retry_after } => retry_after,
-                ErrorKind::Transient => None,
-                _ => return Err((error, region)),
-            };
-            match backoff.delay(attempt, retry_after, fastrand::f64()) {
-                Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err((error, region)),
-            }
-        }
+            let answer = request.send().await;
+            answer.map(drop).map_err(|e| (classify(Asked::List, &what, &e), bucket_region(&e)))
+        })
+        .await
     }
 
     fn remote(&self, credentials: Option<SharedCredentialsProvider>) -> S3Remote {
@@ -232,28 +189,6 @@ impl Connector {
             config = config.endpoint_url(endpoint.as_str()).force_path_style(self.path_style);
         }
         Client::from_conf(config.build())
-    }
-}
-
-/// The question to the metadata service, under way. Dropping it ends it.
-struct MetadataProbe(JoinHandle<bool>);
-
-impl MetadataProbe {
-    fn start(provider: SharedCredentialsProvider) -> Self {
-        MetadataProbe(tokio::spawn(async move {
-            let answer = timeout(METADATA_LIMIT, provider.provide_credentials()).await;
-            matches!(answer, Ok(Ok(_)))
-        }))
-    }
-
-    async fn has_credentials(mut self) -> bool {
-        (&mut self.0).await.unwrap_or(false)
-    }
-}
-
-impl Drop for MetadataProbe {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

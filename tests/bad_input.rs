@@ -7,16 +7,18 @@ mod common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use common::fronts::{Front, tls_file};
 use common::moto::Moto;
 use common::store::{BUCKET, Store};
-use common::stub::{Reply, Stub};
+use common::stub::{Reply, Request, Stub};
 use common::tree::{assert_same, noise};
 use common::{Warmfs, is_mounted};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -256,6 +258,79 @@ fn a_metadata_service_that_is_silent_or_has_nothing() {
     }
     // Both were asked, so it was not a lack of interest that made it quick.
     assert!(silent.connections() > 0 && empty.connections() > 0);
+}
+
+/// A store whose listing says of `data/object` what a test likes.
+fn lying_about_sizes(claimed: Arc<AtomicUsize>) -> impl Fn(&Request) -> Reply {
+    move |request| {
+        if request.is_list() {
+            let size = claimed.load(Ordering::SeqCst);
+            return Reply::new(
+                200,
+                &[],
+                format!(
+                    "<ListBucketResult><Contents><Key>data/object</Key><Size>{size}</Size>\
+                     <ETag>\"e\"</ETag></Contents></ListBucketResult>"
+                ),
+            );
+        }
+        let range = request.header("range").unwrap().strip_prefix("bytes=").unwrap();
+        let (start, last) = range.split_once('-').unwrap();
+        let start: usize = start.parse().unwrap();
+        if start >= DENIED.len() {
+            return Reply::s3_error(416, "InvalidRange", &[]);
+        }
+        let end = DENIED.len().min(last.parse::<usize>().unwrap() + 1);
+        let range = format!("bytes {start}-{}/{}", end - 1, DENIED.len());
+        Reply::new(206, &[("etag", "\"e\""), ("content-range", &range)], &DENIED[start..end])
+    }
+}
+
+/// What the object holds whose size its listing does not know.
+const DENIED: &[u8] = b"seventeen letters";
+
+#[test]
+fn a_size_that_the_get_denies_is_estale_and_never_wrong_bytes() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for size in [1, DENIED.len() - 1, DENIED.len() + 1, 9 << 20] {
+        let claimed = Arc::new(AtomicUsize::new(size));
+        let stub = runtime.block_on(Stub::start(lying_about_sizes(claimed.clone())));
+        let mut warmfs = Warmfs::new();
+        warmfs.set_env("WARMFS_ENDPOINT_URL", stub.url());
+        let dir = warmfs.mount_with("s3://bucket/data", "mount", &["--no-sign-request"]);
+        let object = dir.join("object");
+        for attempt in 1..4 {
+            let before = stub.requests().len();
+            let file = File::open(&object).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), size as u64);
+            // The first byte, the last one, and what there may be between.
+            for at in [0, size - 1, size / 2] {
+                let error = file.read_at(&mut [0], at as u64).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::ESTALE), "{size}, from {at}: {error}");
+            }
+            // The kernel may ask twice for a page, and each time it is asked for once;
+            // besides, the listing that may have been old.
+            let asked = stub.requests().len() - before;
+            assert!(asked <= 8, "{size}, attempt {attempt}: {asked} requests");
+        }
+        let told = warmfs
+            .log()
+            .lines()
+            .filter(|line| {
+                line.contains(&format!("of {size} bytes, got e of 17")) && line.contains("object")
+            })
+            .count();
+        assert!(told > 0, "{}", warmfs.log());
+        // Nothing has to be done once the listing is right: whoever fails asks for it.
+        claimed.store(DENIED.len(), Ordering::SeqCst);
+        common::eventually("the object as it is", || {
+            fs::read(&object).is_ok_and(|bytes| {
+                assert_same(&bytes, DENIED, "the object");
+                true
+            })
+        });
+        warmfs.unmount("mount");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::dir_stream::DirStream;
 use common::machine::{has_passthrough, is_root, skip};
 use common::{STEP_TIMEOUT, TEST_TIMEOUT, Warmfs, Watchdog, abort_mounts, eventually};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -41,6 +42,9 @@ const LONG: Duration = Duration::from_secs(3_600);
 
 /// Everything goes stale within a test.
 const SHORT: Duration = Duration::from_millis(300);
+
+/// What the mount is told that it shows.
+const URI: &str = "file:///x";
 
 /// Size of the files of most tests: small, no multiple of anything.
 const SMALL: usize = 110 * 1024 + 7;
@@ -96,9 +100,9 @@ impl Mount {
         let remote = Arc::new(RemoteClient::new(remote, Arc::new(RemoteMetrics::default())));
         let tree = runtime.block_on(cache.attach(remote, "", ttl)).unwrap();
         let metrics = Arc::new(MountMetrics::default());
-        let fs = FileSystem::new(tree, mount_options(mode, ttl), metrics.clone());
+        let fs = FileSystem::new(tree, URI.to_owned(), mount_options(mode, ttl), metrics.clone());
         let mnt = base.join("mnt");
-        let session = MountSession::start_with(fs, "file:///x", &mnt, handle, init_flags).unwrap();
+        let session = MountSession::start_with(fs, &mnt, handle, init_flags).unwrap();
         let (runtime, held) = (Some(runtime), AtomicU64::new(0));
         Mount { metrics, session, cache, runtime, held, base, _watchdog: watchdog, _tmp: tmp }
     }
@@ -663,52 +667,6 @@ fn a_large_folder_is_listed_exactly_once() {
     }
 }
 
-/// An open folder, read as C programs do.
-struct Stream(*mut libc::DIR);
-
-impl Stream {
-    fn open(path: &Path) -> Stream {
-        let path = CString::new(path.as_os_str().as_bytes()).unwrap();
-        // SAFETY: a path that ends in NUL.
-        let dir = unsafe { libc::opendir(path.as_ptr()) };
-        assert!(!dir.is_null(), "{}", io::Error::last_os_error());
-        Stream(dir)
-    }
-
-    fn next(&self) -> Option<String> {
-        // SAFETY: open until dropped; the entry is copied before the next call.
-        unsafe {
-            let entry = libc::readdir(self.0);
-            if entry.is_null() {
-                return None;
-            }
-            let name = std::ffi::CStr::from_ptr((*entry).d_name.as_ptr());
-            Some(name.to_str().unwrap().to_owned())
-        }
-    }
-
-    fn rest(&self) -> Vec<String> {
-        std::iter::from_fn(|| self.next()).collect()
-    }
-
-    fn tell(&self) -> libc::c_long {
-        // SAFETY: open until dropped.
-        unsafe { libc::telldir(self.0) }
-    }
-
-    fn seek(&self, at: libc::c_long) {
-        // SAFETY: open until dropped; `at` is of its `tell`.
-        unsafe { libc::seekdir(self.0, at) };
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: opened by `open`, closed once.
-        unsafe { libc::closedir(self.0) };
-    }
-}
-
 #[test]
 fn a_position_in_a_folder_stays_right_when_entries_vanish() {
     for mode in modes("a_position_in_a_folder_stays_right_when_entries_vanish") {
@@ -716,7 +674,7 @@ fn a_position_in_a_folder_stays_right_when_entries_vanish() {
         let mount = Mount::new(mode, SHORT, |source| {
             (0..600).for_each(|n| fs::write(source.join(name(n)), "x").unwrap());
         });
-        let stream = Stream::open(&mount.path(""));
+        let stream = DirStream::open(&mount.path(""));
         let before: Vec<String> = std::iter::from_fn(|| stream.next()).take(102).collect();
         assert_eq!(before[2..], (0..100).map(name).collect::<Vec<_>>());
         let at = stream.tell();
@@ -813,23 +771,32 @@ fn nothing_can_be_written() {
 }
 
 #[test]
-fn attributes_of_names_are_asked_for_once_a_mount() {
-    for mode in modes("attributes_of_names_are_asked_for_once_a_mount") {
+fn extended_attributes_are_listed_once_and_asked_for_each_time() {
+    for mode in modes("extended_attributes_are_listed_once_and_asked_for_each_time") {
         let mount = Mount::new(mode, LONG, |source| files(source, 2));
-        let getxattr = |name: &str| {
-            let path = CString::new(mount.path(name).as_os_str().as_bytes()).unwrap();
+        let path = |name: &str| CString::new(mount.path(name).as_os_str().as_bytes()).unwrap();
+        let errno = || io::Error::last_os_error().raw_os_error().unwrap();
+        for name in ["f0", "f1", "f0"] {
+            // SAFETY: a string that ends in NUL, and no buffer.
+            let len = unsafe { libc::listxattr(path(name).as_ptr(), std::ptr::null_mut(), 0) };
+            assert_eq!((len, errno()), (-1, libc::EOPNOTSUPP));
+        }
+        assert_eq!(mount.ops()["listxattr"], 1);
+        let get = |name: &str, xattr: &CStr| {
             // SAFETY: both strings end in NUL, and no buffer is given.
             let len = unsafe {
-                libc::getxattr(path.as_ptr(), c"user.any".as_ptr(), std::ptr::null_mut(), 0)
+                libc::getxattr(path(name).as_ptr(), xattr.as_ptr(), std::ptr::null_mut(), 0)
             };
-            assert_eq!(len, -1);
-            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EOPNOTSUPP));
+            (len, errno())
         };
-        for name in ["f0", "f1", "f0"] {
-            getxattr(name);
+        for (asked, name) in (1..).zip(["f0", "f1", "f0"]) {
+            assert_eq!(get(name, c"user.any"), (-1, libc::ENODATA));
+            assert_eq!(get(name, c"system.posix_acl_access"), (-1, libc::EOPNOTSUPP));
+            assert_eq!(mount.ops()["getxattr"], 2 * asked);
         }
-        assert_eq!(mount.ops()["getxattr"], 1);
+        epoch(&mount, 2);
         assert_eq!(mount.ops()["access"], 0, "the kernel checks permissions itself");
+        assert_eq!(mount.ops()["getxattr"], 6, "and asks for no ACL to read");
         let statfs = mount.cost(|| {
             nix::sys::statvfs::statvfs(&mount.path("")).unwrap();
         });

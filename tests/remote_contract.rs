@@ -1,6 +1,6 @@
 //! What every remote must do, checked against each of them: a folder, the
-//! scripted remote that other tests trust, S3 and Google Cloud Storage over real
-//! servers.
+//! scripted remote that other tests trust, S3, Google Cloud Storage and Azure over real
+//! servers, and AIStore over a stand-in for a cluster.
 
 mod common;
 
@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use common::ais::{Cluster, ClusterOptions, S3Origin};
+use common::azurite::Azurite;
 use common::gcs::Gcs;
 use common::moto::Moto;
 use warmfs::admission::Class;
@@ -39,6 +40,10 @@ trait Store: Sync {
     }
     /// Whether it counts folders when it cuts a listing into pages.
     fn pages_folders(&self) -> bool {
+        true
+    }
+    /// Whether it tells a deleted version from a replaced one.
+    fn tells_deleted(&self) -> bool {
         true
     }
 }
@@ -243,6 +248,45 @@ async fn connect_opens_folders_too() {
     assert_eq!(error.kind, ErrorKind::NoSuchBucket);
 }
 
+#[tokio::test]
+async fn azure_keeps_the_contract() {
+    struct Azure(Azurite, Arc<dyn Remote>);
+    #[async_trait]
+    impl Store for Azure {
+        fn remote(&self) -> Arc<dyn Remote> {
+            Arc::clone(&self.1)
+        }
+        async fn put(&self, key: &str, bytes: Vec<u8>) {
+            self.0.put("container", key, bytes).await;
+        }
+        async fn delete(&self, key: &str) {
+            self.0.delete("container", key).await;
+        }
+        fn can_hold(&self, key: &str) -> bool {
+            // Azure takes it for a slash.
+            !key.contains('\\')
+        }
+        fn tells_deleted(&self) -> bool {
+            // Azurite looks at the condition before it looks for the blob (its issue
+            // 2751); tests/remote_azure.rs has the answer of the real service.
+            false
+        }
+    }
+    let azurite = Azurite::start().await;
+    azurite.create_container("container", false).await;
+    let uri: RemoteUri = "az://devstoreaccount1/container/some/prefix".parse().unwrap();
+    let metrics = Arc::new(RemoteMetrics::default());
+    let remote = connect(&uri, &azurite.options(), &azurite.env(), &metrics).await.unwrap();
+    let place = azurite.endpoint().replace("http://", "");
+    assert_eq!(remote.id().0, format!("az://{place}/container"));
+    assert_eq!(metrics.list.requests.get(), 1);
+
+    let uri: RemoteUri = "az://devstoreaccount1/missing".parse().unwrap();
+    let error = connect(&uri, &azurite.options(), &azurite.env(), &metrics).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoSuchBucket, "{error}");
+    check(&Azure(azurite, remote)).await;
+}
+
 /// The contract.
 async fn check(store: &dyn Store) {
     check_objects(store).await;
@@ -308,7 +352,8 @@ async fn check_changes(store: &dyn Store) {
     assert_ne!(new.version, old.version);
     assert_eq!(read(store, &new).await.unwrap(), bytes(2000));
     store.delete("changes/a").await;
-    check_gone(store, &new, ErrorKind::NotFound).await;
+    let expected = if store.tells_deleted() { ErrorKind::NotFound } else { ErrorKind::Changed };
+    check_gone(store, &new, expected).await;
     assert_eq!(head(store, "changes/a").await.unwrap_err().kind, ErrorKind::NotFound);
 }
 

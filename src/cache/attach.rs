@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::absences::Absences;
 use super::index::{Root, Write};
 use super::lister::Listings;
 use super::listing::{Changes, FolderUpdate};
@@ -118,6 +119,7 @@ impl Cache {
             listings: Listings::new(),
             walk: Mutex::default(),
             point_lookups: Tree::counted_folders(),
+            absences: Absences::new(),
             listing_failed: Mutex::default(),
             refused: Mutex::default(),
             warmer: OnceLock::new(),
@@ -189,9 +191,10 @@ async fn explain_empty(remote: &RemoteClient, prefix: &str) -> Result<AttachErro
     let key = prefix.trim_end_matches('/');
     let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
     match remote.head(&Key(key.to_owned())).await {
-        Ok(_) => {
+        Ok(meta) if meta.key.0 == key => {
             return Ok(AttachError::OneObject { key: key.to_owned(), folder: folder.to_owned() });
         }
+        Ok(_) => {} // A folder of the store's own.
         // Without permission to list, a missing key is 403 too; the listing went well.
         Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied) => {}
         Err(error) => return Err(error.into()),

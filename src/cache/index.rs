@@ -47,7 +47,7 @@ use sums::{Left, Sums};
 pub(super) use write::Write;
 
 /// Version of the tables below. Another one on disk is set aside.
-const SCHEMA: u64 = 2;
+const SCHEMA: u64 = 3;
 
 /// How often one index file may be reported as damaged and found sound before
 /// it is set aside all the same: its checksums say nothing of a defect of ours.

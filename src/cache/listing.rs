@@ -18,6 +18,8 @@ use crate::remote::{ListPage, ObjectMeta};
 pub(super) struct Changes {
     /// Names that now mean something else, or nothing.
     pub names: Vec<(NodeId, String)>,
+    /// Names of a folder that was listed before, without these.
+    pub came: Vec<(NodeId, String)>,
     /// Folders whose listing differs from before.
     pub folders: Vec<NodeId>,
     /// Object versions that are no longer current.
@@ -29,6 +31,7 @@ impl Changes {
         self.names.extend(other.names);
         self.folders.extend(other.folders);
         self.superseded.extend(other.superseded);
+        self.came.extend(other.came);
     }
 }
 
@@ -164,6 +167,7 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
 
     /// So many keys of this folder cannot be shown.
     pub(super) fn set_hidden(&mut self, keys: u64) {
+        self.delta.hidden += keys.cast_signed() - self.row.hidden.cast_signed();
         self.row.hidden = keys;
     }
 
@@ -203,7 +207,10 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
     /// A key of this folder cannot be shown. Counted by listings only: single
     /// answers come again and again.
     fn hide(&mut self) {
-        self.row.hidden += u64::from(self.is_listing);
+        if self.is_listing {
+            self.row.hidden += 1;
+            self.delta.hidden += 1;
+        }
     }
 
     /// The object `name`, seen at `seen_ms`, stands beside the folder `name`:
@@ -336,6 +343,9 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
         seen_ms: u64,
     ) -> Result<NodeId, CacheError> {
         let node = self.write.allocate_node()?;
+        if self.was_seen {
+            self.changes.came.push((self.folder, name.to_owned()));
+        }
         if let Some(attr) = &object {
             self.delta.objects += 1;
             self.delta.bytes = self.delta.bytes.saturating_add_unsigned(attr.size);
@@ -371,10 +381,11 @@ impl<'w, 'txn> FolderUpdate<'w, 'txn> {
     }
 
     fn remove_subtree(&mut self, folder: NodeId, name: &str) -> Result<(), CacheError> {
-        let Rollup { objects, bytes, cached_bytes } = self.write.folder(folder)?.rollup;
+        let Rollup { objects, bytes, cached_bytes, hidden } = self.write.folder(folder)?.rollup;
         self.delta.objects -= objects.cast_signed();
         self.delta.bytes = self.delta.bytes.saturating_sub_unsigned(bytes);
         self.delta.cached_bytes -= cached_bytes.cast_signed();
+        self.delta.hidden -= hidden.cast_signed();
         let row = NodeRow::Superseded { parent: self.folder, name: name.to_owned(), attr: None };
         self.write.put_node(folder, &row)?;
         let mut pending = vec![folder];

@@ -65,7 +65,8 @@ impl Tree {
         let (is_folder, sums, mtime_ns, version) = match &node.kind {
             NodeKind::Folder { mtime_ns, .. } => (true, self.rollup(node.id)?, *mtime_ns, None),
             NodeKind::Object(attr) => {
-                let sums = Rollup { objects: 1, bytes: attr.size, cached_bytes };
+                let sums =
+                    Rollup { objects: 1, bytes: attr.size, cached_bytes, ..Rollup::default() };
                 (false, sums, attr.mtime_ns, Some(attr.version.clone()))
             }
         };
@@ -119,7 +120,7 @@ impl Tree {
                     node: None,
                     name: name.to_owned(),
                     is_folder: false,
-                    sums: Rollup { objects: 1, bytes: object.size, cached_bytes: 0 },
+                    sums: Rollup { objects: 1, bytes: object.size, ..Rollup::default() },
                     mtime_ns: super::listing::to_ns(object.mtime),
                     version: Some(object.version.clone()),
                 });

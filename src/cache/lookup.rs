@@ -26,9 +26,27 @@ impl Tree {
     /// What is known of `name` in `parent`. Does not ask the remote.
     pub fn child(&self, parent: NodeId, name: &str) -> Result<Child, CacheError> {
         let losses = self.index.losses();
-        let child = self.child_if(parent, name, |valid_for| !valid_for.is_zero())?;
+        let look = || self.child_if(parent, name, |valid_for| !valid_for.is_zero());
+        let child = self.noting_absence(parent, name, look)?;
         // A listing that the lost index had says nothing of what the next one lacks.
         Ok(if self.index.losses() == losses { child } else { Child::Unknown })
+    }
+
+    /// What `look` finds. Somebody will believe that a name is absent: that is noted, so
+    /// that they hear of it if it comes before its time.
+    fn noting_absence(
+        &self,
+        parent: NodeId,
+        name: &str,
+        look: impl Fn() -> Result<Child, CacheError>,
+    ) -> Result<Child, CacheError> {
+        match look()? {
+            Child::Absent(valid_for) if !valid_for.is_zero() && names::is_showable(name) => {
+                self.absences.note(parent, name);
+                look()
+            }
+            found => Ok(found),
+        }
     }
 
     fn child_if(
@@ -107,7 +125,8 @@ impl Tree {
             }
         }
         // Whatever the answer's age is by now, it is the newest there is.
-        match self.child_if(parent, name, |_| true)? {
+        let look = || self.child_if(parent, name, |_| true);
+        match self.noting_absence(parent, name, look)? {
             Child::Unknown => Ok(Child::Absent(POINT_ABSENCE_TTL.min(self.ttl))),
             known => Ok(known),
         }
@@ -143,7 +162,10 @@ impl Tree {
         let key = Key(key);
         let began_ms = self.clock.next_ms();
         let (object, below) = tokio::join!(self.remote.head(&key), self.remote.list(&below));
+        // A folder of the store's own is there even if it is empty.
+        let is_own_folder = matches!(&object, Ok(meta) if meta.key.0.ends_with('/'));
         let is_folder = match &below {
+            _ if is_own_folder => true,
             Ok(page) => !page.objects.is_empty() || !page.prefixes.is_empty(),
             Err(error) if error.kind == ErrorKind::NotFound => false,
             // An object that was found needs no second answer.
@@ -153,7 +175,7 @@ impl Tree {
         // A folder is gone only if the remote said so.
         let is_no_folder = !is_folder && below.is_ok();
         let object = match object {
-            Ok(meta) => Some(meta),
+            Ok(meta) => Some(meta).filter(|_| !is_own_folder),
             Err(error) if error.kind == ErrorKind::NotFound || is_folder => None,
             Err(error) => return Err(error.into()),
         };

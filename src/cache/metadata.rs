@@ -13,6 +13,7 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::absences::Absences;
 use super::given::Given;
 use super::index::Index;
 use super::list_ahead::Walk;
@@ -25,7 +26,7 @@ use super::warm::Warmer;
 use super::{CacheError, Clock, Event, lock};
 use crate::admission::Class;
 use crate::remote::client::RemoteClient;
-use crate::remote::{Key, ObjectMeta};
+use crate::remote::{Key, ObjectMeta, VersionGuard};
 
 /// Folders whose point lookups are counted.
 const COUNTED_FOLDERS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -54,6 +55,7 @@ pub struct Tree {
     pub(super) listings: Listings,
     pub(super) walk: Mutex<Walk>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
+    pub(super) absences: Absences,
     /// When the remote last could not list; `None` once it could again.
     pub(super) listing_failed: Mutex<Option<Instant>>,
     /// When the remote last refused to list.
@@ -384,6 +386,22 @@ impl Tree {
         })
     }
 
+    /// The key of an object; of a folder its prefix.
+    pub fn key(&self, node: &Node) -> Result<String, CacheError> {
+        match &node.kind {
+            NodeKind::Folder { .. } => self.prefix(node.id),
+            NodeKind::Object(attr) => {
+                let name = attr.key_name.as_ref().unwrap_or(&node.name);
+                Ok(self.prefix(node.parent)? + name)
+            }
+        }
+    }
+
+    /// Whether versions of its objects are etags.
+    pub fn versions_are_etags(&self) -> bool {
+        self.remote.capabilities().version_guard == VersionGuard::IfMatch
+    }
+
     /// The prefix of the keys in a folder: empty, or ending in `/`.
     pub fn prefix(&self, folder: NodeId) -> Result<String, CacheError> {
         let mut parts = Vec::new();
@@ -407,9 +425,7 @@ impl Tree {
         &self,
         change: impl FnOnce(&Index) -> Result<Changes, CacheError> + Send + 'static,
     ) -> Result<(), CacheError> {
-        let Some(tree) = self.me.upgrade() else {
-            return Err(CacheError::Index("its mount has ended".to_owned()));
-        };
+        let Some(tree) = self.me.upgrade() else { unreachable!("a method runs on a live tree") };
         let task = self.runtime.spawn_blocking(move || tree.announce(change(&tree.index)?));
         task.await.unwrap_or_else(|error| {
             Err(CacheError::Index(format!("a change ended abnormally: {error}")))
@@ -424,6 +440,9 @@ impl Tree {
         }
         for folder in changes.folders {
             self.store.emit(Event::Folder(folder));
+        }
+        for (parent, name) in self.absences.take(changes.came) {
+            self.store.emit(Event::Entry(parent, name));
         }
         Ok(())
     }

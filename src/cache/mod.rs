@@ -7,6 +7,7 @@
 //! [`Tree`] answers what is in a folder, [`Store`] brings the bytes of an
 //! object; [`Event`]s tell whoever holds copies (the kernel) what changed.
 
+mod absences;
 mod attach;
 mod backing_file;
 mod block;
@@ -105,6 +106,8 @@ pub struct CacheFigures {
     pub object_limit_bytes: u64,
     /// Files and folders that are pinned.
     pub pins: u64,
+    /// Keys below the mounts that no path can name, as far as they are listed.
+    pub hidden_keys: u64,
 }
 
 impl CacheFigures {
@@ -255,6 +258,7 @@ impl Cache {
             dataset_cached_bytes: dataset.cached_bytes,
             object_limit_bytes: budget.for_objects(),
             pins: self.store.places().pins(),
+            hidden_keys: dataset.hidden,
         }
     }
 
@@ -270,6 +274,7 @@ impl Cache {
                 sum.objects += row.rollup.objects;
                 sum.bytes += row.rollup.bytes;
                 sum.cached_bytes += row.rollup.cached_bytes;
+                sum.hidden += row.rollup.hidden;
             }
         }
         sum

@@ -1,4 +1,4 @@
-//! The rows of the index, schema v2, and how they lie on disk.
+//! The rows of the index, schema v3, and how they lie on disk.
 //!
 //! A value is its postcard encoding followed by a CRC32C over the table's tag,
 //! the key and the encoding. redb checks its own page checksums only when it
@@ -72,6 +72,8 @@ pub struct Rollup {
     pub bytes: u64,
     /// Bytes of them in the cache.
     pub cached_bytes: u64,
+    /// Keys that cannot be shown as a name, and are none of these objects.
+    pub hidden: u64,
 }
 
 /// A change of a [`Rollup`].
@@ -80,6 +82,7 @@ pub(super) struct RollupDelta {
     pub objects: i64,
     pub bytes: i64,
     pub cached_bytes: i64,
+    pub hidden: i64,
 }
 
 impl Rollup {
@@ -87,6 +90,7 @@ impl Rollup {
         self.objects = self.objects.saturating_add_signed(delta.objects);
         self.bytes = self.bytes.saturating_add_signed(delta.bytes);
         self.cached_bytes = self.cached_bytes.saturating_add_signed(delta.cached_bytes);
+        self.hidden = self.hidden.saturating_add_signed(delta.hidden);
     }
 }
 
@@ -95,6 +99,7 @@ impl std::ops::AddAssign for RollupDelta {
         self.objects += other.objects;
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.cached_bytes += other.cached_bytes;
+        self.hidden += other.hidden;
     }
 }
 

@@ -284,10 +284,12 @@ fn names_that_collide_with_the_suffix_keep_the_sums_right() {
         folder.list(10 + round, all(), &["a/"]);
         assert_eq!(folder.entry("a~object").unwrap().object.unwrap().version.0, "v2");
         assert_eq!((folder.row().rollup.objects, folder.row().hidden), (1, 1), "{round}");
+        assert_eq!(folder.row().rollup.hidden, 1, "{round}");
     }
     folder.list(20, all(), &[]);
     assert_eq!(folder.row().listed_ms, Some(0), "once more, please");
     folder.list(21, all(), &[]);
     assert_eq!(folder.entry("a").unwrap().object.unwrap().version.0, "v1");
     assert_eq!((folder.row().rollup.objects, folder.row().hidden), (2, 0));
+    assert_eq!(folder.row().rollup.hidden, 0);
 }

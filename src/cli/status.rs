@@ -128,7 +128,7 @@ fn text(status: &StatusReply) -> String {
     line("memory", format_bytes(status.memory.rss_bytes));
     line("cache", output::short(&status.cache.dir));
     line("", cache(status));
-    if let Some(text) = dataset(status) {
+    for text in [dataset(status), hidden(status)].into_iter().flatten() {
         line("", text);
     }
     line("remote", remote(status));
@@ -172,6 +172,13 @@ fn dataset(status: &StatusReply) -> Option<String> {
         let _ = write!(text, "; {}", count(cache.pins, "pin"));
     }
     Some(text)
+}
+
+/// What no path can name.
+fn hidden(status: &StatusReply) -> Option<String> {
+    let keys = status.cache.hidden_keys;
+    let text = format!("{} that no path can name: see `warmfs ls --hidden`", count(keys, "key"));
+    (keys > 0).then_some(text)
 }
 
 fn cache(status: &StatusReply) -> String {
@@ -330,6 +337,7 @@ mod tests {
                 dataset_cached_bytes: 123 << 30,
                 expected_hit_rate: Some(0.4459),
                 pins: 2,
+                hidden_keys: 3,
             },
             remote: RemoteStatus {
                 get: TransferStatus { requests: u64::MAX, bytes: u64::MAX, errors: 3 },
@@ -359,6 +367,7 @@ mod tests {
             "LIST",
             "5.00 GiB of 4.00 GiB downloaded",
             "throttled 7 times",
+            "3 keys that no path can name",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
@@ -388,6 +397,7 @@ mod tests {
             "/cache/dataset_cached_bytes",
             "/cache/expected_hit_rate",
             "/cache/pins",
+            "/cache/hidden_keys",
             "/remote/get/requests",
             "/remote/get/bytes",
             "/remote/get/errors",

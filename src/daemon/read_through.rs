@@ -64,15 +64,13 @@ impl Engine for ReadThrough {
         let metrics = &self.remote_metrics;
         let client = client(&uri, options, &request.env, metrics, &self.endpoints).await?;
         let tree = self.attach(request, &uri, &client).await?;
-        let fs = FileSystem::new(tree, options.clone(), Arc::new(MountMetrics::default()));
+        let fs = FileSystem::new(tree, uri.to_string(), options.clone(), Arc::default());
         if let Some(path) = options.record_trace.clone() {
             let recorder = super::blocking(move || record_to(&path)).await??;
             fs.record(recorder);
         }
-        let (dir, source) = (dir.to_owned(), uri.to_string());
-        let runtime = Handle::current();
-        let started =
-            tokio::task::spawn_blocking(move || MountSession::start(fs, &source, &dir, runtime));
+        let (dir, runtime) = (dir.to_owned(), Handle::current());
+        let started = tokio::task::spawn_blocking(move || MountSession::start(fs, &dir, runtime));
         let session = started
             .await
             .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?
@@ -100,6 +98,7 @@ impl Engine for ReadThrough {
             dataset_cached_bytes: figures.dataset_cached_bytes,
             expected_hit_rate: figures.expected_hit_rate(),
             pins: figures.pins,
+            hidden_keys: figures.hidden_keys,
         }
     }
 

@@ -10,7 +10,7 @@ use fuser::{
     BackingId, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    Request,
+    ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
@@ -18,7 +18,7 @@ use super::Answer;
 use super::errno::Errno;
 use super::inode::{Attr, Ino};
 use super::open_mode::{Obstacle, OpenMode, OpenNodes};
-use super::ops::{DirEntry, FileSystem};
+use super::ops::{DirEntry, FileSystem, NAME_BYTES_MAX};
 use crate::cache::{AtHand, CachedObject};
 use crate::metrics::Counter;
 
@@ -346,12 +346,11 @@ impl Filesystem for Driver {
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         self.count(&self.fs.metrics().fuse_ops.statfs);
         const BLOCK: u32 = 4096;
-        const NAME_MAX: u32 = 255;
         let stat = self.fs.statfs();
         // Size: the dataset. Used: what of it is cached.
         let blocks = stat.bytes.div_ceil(u64::from(BLOCK));
         let free = stat.not_cached_bytes / u64::from(BLOCK);
-        reply.statfs(blocks, free, free, stat.objects, 0, BLOCK, NAME_MAX, BLOCK);
+        reply.statfs(blocks, free, free, stat.objects, 0, BLOCK, NAME_BYTES_MAX as u32, BLOCK);
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
@@ -360,13 +359,20 @@ impl Filesystem for Driver {
         reply.error(fuser::Errno::ENOSYS);
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: fuser::ReplyXattr) {
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.count(&self.fs.metrics().fuse_ops.getxattr);
-        reply.error(fuser::Errno::ENOSYS);
+        match self.fs.xattr(Ino(ino.0), name) {
+            // Asked for its length only.
+            Ok(value) if size == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+            Ok(value) => reply.data(&value),
+            Err(errno) => reply.error(errno.into()),
+        }
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: fuser::ReplyXattr) {
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
         self.count(&self.fs.metrics().fuse_ops.listxattr);
+        // After this answer the kernel says by itself that there are none to list.
         reply.error(fuser::Errno::ENOSYS);
     }
 }

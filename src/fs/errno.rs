@@ -24,6 +24,12 @@ impl Errno {
     pub const EDQUOT: Errno = Errno(libc::EDQUOT);
     /// The mount is read-only.
     pub const EROFS: Errno = Errno(libc::EROFS);
+    /// A name that no folder can have.
+    pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
+    /// No extended attribute of this name.
+    pub const ENODATA: Errno = Errno(libc::ENODATA);
+    /// No extended attributes of this kind.
+    pub const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
 
     /// The number for a failed request about names.
     pub(super) fn of_lookup(error: &CacheError) -> Self {

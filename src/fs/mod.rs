@@ -11,6 +11,7 @@ pub mod open_mode;
 pub mod ops;
 pub mod session;
 pub mod trace;
+mod xattr;
 
 use futures::future::BoxFuture;
 

@@ -272,7 +272,7 @@ mod tests {
     use OpenModeOption::{Auto, Cached, Passthrough};
 
     fn known(objects: u64, bytes: u64) -> Rollup {
-        Rollup { objects, bytes, cached_bytes: 0 }
+        Rollup { objects, bytes, ..Rollup::default() }
     }
 
     fn shown(option: OpenModeOption, obstacle: Option<Obstacle>, known: Rollup) -> String {

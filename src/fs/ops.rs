@@ -24,6 +24,9 @@ use crate::remote::ErrorKind;
 /// about 200 entries with attributes; more would be read for nothing.
 pub const READDIR_ENTRIES_MAX: usize = 256;
 
+/// Bytes of a name at most, as in every file system.
+pub const NAME_BYTES_MAX: usize = 255;
+
 /// Offset after `.`; the one after `..` is 2. Others are node ids, which begin higher.
 const OFFSET_DOT: u64 = 1;
 const OFFSET_DOT_DOT: u64 = 2;
@@ -32,6 +35,7 @@ const OFFSET_DOT_DOT: u64 = 2;
 #[derive(Debug)]
 pub struct FileSystem {
     tree: Arc<Tree>,
+    uri: String,
     options: MountOptions,
     metrics: Arc<MountMetrics>,
     mode: MountMode,
@@ -81,10 +85,21 @@ pub struct Statfs {
 }
 
 impl FileSystem {
-    /// A file system over `tree`.
-    pub fn new(tree: Arc<Tree>, options: MountOptions, metrics: Arc<MountMetrics>) -> Arc<Self> {
+    /// A file system over `tree`, which is what `uri` names.
+    pub fn new(
+        tree: Arc<Tree>,
+        uri: String,
+        options: MountOptions,
+        metrics: Arc<MountMetrics>,
+    ) -> Arc<Self> {
         let mode = MountMode::new(options.open_mode);
-        Arc::new(FileSystem { tree, options, metrics, mode, recorder: OnceLock::new() })
+        let recorder = OnceLock::new();
+        Arc::new(FileSystem { tree, uri, options, metrics, mode, recorder })
+    }
+
+    /// What is mounted, as users write it.
+    pub fn uri(&self) -> &str {
+        &self.uri
     }
 
     /// How files are opened.
@@ -159,6 +174,9 @@ impl FileSystem {
 
     /// Finds a name in a folder.
     pub fn lookup(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Answer<Found> {
+        if name.len() > NAME_BYTES_MAX {
+            return Answer::Now(Err(Errno::ENAMETOOLONG));
+        }
         // Names of nodes are UTF-8: keys that are not are hidden.
         let Some(name) = name.to_str() else {
             return Answer::Now(Ok(Found { attr: None, ttl: self.options.metadata_ttl }));
@@ -228,7 +246,7 @@ impl FileSystem {
         }
     }
 
-    fn node(&self, ino: Ino) -> Result<Node, Errno> {
+    pub(super) fn node(&self, ino: Ino) -> Result<Node, Errno> {
         let id = ino.node(self.tree.root());
         match self.tree.node(id) {
             Ok(Some(node)) => Ok(node),
@@ -503,7 +521,7 @@ impl FileSystem {
         }
     }
 
-    fn failed(&self, what: &str, name: &str, error: &CacheError) -> Errno {
+    pub(super) fn failed(&self, what: &str, name: &str, error: &CacheError) -> Errno {
         let errno = Errno::of_lookup(error);
         if errno != Errno::ENOENT {
             tracing::warn!(what, name, %error, "a request failed");

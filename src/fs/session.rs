@@ -56,13 +56,8 @@ impl MountSession {
     ///
     /// # Errors
     /// The kernel or fusermount refuse; nothing is left mounted.
-    pub fn start(
-        fs: Arc<FileSystem>,
-        source: &str,
-        dir: &Path,
-        runtime: Handle,
-    ) -> io::Result<MountSession> {
-        Self::start_with(fs, source, dir, runtime, EVERY_INIT_FLAG)
+    pub fn start(fs: Arc<FileSystem>, dir: &Path, runtime: Handle) -> io::Result<MountSession> {
+        Self::start_with(fs, dir, runtime, EVERY_INIT_FLAG)
     }
 
     /// As [`MountSession::start`], on a kernel that offers of its INIT flags
@@ -72,7 +67,6 @@ impl MountSession {
     /// As there.
     pub fn start_with(
         fs: Arc<FileSystem>,
-        source: &str,
         dir: &Path,
         runtime: Handle,
         init_flags: u64,
@@ -83,7 +77,7 @@ impl MountSession {
             MountOption::RO,
             MountOption::NoAtime,
             MountOption::DefaultPermissions,
-            MountOption::FSName(shown(source)),
+            MountOption::FSName(shown(fs.uri())),
             // Not `Subtype`, which is lost where root mounts without fusermount.
             MountOption::CUSTOM("subtype=warmfs".to_owned()),
         ];

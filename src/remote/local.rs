@@ -8,7 +8,7 @@
 //! - Symbolic links to files are followed, wherever they lead. Links to folders
 //!   are not, so that no listing has a cycle and no key a second path.
 //! - Sockets, pipes and devices are not objects. Names that are not UTF-8 cannot
-//!   be keys; they are left out, with one warning.
+//!   be keys: they are listed as keys that no path can name ([`not_utf8`]).
 //! - A key with `..`, `.` or an empty component names nothing.
 //!
 //! A file has no `If-Match`: its size and mtime are read from the open file
@@ -20,10 +20,10 @@ use std::collections::VecDeque;
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -33,7 +33,7 @@ use futures::stream;
 
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
-    RemoteError, RemoteId, Version, VersionGuard,
+    RemoteError, RemoteId, Version, VersionGuard, not_utf8,
 };
 
 /// Bytes read and handed over at a time: few enough thread switches, and little
@@ -56,7 +56,6 @@ pub struct LocalRemote {
 struct Folder {
     /// Canonical path.
     root: PathBuf,
-    warned_of_names: AtomicBool,
 }
 
 impl LocalRemote {
@@ -83,8 +82,7 @@ impl LocalRemote {
             return Err(refuse("the path is not UTF-8; reach it through a link with another name"));
         };
         let id = RemoteId(format!("file://{name}"));
-        let folder = Folder { root, warned_of_names: AtomicBool::new(false) };
-        Ok(LocalRemote { id, folder: Arc::new(folder) })
+        Ok(LocalRemote { id, folder: Arc::new(Folder { root }) })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -212,11 +210,11 @@ impl Folder {
                 open.pop();
                 continue;
             };
-            if entry.is_dir && request.recursive {
+            if entry.is_dir && request.recursive && entry.path.is_none() {
                 open.push(self.read_dir(&entry.key, request)?);
                 continue;
             }
-            let meta = if entry.is_dir { None } else { self.stat(&entry.key) };
+            let meta = if entry.is_dir { None } else { self.stat(&entry) };
             if !entry.is_dir && meta.is_none() {
                 continue;
             }
@@ -253,13 +251,13 @@ impl Folder {
         for name in names {
             let name = name.map_err(fail)?;
             let Some(is_dir) = name.file_type().ok().and_then(is_listed) else { continue };
-            let Some(text) = name.file_name().to_str().map(str::to_owned) else {
-                self.warn_of_name(&name.path());
-                continue;
+            let (text, path) = match name.file_name().into_string() {
+                Ok(text) => (text, None),
+                Err(other) => (not_utf8(other.as_bytes()), Some(name.path())),
             };
             let key = format!("{dir}{text}{}", if is_dir { "/" } else { "" });
             if wanted(&key, is_dir, request) {
-                entries.push(Entry { key, is_dir });
+                entries.push(Entry { key, path, is_dir });
             }
         }
         entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
@@ -268,21 +266,17 @@ impl Folder {
 
     /// An object of a listing; `None` if it went away, or is a link to
     /// something that is no file.
-    fn stat(&self, key: &str) -> Option<ObjectMeta> {
-        let metadata = self.root.join(key).metadata().ok()?;
-        object_meta(Key(key.to_owned()), &metadata)
-    }
-
-    fn warn_of_name(&self, path: &Path) {
-        if !self.warned_of_names.swap(true, Ordering::Relaxed) {
-            tracing::warn!(?path, "left out of listings: names that are not UTF-8");
-        }
+    fn stat(&self, entry: &Entry) -> Option<ObjectMeta> {
+        let path = entry.path.clone().unwrap_or_else(|| self.root.join(&entry.key));
+        object_meta(Key(entry.key.clone()), &path.metadata().ok()?)
     }
 }
 
 /// A name in a folder, as a full key; folders end in `/`.
 struct Entry {
     key: String,
+    /// Where it is, if its key does not tell.
+    path: Option<PathBuf>,
     is_dir: bool,
 }
 

@@ -40,7 +40,6 @@ async fn lists_empty_folders_links_to_files_and_nothing_that_is_no_file() {
     symlink("/", root.join("outside")).unwrap();
     symlink("nowhere", root.join("dangling")).unwrap();
     nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    fs::write(root.join(OsStr::from_bytes(b"bad\xff")), b"").unwrap();
 
     let files = |keys: &[&str]| keys.iter().map(|key| key.to_string()).collect::<Vec<_>>();
     assert_eq!(list(&remote, "", false).await, (files(&["a.txt", "z"]), files(&["a/", "empty/"])));
@@ -52,6 +51,24 @@ async fn lists_empty_folders_links_to_files_and_nothing_that_is_no_file() {
     assert_eq!(head(&remote, "a/b/c/link").await.unwrap().size, 4);
     for key in ["pipe", "dangling", "empty", "outside", "a/cycle/a.txt"] {
         assert_eq!(head(&remote, key).await, Err(ErrorKind::NotFound), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn names_that_are_not_utf8_are_listed_as_what_no_path_can_name() {
+    let (dir, remote) = folder();
+    let odd = |name: &[u8]| dir.path().join(OsStr::from_bytes(name));
+    fs::write(odd(b"bad\xff"), b"four").unwrap();
+    fs::create_dir(odd(b"odd\xe9")).unwrap();
+    fs::write(odd(b"odd\xe9/below"), b"").unwrap();
+    let keys = |keys: &[&str]| keys.iter().map(|key| key.to_string()).collect::<Vec<_>>();
+    let listed = list(&remote, "", false).await;
+    assert_eq!(listed.0, keys(&["a.txt", "bad\u{fffd}\0", "z"]));
+    assert_eq!(listed.1, keys(&["a/", "empty/", "odd\u{fffd}\0/"]));
+    let (all, _) = list(&remote, "", true).await;
+    assert_eq!(all, keys(&["a.txt", "a/b/c/deep.bin", "bad\u{fffd}\0", "z"]));
+    for key in ["bad\u{fffd}\0", "bad\u{fffd}", "odd\u{fffd}\0/below"] {
+        assert_eq!(head(&remote, key).await, Err(ErrorKind::NotFound), "{key:?}");
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod ais;
 pub mod answer;
+pub mod azure;
 mod bandwidth;
 pub mod base_url;
 pub mod client;
@@ -23,6 +24,7 @@ mod login;
 pub mod origin;
 mod pace;
 pub mod pages;
+mod program;
 mod range_reader;
 pub mod ranged;
 pub mod rest;
@@ -73,7 +75,8 @@ pub trait Remote: Send + Sync + fmt::Debug {
         false
     }
 
-    /// Size, version and time of one object.
+    /// Size, version and time of one object. Of a folder, where the store itself has
+    /// such under this key, what it has for its marker: the key with a `/` at its end.
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError>;
 
     /// One page of a listing.
@@ -104,6 +107,16 @@ pub struct Key(pub String);
 /// generation, or a size and mtime.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version(pub String);
+
+/// Stands for a key that is not UTF-8, which can be listed but not asked for: what it
+/// looks like, and a NUL, with which no path can name it. A prefix ends in `/` still.
+fn not_utf8(key: &[u8]) -> String {
+    let shown = String::from_utf8_lossy(key);
+    match shown.strip_suffix('/') {
+        Some(shown) => format!("{shown}\0/"),
+        None => format!("{shown}\0"),
+    }
+}
 
 impl Version {
     /// The version an HTTP etag names: weak marks and quotes are dropped,
@@ -221,7 +234,9 @@ pub async fn connect(
         RemoteUri::Gcs { bucket, .. } => {
             Ok(Arc::new(gcs::GcsRemote::connect(bucket, options, env, metrics).await?))
         }
-        RemoteUri::Azure { .. } => Err(not_yet("az")),
+        RemoteUri::Azure { account, container, .. } => Ok(Arc::new(
+            azure::AzureRemote::connect(account, container, options, env, metrics).await?,
+        )),
         RemoteUri::Ais { provider, bucket, .. } => {
             let cluster = ais::AisRemote::connect(*provider, bucket, options, env).await?;
             let Some(origin) = &options.origin else { return Ok(Arc::new(cluster)) };
@@ -236,9 +251,4 @@ pub async fn connect(
 fn no_origin() -> RemoteError {
     let message = "--origin is for a cloud bucket behind a cluster, ais://@PROVIDER/BUCKET";
     RemoteError::new(ErrorKind::Invalid, message)
-}
-
-/// For a URI that is understood, and whose remote is still to come.
-fn not_yet(scheme: &str) -> RemoteError {
-    RemoteError::new(ErrorKind::Invalid, format!("{scheme}:// is not supported yet"))
 }

@@ -23,7 +23,7 @@ pub use self::call::Call;
 use self::redirect::Route;
 use super::answer::{Asked, Dialect, Refusal, believable, lacks, refused, unanswered};
 use super::error::innermost;
-use super::http::{DOCUMENT_BYTES_MAX, HttpClient};
+use super::http::HttpClient;
 use super::ranged::{self, Sent};
 use super::{ErrorKind, RemoteError};
 
@@ -53,7 +53,7 @@ pub struct Said {
 pub struct Document {
     /// Its headers.
     pub headers: HeaderMap,
-    /// At most [`DOCUMENT_BYTES_MAX`] bytes; none to a HEAD.
+    /// At most as many bytes as the call takes; none to a HEAD.
     pub body: Bytes,
 }
 
@@ -90,9 +90,10 @@ impl Rest {
         what: &str,
         call: Call,
     ) -> Result<Document, RemoteError> {
+        let bytes_max = call.answer_bytes_max();
         let answer = self.send(asked, what, call).await?;
         let (head, body) = answer.into_parts();
-        let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(|error| {
+        let body = Limited::new(body, bytes_max).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() {
                 let message = format!("{what}: the answer is larger than any listing");
                 return RemoteError::new(ErrorKind::Invalid, message);

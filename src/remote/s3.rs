@@ -27,7 +27,7 @@ use super::answer::{Asked, believable, lacks};
 use super::ranged::{self, Sent};
 use super::{
     Capabilities, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote, RemoteError, RemoteId,
-    Version, VersionGuard,
+    Version, VersionGuard, not_utf8,
 };
 
 /// A bucket.
@@ -144,7 +144,10 @@ fn list_page(answer: ListObjectsV2Output, what: &str) -> Result<ListPage, Remote
 /// Undoes `encoding-type=url`, which writes a space as `+` and a plus as `%2B`.
 fn decode(text: &str) -> String {
     let text = text.replace('+', " ");
-    percent_encoding::percent_decode_str(&text).decode_utf8_lossy().into_owned()
+    match percent_encoding::percent_decode_str(&text).decode_utf8() {
+        Ok(key) => key.into_owned(),
+        Err(_) => not_utf8(&percent_encoding::percent_decode_str(&text).collect::<Vec<u8>>()),
+    }
 }
 
 fn version(etag: Option<&str>, what: &str) -> Result<Version, RemoteError> {
@@ -170,5 +173,8 @@ mod tests {
     #[test]
     fn keys_come_back_from_url_encoding() {
         assert_eq!(decode("a+b%2Bc%25d%0Ae%C3%A9/f"), "a b+c%d\neé/f");
+        // No path can name these: only what they look like is told.
+        assert_eq!(decode("a/caf%E9/"), "a/caf\u{fffd}\0/");
+        assert_eq!(decode("a/%FF%C3%A9"), "a/\u{fffd}é\0");
     }
 }

@@ -68,8 +68,12 @@ impl Drop for Server {
 
 /// The Python environment that `./check` installs into.
 pub fn venv() -> PathBuf {
-    let home = std::env::var_os("WARMFS_TEST_HOME").map(PathBuf::from).unwrap_or_else(|| {
+    test_home().join("venv")
+}
+
+/// Where `./check` installs.
+pub fn test_home() -> PathBuf {
+    std::env::var_os("WARMFS_TEST_HOME").map(PathBuf::from).unwrap_or_else(|| {
         PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache/warmfs-test")
-    });
-    home.join("venv")
+    })
 }

@@ -151,7 +151,15 @@ pub struct Stub {
 impl Stub {
     /// Starts a server that answers each request with `answer`.
     pub async fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Stub {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Stub::start_at("127.0.0.1:0", answer).await
+    }
+
+    /// The same at an address of the test's choice.
+    pub async fn start_at(
+        address: &str,
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Stub {
+        let listener = TcpListener::bind(address).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let log = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));

@@ -21,6 +21,7 @@ use warmfs::remote::retry::Backoff;
 use warmfs::remote::scripted::{RequestKind, ScriptedRemote};
 
 pub(crate) const CHUNK: u64 = warmfs::cache::CHUNK_BYTES;
+pub(crate) const URI: &str = "s3://store";
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const LONG: Duration = Duration::from_secs(100_000);
 
@@ -102,7 +103,7 @@ impl Rig {
         let cache = Cache::open(&options, Handle::current()).unwrap();
         let tree = cache.attach(client, "", ttl).await.unwrap();
         let metrics = Arc::new(MountMetrics::default());
-        let fs = FileSystem::new(tree.clone(), mount_options(ttl), metrics.clone());
+        let fs = FileSystem::new(tree.clone(), URI.to_owned(), mount_options(ttl), metrics.clone());
         Rig { remote: remote.clone(), cache, tree, fs, metrics, remote_metrics }
     }
 

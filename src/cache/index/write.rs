@@ -451,7 +451,7 @@ mod tests {
         let before = (filled.folder(bucket), filled.folder(folder));
         filled.put(&filled.root);
         let after = (filled.folder(bucket), filled.folder(folder));
-        assert_eq!(after.0.rollup, Rollup { objects: 1, bytes: 5, cached_bytes: 0 });
+        assert_eq!(after.0.rollup, Rollup { objects: 1, bytes: 5, ..Rollup::default() });
         assert_eq!(after.1.rollup, before.1.rollup);
         assert_eq!(filled.index.entry(folder, "a").unwrap(), Some(filled.entry.clone()));
         // Listed again if it was listed at all, and seen to have changed.

@@ -147,6 +147,10 @@ pub struct CacheStatus {
     /// Files and folders that are pinned.
     #[serde(default)]
     pub pins: u64,
+    /// Keys below the mounts that no path can name, as far as they are listed:
+    /// `warmfs ls --hidden` names them.
+    #[serde(default)]
+    pub hidden_keys: u64,
 }
 
 /// Requests sent to remotes, one per attempt.

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::remote::base_url::BaseUrl;
-use crate::remote::http::Body;
+use crate::remote::http::{Body, DOCUMENT_BYTES_MAX};
 use crate::remote::{ErrorKind, RemoteError};
 
 /// Everything but what RFC 3986 calls unreserved.
@@ -34,6 +34,7 @@ pub struct Call {
     headers: HeaderMap,
     body: Bytes,
     follows_redirects: bool,
+    answer_bytes_max: usize,
     /// A header whose value cannot be sent.
     unsendable: Option<&'static str>,
 }
@@ -51,6 +52,7 @@ impl Call {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             follows_redirects: false,
+            answer_bytes_max: DOCUMENT_BYTES_MAX,
             unsendable: None,
         }
     }
@@ -126,6 +128,13 @@ impl Call {
         self
     }
 
+    /// Takes an answer of up to so many bytes as a whole, instead of
+    /// [`DOCUMENT_BYTES_MAX`].
+    pub fn answer_up_to(mut self, bytes: usize) -> Call {
+        self.answer_bytes_max = bytes;
+        self
+    }
+
     /// The method, for a signature.
     pub fn method(&self) -> &Method {
         &self.method
@@ -155,6 +164,10 @@ impl Call {
             Err(_) => self.unsendable = Some(name),
         }
         self
+    }
+
+    pub(super) fn answer_bytes_max(&self) -> usize {
+        self.answer_bytes_max
     }
 
     pub(super) fn follows(&self, status: StatusCode) -> bool {

@@ -1,6 +1,6 @@
 //! What every remote must do, checked against each of them: a folder, the
 //! scripted remote that other tests trust, S3, Google Cloud Storage and Azure over real
-//! servers.
+//! servers, and AIStore over a stand-in for a cluster.
 
 mod common;
 

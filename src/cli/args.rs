@@ -80,7 +80,7 @@ pub(super) struct RemoteArgs {
     #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true, hide = true)]
     pub(super) ca_file: Option<PathBuf>,
     /// Cloud bucket to read where the ais:// cluster cannot
-    #[arg(long, value_name = "URI", env = "WARMFS_ORIGIN", hide_env = true)]
+    #[arg(long, value_name = "URI", env = "WARMFS_ORIGIN", hide_env = true, hide = true)]
     pub(super) origin: Option<String>,
 }
 

@@ -171,7 +171,10 @@ impl ReadThrough {
         };
         let connect = |uri: RemoteUri| async move {
             let (env, metrics) = (&request.env, &self.remote_metrics);
-            self::client(&uri, &request.options, env, metrics, &self.endpoints).await
+            // The origin is that of what is mounted.
+            let remote = RemoteOptions { origin: None, ..request.options.remote.clone() };
+            let options = MountOptions { remote, ..request.options.clone() };
+            self::client(&uri, &options, env, metrics, &self.endpoints).await
         };
         let file = source.open(uri, client, connect).await?;
         let attached = cache.attach_with_index(client.clone(), uri.prefix(), ttl, file).await;

@@ -103,8 +103,8 @@ pub async fn connect(
     let options = RemoteOptions { endpoint_url: None, origin: None, ..options.clone() };
     let origin = Box::pin(super::connect(&origin_uri, &options, env, metrics)).await;
     let origin = origin.map_err(|error| RemoteError {
-        message: format!("--origin: {}", error.message),
-        ..error
+        message: format!("--origin: {}", of_origin(&error)),
+        kind: error.kind,
     })?;
     if origin.capabilities().version_guard != VersionGuard::IfMatch {
         return Err(invalid(
@@ -113,6 +113,11 @@ pub async fn connect(
         ));
     }
     Ok(WithOrigin::new(cluster, origin, Arc::clone(metrics)))
+}
+
+/// What the origin said. That option is the cluster's.
+fn of_origin(error: &RemoteError) -> String {
+    error.message.replace("--endpoint-url", "its endpoint in the environment")
 }
 
 #[async_trait]
@@ -219,7 +224,7 @@ impl WithOrigin {
                 Ok(answer)
             }
             Err(other) => {
-                let message = format!("{}; and the origin: {}", error.message, other.message);
+                let message = format!("{}; and the origin: {}", error.message, of_origin(&other));
                 Err(RemoteError { message, ..error })
             }
         }

@@ -257,12 +257,12 @@ async fn a_refused_token_is_fetched_again_once() {
 async fn a_request_is_made_again_with_another_token_only() {
     let (source, tokens) = setup(HOUR);
     let sent = Mutex::new(Vec::new());
-    let request = |token: Token| {
+    let request = async |token: Token| {
         sent.lock().unwrap().push(token.secret().to_owned());
-        std::future::ready(match token.secret() {
+        match token.secret() {
             "t2" => Ok(7),
             _ => Err(RemoteError::new(ErrorKind::Credentials, "401")),
-        })
+        }
     };
     assert_eq!(tokens.authorised(request).await, Ok(7));
     assert_eq!(*sent.lock().unwrap(), ["t1", "t2"]);

@@ -62,7 +62,9 @@ pub(super) fn body(
             RemoteError::new(ErrorKind::Invalid, format!("{what}: not a token of this store"))
         })?,
     };
-    let start_after = request.start_after.as_deref().filter(|_| request.continuation.is_none());
+    // A cloud bucket's is refused, and so is left to [`page`].
+    let is_sent = request.continuation.is_none() && !is_of_a_cloud;
+    let start_after = request.start_after.as_deref().filter(|_| is_sent);
     let value = Ask {
         uuid,
         prefix: &request.prefix,
@@ -207,6 +209,7 @@ mod tests {
         );
         let first = ListRequest { continuation: None, ..next };
         assert_eq!(value(&first, false)["start_after"], "p/k");
+        assert_eq!(value(&first, true)["start_after"], Value::Null);
         let foreign = ListRequest { continuation: Some("token".to_owned()), ..first };
         assert_eq!(body(&foreign, false, "LIST").unwrap_err().kind, ErrorKind::Invalid);
     }
@@ -227,6 +230,20 @@ mod tests {
         assert_eq!(object.version.0, "e1");
         assert!(object.mtime > SystemTime::UNIX_EPOCH);
         assert_eq!((page.objects[1].size, page.objects[1].mtime), (0, SystemTime::UNIX_EPOCH));
+    }
+
+    #[test]
+    fn keys_come_after_the_one_that_is_named() {
+        let after = |after: &str| {
+            let start_after = Some(after.to_owned());
+            let request = ListRequest { start_after, ..request(false) };
+            let page = page(PAGE.as_bytes(), &request, true, "LIST").unwrap();
+            page.objects.into_iter().map(|object| object.key.0).chain(page.prefixes).collect()
+        };
+        let keys: Vec<String> = after("p/a");
+        assert_eq!(keys, ["p/b", "p/c/", "p/d/"]);
+        let keys: Vec<String> = after("p/c/x");
+        assert_eq!(keys, ["p/d/"]);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::absences::Absences;
 use super::index::Index;
 use super::list_ahead::Walk;
 use super::lister::Listings;
@@ -53,7 +52,6 @@ pub struct Tree {
     pub(super) listings: Listings,
     pub(super) walk: Mutex<Walk>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
-    pub(super) absences: Absences,
     /// When the remote last could not list; `None` once it could again.
     pub(super) listing_failed: Mutex<Option<Instant>>,
     /// When the remote last refused to list.
@@ -418,10 +416,10 @@ impl Tree {
         &self,
         change: impl FnOnce(&Index) -> Result<Changes, CacheError> + Send + 'static,
     ) -> Result<(), CacheError> {
-        let Some(tree) = self.me.upgrade() else { unreachable!("a method runs on a live tree") };
+        let index = self.index.clone();
+        let store = self.store.clone();
         let task = self.runtime.spawn_blocking(move || {
-            let changes = change(&tree.index)?;
-            let store = &tree.store;
+            let changes = change(&index)?;
             store.discard(&changes.superseded)?;
             for (parent, name) in changes.names {
                 store.emit(Event::Entry(parent, name));
@@ -429,7 +427,7 @@ impl Tree {
             for folder in changes.folders {
                 store.emit(Event::Folder(folder));
             }
-            for (parent, name) in tree.absences.take(changes.came) {
+            for (parent, name) in store.absences().take(changes.came) {
                 store.emit(Event::Entry(parent, name));
             }
             Ok(())

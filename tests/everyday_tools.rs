@@ -224,27 +224,25 @@ fn churn(store: &Store, round: u64) {
     std::thread::sleep(Duration::from_millis(5)); // A few hundred changes a second.
 }
 
-/// Sees what is there, and minds nothing that a folder in motion may say.
+/// Sees what is there.
 fn walk_churn(dir: &Path) {
-    let is_of_motion =
-        |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE));
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if is_of_motion(&error) => return,
-        Err(error) => panic!("{}: {error}", dir.display()),
-    };
+    let Some(entries) = unless_gone(fs::read_dir(dir)) else { return };
     for entry in entries {
-        let result = entry.and_then(|entry| match entry.file_type()?.is_dir() {
-            true => {
-                walk_churn(&entry.path());
-                Ok(())
-            }
-            false => fs::read(entry.path()).map(drop),
-        });
-        match result {
-            Err(error) if !is_of_motion(&error) => panic!("{}: {error}", dir.display()),
-            _ => {}
+        let found = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)));
+        match unless_gone(found) {
+            Some((path, kind)) if kind.is_dir() => walk_churn(&path),
+            Some((path, _)) => drop(unless_gone(fs::read(path))),
+            None => {}
         }
+    }
+}
+
+/// What was found, unless it is gone or another by now. No other error is one of motion.
+fn unless_gone<T>(result: io::Result<T>) -> Option<T> {
+    match result {
+        Ok(found) => Some(found),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => None,
+        Err(error) => panic!("in a folder in motion: {error}"),
     }
 }
 

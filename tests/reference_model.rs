@@ -11,6 +11,7 @@
 mod offline;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -366,6 +367,11 @@ impl World {
         let Some(folder) = self.folder_ino(&prefix).await else {
             return fail(format!("the folder {prefix:?} is not found"));
         };
+        if name.len() > 255 {
+            let error = self.rig().fs.lookup(folder, OsStr::new(name)).get().await.err();
+            prop_assert_eq!(error, Some(Errno::ENAMETOOLONG));
+            return Ok(());
+        }
         let found = self.rig().lookup(folder, name).await;
         let shown = self.model.folder(&prefix);
         match (shown.get(name), found.attr) {

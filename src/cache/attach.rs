@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::absences::Absences;
 use super::index::{Root, Write};
 use super::lister::Listings;
 use super::listing::{Changes, FolderUpdate};
@@ -119,7 +118,6 @@ impl Cache {
             listings: Listings::new(),
             walk: Mutex::default(),
             point_lookups: Tree::counted_folders(),
-            absences: Absences::new(),
             listing_failed: Mutex::default(),
             refused: Mutex::default(),
             warmer: OnceLock::new(),

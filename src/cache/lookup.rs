@@ -42,7 +42,7 @@ impl Tree {
     ) -> Result<Child, CacheError> {
         match look()? {
             Child::Absent(valid_for) if !valid_for.is_zero() && names::is_showable(name) => {
-                self.absences.note(parent, name);
+                self.store.absences().note(parent, name);
                 look()
             }
             found => Ok(found),

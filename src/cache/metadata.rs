@@ -13,7 +13,6 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::absences::Absences;
 use super::given::Given;
 use super::index::Index;
 use super::list_ahead::Walk;
@@ -55,7 +54,6 @@ pub struct Tree {
     pub(super) listings: Listings,
     pub(super) walk: Mutex<Walk>,
     pub(super) point_lookups: Mutex<LruCache<NodeId, u32>>,
-    pub(super) absences: Absences,
     /// When the remote last could not list; `None` once it could again.
     pub(super) listing_failed: Mutex<Option<Instant>>,
     /// When the remote last refused to list.
@@ -441,7 +439,7 @@ impl Tree {
         for folder in changes.folders {
             self.store.emit(Event::Folder(folder));
         }
-        for (parent, name) in self.absences.take(changes.came) {
+        for (parent, name) in self.store.absences().take(changes.came) {
             self.store.emit(Event::Entry(parent, name));
         }
         Ok(())

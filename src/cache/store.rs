@@ -26,6 +26,7 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::absences::Absences;
 use super::backing_file::{Way, descriptors_max};
 use super::budget::Budget;
 use super::disk_health::{DiskHealth, Shortage};
@@ -122,6 +123,7 @@ pub struct Store {
     budget: Budget,
     room: Room,
     places: Places,
+    absences: Absences,
     health: DiskHealth,
     shortage: Shortage,
     fetcher: Fetcher,
@@ -206,6 +208,7 @@ impl Store {
             budget: Budget::new(limit, totals.disk_bytes),
             room: Room::new(limit.unwrap_or(u64::MAX)),
             places,
+            absences: Absences::new(),
             health: DiskHealth::default(),
             shortage: Shortage::default(),
             fetcher: Fetcher::new(blocks),
@@ -409,6 +412,11 @@ impl Store {
         let before = dirty.insert(object.node(), object.clone());
         drop(dirty);
         drop(before); // After the lock: it may be another one, and its drop takes one.
+    }
+
+    /// What somebody was told is not there, by whichever mount.
+    pub(super) fn absences(&self) -> &Absences {
+        &self.absences
     }
 
     /// Events from now on, for as long as the subscription is held.

@@ -184,27 +184,27 @@ impl FileSystem {
         let parent = parent.node(self.tree.root());
         match self.tree.child(parent, name) {
             Ok(Child::Unknown) => {}
-            Ok(known) => return Answer::Now(Ok(self.found(known))),
+            Ok(known) => return Answer::Now(self.found(known)),
             Err(error) => return Answer::Now(Err(self.failed("lookup", name, &error))),
         }
         let fs = self.clone();
         let name = name.to_owned();
         Answer::Later(Box::pin(async move {
             let child = fs.tree.lookup(parent, &name).await;
-            child.map(|child| fs.found(child)).map_err(|error| fs.failed("lookup", &name, &error))
+            fs.found(child.map_err(|error| fs.failed("lookup", &name, &error))?)
         }))
     }
 
-    fn found(&self, child: Child) -> Found {
-        match child {
+    fn found(&self, child: Child) -> Result<Found, Errno> {
+        Ok(match child {
             Child::Known(node) => {
-                let found = Found { attr: Some(self.attr_of(&node)), ttl: node.valid_for };
-                self.give(node.parent, std::iter::once(node));
-                found
+                // First: the next look into the index may be the one by which it is lost.
+                self.give(node.parent, std::iter::once(node.clone()))?;
+                Found { attr: Some(self.attr_of(&node)), ttl: node.valid_for }
             }
             Child::Absent(ttl) => Found { attr: None, ttl },
             Child::Unknown => Found { attr: None, ttl: Duration::ZERO },
-        }
+        })
     }
 
     /// The attributes of an inode. A file never asks the remote: it is one
@@ -238,12 +238,15 @@ impl FileSystem {
 
     /// Remembers nodes of `folder` that the kernel is told of. With handles there
     /// is no need: it looks a name up again when it cannot be opened.
-    fn give(&self, folder: NodeId, nodes: impl Iterator<Item = Node>) {
-        if self.mode() == OpenMode::Cached
-            && let Ok(prefix) = self.tree.prefix(folder)
-        {
+    ///
+    /// # Errors
+    /// ESTALE if the folder is not known by now: the kernel looks the path up again.
+    fn give(&self, folder: NodeId, nodes: impl Iterator<Item = Node>) -> Result<(), Errno> {
+        if self.mode() == OpenMode::Cached {
+            let prefix = self.tree.prefix(folder).map_err(|_| Errno::ESTALE)?;
             self.tree.given().give(&prefix, nodes);
         }
+        Ok(())
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<Node, Errno> {
@@ -491,23 +494,22 @@ impl FileSystem {
             children.truncate(children.partition_point(|node| node.name < *below));
         }
         let present = match detail {
+            // By a name alone the kernel opens nothing: it looks it up first.
             Detail::Names => Vec::new(),
             Detail::Attributes => {
+                // As for a lookup; but who reads a folder would not begin anew.
+                let _ = self.give(folder, children.iter().cloned());
                 let ids: Vec<NodeId> = children.iter().map(|node| node.id).collect();
                 self.tree.store().present_bytes_of(&ids)
             }
         };
         let present = present.into_iter().chain(std::iter::repeat(0));
-        entries.extend(children.iter().zip(present).map(|(node, present)| DirEntry {
+        entries.extend(children.into_iter().zip(present).map(|(node, present)| DirEntry {
             offset: node.id.0,
-            attr: Attr::new(node, self.tree.root(), present, &self.options),
+            attr: Attr::new(&node, self.tree.root(), present, &self.options),
             ttl: node.valid_for,
-            name: node.name.clone(),
+            name: node.name,
         }));
-        // By a name alone the kernel opens nothing: it looks it up first.
-        if detail == Detail::Attributes {
-            self.give(folder, children.into_iter());
-        }
         Ok(entries)
     }
 

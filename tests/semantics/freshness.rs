@@ -91,13 +91,19 @@ fn an_absence_is_kept_for_as_long_as_it_is_known() {
     let warmfs = store.warmfs();
     let mount = mount_data(&warmfs);
     assert_eq!(names(&mount.join("listed")), set(["x"]));
+    let other = warmfs.mount_with("s3://bucket/data/listed", "other", &["--warm", "off"]);
+    assert!(is_absent(&other.join("later")));
     let later = |folder: &str| mount.join(folder).join("later");
     assert!(is_absent(&later("listed")) && is_absent(&later("unlisted")));
     put_keys(&store, &["data/listed/later", "data/unlisted/later"]);
     eventually("a folder that was not listed", || !is_absent(&later("unlisted")));
     assert!(is_absent(&later("listed")));
+    // In every mount, whichever of them is refreshed.
+    assert!(is_absent(&other.join("later")));
     refresh(&warmfs, &mount);
     eventually("a refresh shows it", || !is_absent(&later("listed")));
+    eventually("in the other one too", || !is_absent(&other.join("later")));
+    warmfs.unmount("other");
     warmfs.unmount("mount");
 }
 

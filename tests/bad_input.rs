@@ -142,7 +142,9 @@ fn certificates_and_proxies_that_are_none() {
 fn malformed_endpoints() {
     let warmfs = Warmfs::new();
     for url in ["localhost:9000", "ftp://host", "http://", "https://a b", "http://host/?query"] {
-        let words = ["--endpoint-url", url, "https://HOST"];
+        // A query is left out: it may be signed.
+        let shown = url.split('?').next().unwrap();
+        let words = ["--endpoint-url", shown, "https://HOST"];
         refused(&warmfs, "s3://bucket", &["--endpoint-url", url], &words);
     }
     let url = "https://user:hidden@host";

@@ -154,15 +154,19 @@ async fn listings_and_heads_come_from_the_origin_too() {
 #[tokio::test(start_paused = true)]
 async fn another_version_of_the_origin_is_not_used() {
     let s = setup(100);
+    // A store that does not refuse by itself is found out.
+    for lie in [Fault::OtherVersion, Fault::OtherSize] {
+        s.origin.fail_next(RequestKind::Get, lie);
+        s.fail(ErrorKind::Transient);
+        let error = s.read().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Transient);
+        assert!(error.message.contains("the origin has another version"), "{error}");
+    }
     s.origin.put(KEY, vec![b'x'; 100]);
     s.fail(ErrorKind::Transient);
     let error = s.read().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Transient);
     assert!(error.message.contains("; and the origin: "), "{error}");
-    // A store that does not refuse by itself is found out.
-    s.origin.fail_next(RequestKind::Get, Fault::OtherVersion);
-    s.fail(ErrorKind::Transient);
-    assert_eq!(s.read().await.unwrap_err().kind, ErrorKind::Transient);
     assert_eq!(s.metrics.from_origin.get(), 0);
     // The cluster is asked where the origin has not what it was preferred for.
     let large = setup(64 << 20);

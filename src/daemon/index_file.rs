@@ -145,10 +145,10 @@ struct Draft {
 impl Draft {
     fn create(to: PathBuf) -> Result<(Draft, File), ErrorReply> {
         let mut path = to.clone().into_os_string();
-        path.push(format!(".{}.partial", std::process::id()));
+        // Of its own, whoever else writes to the same file.
+        path.push(format!(".{:016x}.partial", fastrand::u64(..)));
         let draft = Draft { path: PathBuf::from(path), to };
-        // One of an earlier process with this number is nobody's.
-        match File::create(&draft.path) {
+        match File::create_new(&draft.path) {
             Ok(file) => Ok((draft, file)),
             Err(error) => Err(draft.failed(&error)),
         }

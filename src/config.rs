@@ -29,6 +29,9 @@ pub struct RemoteOptions {
     pub ca_file: Option<PathBuf>,
     /// The URI of the cloud bucket that an AIStore cluster keeps copies of.
     pub origin: Option<String>,
+    /// The shell command that prints credentials as JSON.
+    #[serde(default)]
+    pub credential_command: Option<String>,
 }
 
 /// How a mount looks and behaves. Two mounts with equal options are the same.
@@ -105,10 +108,17 @@ pub enum OpenModeOption {
 pub struct CallerEnv(BTreeMap<String, String>);
 
 impl CallerEnv {
+    /// Credentials as JSON, of the form that `--credential-command` prints. Also how
+    /// they are pushed over the socket.
+    pub const CREDENTIALS: &str = "WARMFS_CREDENTIALS";
     /// How the clouds' own variables begin, all of which are taken along.
     const PREFIXES: [&str; 5] = ["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_"];
     /// What is taken along besides.
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 16] = [
+        Self::CREDENTIALS,
+        // For the programs that are run: found and begun as the caller would.
+        "PATH",
+        "PWD",
         "HOME",
         "GCE_METADATA_HOST",
         "STORAGE_EMULATOR_HOST",
@@ -143,7 +153,10 @@ impl CallerEnv {
 
     /// Takes what remotes may need out of this process's environment.
     pub fn from_process() -> Self {
-        Self::from_vars(std::env::vars_os(), &std::env::current_dir().unwrap_or_default())
+        let dir = std::env::current_dir().unwrap_or_default();
+        // What a shell says of it need not be so.
+        let here = ("PWD".into(), dir.clone().into_os_string());
+        Self::from_vars(std::env::vars_os().chain([here]), &dir)
     }
 
     /// Paths are made absolute in `dir`: the daemon works in another folder.
@@ -167,9 +180,14 @@ impl CallerEnv {
         Self::NAMES.contains(&name) || Self::is_of_a_cloud(name)
     }
 
-    /// Whether a variable is one of the clouds' own, which may hold a secret.
+    /// Whether a variable is one of the clouds' own, or ours, which may hold a secret.
     pub fn is_of_a_cloud(name: &str) -> bool {
-        Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        name == Self::CREDENTIALS || Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// All of it, for a program that is run in the caller's name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// The value of a variable; an empty one counts as not set.
@@ -257,6 +275,7 @@ mod tests {
             ("AIS_AUTHN_TOKEN_FILE", "../token"),
             ("no_proxy", "host"),
             ("PATH", "/bin"),
+            ("PAGER", "less"),
         ];
         let vars = vars.map(|(name, value)| (name.into(), value.into()));
         let odd = [
@@ -271,6 +290,7 @@ mod tests {
         assert_eq!(env.get("GOOGLE_APPLICATION_CREDENTIALS"), Some("/at/adc.json"));
         assert_eq!(env.get("AIS_AUTHN_TOKEN_FILE"), Some("/at/../token"));
         assert_eq!(env.get("no_proxy"), Some("host"));
-        assert_eq!(env.0.len(), 8);
+        assert_eq!(env.get("PATH"), Some("/bin"));
+        assert_eq!(env.0.len(), 9);
     }
 }

@@ -66,3 +66,92 @@ fn credentials_that_end_cost_what_is_not_cached_until_there_are_new_ones() {
     assert!(warmfs.fails(&["renew", &dir]).contains("no daemon serves"));
     assert!(!warmfs.log().contains("a secret"));
 }
+
+/// A command that prints the key in a file, and counts its runs.
+fn key_command(dir: &Path, life_s: u64) -> String {
+    let dir = dir.display();
+    format!(
+        r#"echo run >> {dir}/runs; test -f {dir}/key || {{ echo 'log in first' >&2; exit 7; }}
+        printf '{{"AccessKeyId":"%s","SecretAccessKey":"hidden","Expiration":%s}}' \
+            "$(cat {dir}/key)" $(( $(date +%s) + {life_s} ))"#
+    )
+}
+
+#[test]
+fn a_command_gives_credentials_again_and_again() {
+    let access = Access::Key("AKIDGOOD".to_owned());
+    let store = Store::with(StoreOptions { access, ..StoreOptions::default() });
+    for name in ["data/a", "data/b", "data/c", "data/d"] {
+        store.put(BUCKET, name, Bytes::from(name.to_owned()));
+    }
+    let warmfs = store.warmfs();
+    let dir = tempfile::tempdir().unwrap();
+    let runs = || fs::read_to_string(dir.path().join("runs")).unwrap().lines().count();
+    let key = |key: &str| fs::write(dir.path().join("key"), key).unwrap();
+    let command = key_command(dir.path(), 3600);
+    let options = ["--warm", "off", "--metadata-ttl", "inf", "--credential-command", &command];
+
+    // Its failure is the mount's: what was named is never replaced by no credentials.
+    let mut args = vec!["mount", "s3://bucket/data", "mount"];
+    args.extend(options);
+    let said = warmfs.fails_as(warmfs.command(&args).current_dir(dir.path()));
+    assert!(said.contains("--credential-command") && said.contains("log in first"), "{said}");
+    assert_eq!((runs(), store.counts().list.requests), (1, 0));
+
+    key("AKIDGOOD");
+    let mount = warmfs.mount_with("s3://bucket/data", "mount", &options);
+    assert_eq!(fs::read(mount.join("a")).unwrap(), b"data/a");
+    assert_eq!(runs(), 2, "once, and kept");
+
+    // The store refuses what it has: the command is asked once more, behind nobody's back.
+    let expired =
+        Fault::Status { status: 400, code: "ExpiredToken".to_owned(), retry_after_s: None };
+    store.set_faults(vec![FaultRule::next(1, Op::Get, expired.clone())]);
+    assert_eq!(fs::read(mount.join("b")).unwrap(), b"data/b");
+    assert_eq!(runs(), 3);
+
+    // What is pushed comes first.
+    fs::remove_file(dir.path().join("key")).unwrap();
+    let renew = |json| {
+        let mut renew = warmfs.command(&["renew", mount.to_str().unwrap()]);
+        renew.env("WARMFS_CREDENTIALS", json);
+        renew
+    };
+    let json = r#"{"AccessKeyId":"AKIDGOOD","SecretAccessKey":"hidden"}"#;
+    assert!(renew(json).status().unwrap().success());
+    assert_eq!(fs::read(mount.join("c")).unwrap(), b"data/c");
+    assert_eq!(runs(), 3);
+    let said = warmfs.fails_as(&mut renew("hidden"));
+    assert!(said.contains("WARMFS_CREDENTIALS: that is no key set"), "{said}");
+
+    // Pushed credentials that end are not asked for again; new ones heal the mount.
+    store.set_faults(vec![FaultRule::next(u64::MAX, Op::Get, expired)]);
+    assert_eq!(errno(&mount.join("d")), Some(libc::EACCES));
+    store.set_faults(Vec::new());
+    assert!(renew(json).status().unwrap().success());
+    assert_eq!(fs::read(mount.join("d")).unwrap(), b"data/d");
+    assert_eq!(runs(), 3);
+    assert!(!warmfs.log().contains("hidden"));
+}
+
+#[test]
+fn credentials_are_renewed_before_they_end() {
+    let store = Store::with(StoreOptions {
+        access: Access::Key("AKIDGOOD".to_owned()),
+        ..StoreOptions::default()
+    });
+    store.put(BUCKET, "data/a", Bytes::from("a"));
+    let warmfs = store.warmfs();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("key"), "AKIDGOOD").unwrap();
+    let runs = || fs::read_to_string(dir.path().join("runs")).unwrap().lines().count();
+    // Of such a life the last 2 s are for renewal.
+    let command = key_command(dir.path(), 8);
+    let options = ["--warm", "off", "--metadata-ttl", "0s", "--credential-command", &command];
+    let mount = warmfs.mount_with("s3://bucket/data", "mount", &options);
+    common::eventually("a second run, behind the readers", || {
+        assert_eq!(fs::read_dir(&mount).unwrap().count(), 1);
+        runs() >= 2
+    });
+    assert!(warmfs.status()["mounts"][0]["refusal"].is_null());
+}

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::Warmfs;
-use common::azurite::{Azurite, KEY};
+use common::azurite::{Azurite, KEY, signature};
 use common::gcs::Gcs;
 use common::namespace::{black_hole, in_namespace, ip};
 use common::stub::{Reply, Request, Stub};
@@ -170,6 +170,33 @@ fn who_is_logged_in_to_az_mounts_what_is_private() {
     assert_eq!(fs::read(dir.join("hello")).unwrap(), b"hello");
     assert!(!warmfs.log().contains("of-az"));
     warmfs.unmount("mount");
+}
+
+#[test]
+fn a_command_gives_tokens_to_every_cloud() {
+    let runtime = runtime();
+    let azurite = runtime.block_on(Azurite::start());
+    runtime.block_on(async {
+        azurite.create_container("container", false).await;
+        azurite.put("container", "hello", b"hello".to_vec()).await;
+    });
+    let google = runtime.block_on(bucket(false));
+    let signed = format!(r#"echo '{{"token": "{}"}}'"#, signature("rl"));
+    let token = r#"test "$WARMFS_URI" = gs://bucket && echo '{"access_token": "machine"}'"#;
+    for (uri, endpoint, command, secret) in [
+        ("az://devstoreaccount1/container", azurite.endpoint(), signed.as_str(), "sig="),
+        ("gs://bucket", google.url(), token, "machine"),
+    ] {
+        let mut warmfs = Warmfs::new();
+        warmfs.set_env("WARMFS_ENDPOINT_URL", endpoint);
+        // What comes after it is not asked for.
+        warmfs.set_env("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere");
+        warmfs.set_env("AZURE_STORAGE_KEY", "of somebody else");
+        let mount = warmfs.mount_with(uri, "mount", &["--credential-command", command]);
+        assert_eq!(fs::read(mount.join("hello")).unwrap(), b"hello", "{uri}");
+        warmfs.unmount("mount");
+        assert!(!warmfs.log().contains(secret), "{uri}");
+    }
 }
 
 const BLOBS: &str = "<EnumerationResults><Blobs><Blob><Name>hello</Name><Properties>\

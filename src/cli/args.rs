@@ -79,6 +79,15 @@ pub(super) struct RemoteArgs {
     /// Certificates to trust besides the system's
     #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true, hide = true)]
     pub(super) ca_file: Option<PathBuf>,
+    /// Command that prints credentials as JSON (docs/credentials.md)
+    #[arg(
+        long,
+        value_name = "CMD",
+        env = "WARMFS_CREDENTIAL_COMMAND",
+        hide_env = true,
+        hide = true
+    )]
+    pub(super) credential_command: Option<String>,
     /// Cloud bucket to read where the ais:// cluster cannot
     #[arg(long, value_name = "URI", env = "WARMFS_ORIGIN", hide_env = true, hide = true)]
     pub(super) origin: Option<String>,
@@ -185,6 +194,7 @@ impl MountArgs {
                 virtual_host_style: self.remote.virtual_host_style,
                 ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
                 origin: self.remote.origin,
+                credential_command: self.remote.credential_command,
             },
             metadata_ttl: self.look.metadata_ttl,
             allow_other: self.look.allow_other,

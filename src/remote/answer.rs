@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::time::{Duration, SystemTime};
 
+use aws_smithy_types::date_time::{DateTime, Format};
 use hyper_util::client::legacy::Error as HyperError;
 use rustls::CertificateError;
 
@@ -55,6 +56,12 @@ pub struct Refusal<'a> {
     pub said: Option<&'a str>,
     /// Its `Retry-After`, as it came.
     pub retry_after: Option<&'a str>,
+}
+
+/// A moment as RFC 3339 writes it.
+pub(super) fn rfc3339(text: &str) -> Option<SystemTime> {
+    let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok()?;
+    SystemTime::try_from(time).ok()
 }
 
 /// The error that a refusal is. `what` says what was asked: `GET s3://b/k`.

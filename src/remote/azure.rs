@@ -30,6 +30,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::{HeaderMap, Method};
 
+use self::credentials::signature_in;
 use self::error::AZURE;
 use self::listing::FOLDER_MARK;
 use self::shared_key::SharedKey;
@@ -74,6 +75,7 @@ enum Signer {
     Key(SharedKey),
     /// A shared access signature, as the end of a query.
     Signature(Arc<str>),
+    /// Of Entra ID; or signatures, from who renews them.
     Tokens(Tokens),
 }
 
@@ -173,7 +175,11 @@ impl AzureRemote {
             Signer::Key(key) => request(key.sign(call, &self.endpoint)).await,
             Signer::Signature(signature) => request(call.signed_query(signature)).await,
             Signer::Tokens(tokens) => {
-                tokens.authorised(|token| request(call.clone().bearer(token.secret()))).await
+                let authorise = |secret: &str| match signature_in(secret) {
+                    Some(signature) => call.clone().signed_query(signature),
+                    None => call.clone().bearer(secret),
+                };
+                tokens.authorised(|token| request(authorise(token.secret()))).await
             }
         }
     }

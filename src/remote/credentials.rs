@@ -5,14 +5,15 @@
 //! answer; what was configured is never replaced by anonymous requests:
 //!
 //! 1. `--no-sign-request`: none.
-//! 2. `--profile`.
-//! 3. `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`.
-//! 4. `AWS_PROFILE`, or else a profile `default` that names credentials: keys,
+//! 2. What is pushed or printed by `--credential-command` ([`super::hook`]).
+//! 3. `--profile`.
+//! 4. `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`.
+//! 5. `AWS_PROFILE`, or else a profile `default` that names credentials: keys,
 //!    SSO, a role to assume, a process.
-//! 5. `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`.
-//! 6. `AWS_CONTAINER_CREDENTIALS_*_URI`. The SDK's provider for these reads the
+//! 6. `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`.
+//! 7. `AWS_CONTAINER_CREDENTIALS_*_URI`. The SDK's provider for these reads the
 //!    process's own environment, so it is used only where that is the same.
-//! 7. Otherwise perhaps the machine's metadata service, which is asked while an
+//! 8. Otherwise perhaps the machine's metadata service, which is asked while an
 //!    anonymous request is tried.
 //!
 //! Nothing of this is logged or becomes part of a message, except names.

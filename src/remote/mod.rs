@@ -17,6 +17,7 @@ pub mod error;
 pub mod gate;
 pub mod gcs;
 mod hedge;
+mod hook;
 pub mod http;
 mod latency;
 pub mod local;
@@ -33,6 +34,7 @@ pub mod s3;
 pub mod scripted;
 mod settle;
 pub mod token;
+mod token_json;
 pub mod uri;
 
 use std::fmt;

@@ -99,8 +99,13 @@ pub async fn connect(
     if !["", uri.prefix()].contains(&origin_uri.prefix()) {
         return Err(invalid("leave out the prefix, or name that of the mount"));
     }
-    // The endpoint that was given is the cluster's.
-    let options = RemoteOptions { endpoint_url: None, origin: None, ..options.clone() };
+    // The endpoint that was given is the cluster's, and so is who asks there.
+    let options = RemoteOptions {
+        endpoint_url: None,
+        origin: None,
+        credential_command: None,
+        ..options.clone()
+    };
     let origin = Box::pin(super::connect(&origin_uri, &options, env, metrics)).await;
     let origin = origin.map_err(|error| RemoteError {
         message: format!("--origin: {}", of_origin(&error)),

@@ -11,7 +11,9 @@ mod connect;
 mod error;
 #[cfg(test)]
 mod fuzz_tests;
+mod keys;
 
+use std::future::Future;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +25,7 @@ use aws_sdk_s3::types::{EncodingType, Object, RequestPayer};
 use http_body_util::BodyDataStream;
 
 use self::error::classify;
+use self::keys::Keys;
 use super::answer::{Asked, believable, lacks};
 use super::ranged::{self, Sent};
 use super::{
@@ -36,6 +39,8 @@ pub struct S3Remote {
     id: RemoteId,
     bucket: String,
     client: Client,
+    /// None for requests without a signature.
+    keys: Option<Keys>,
     payer: Option<RequestPayer>,
 }
 
@@ -51,13 +56,16 @@ impl Remote for S3Remote {
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = self.what("HEAD", &key.0);
-        let request = self
+        let call = self
             .client
             .head_object()
             .bucket(&self.bucket)
             .key(&key.0)
             .set_request_payer(self.payer.clone());
-        let answer = request.send().await.map_err(|e| classify(Asked::Head, &what, &e))?;
+        let ask = || async {
+            call.clone().send().await.map_err(|error| classify(Asked::Head, &what, &error))
+        };
+        let answer = self.signed(ask).await?;
         Ok(ObjectMeta {
             key: key.clone(),
             size: answer.content_length().and_then(to_size).ok_or_else(|| lacks(&what, "size"))?,
@@ -68,7 +76,7 @@ impl Remote for S3Remote {
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, RemoteError> {
         let what = self.what("LIST", &request.prefix);
-        let answer = self
+        let call = self
             .client
             .list_objects_v2()
             .bucket(&self.bucket)
@@ -79,11 +87,11 @@ impl Remote for S3Remote {
             .set_max_keys(request.max_keys.map(i32::from))
             // Keys may hold what XML cannot, such as a newline.
             .encoding_type(EncodingType::Url)
-            .set_request_payer(self.payer.clone())
-            .send()
-            .await
-            .map_err(|error| classify(Asked::List, &what, &error))?;
-        let mut page = list_page(answer, &what)?;
+            .set_request_payer(self.payer.clone());
+        let ask = || async {
+            call.clone().send().await.map_err(|error| classify(Asked::List, &what, &error))
+        };
+        let mut page = list_page(self.signed(ask).await?, &what)?;
         page.begin_after(request.start_after.as_deref());
         Ok(page)
     }
@@ -94,17 +102,18 @@ impl Remote for S3Remote {
         range: Range<u64>,
     ) -> Result<RangeBody, RemoteError> {
         let what = self.what("GET", &object.key.0);
-        let answer = self
+        let call = self
             .client
             .get_object()
             .bucket(&self.bucket)
             .key(&object.key.0)
             .range(ranged::header(&range, &what)?)
             .if_match(format!("\"{}\"", object.version.0))
-            .set_request_payer(self.payer.clone())
-            .send()
-            .await
-            .map_err(|error| classify(Asked::Get, &what, &error))?;
+            .set_request_payer(self.payer.clone());
+        let ask = || async {
+            call.clone().send().await.map_err(|error| classify(Asked::Get, &what, &error))
+        };
+        let answer = self.signed(ask).await?;
         let length = answer.content_length().and_then(to_size);
         let sent = Sent::of(answer.content_range(), length, &what)?;
         let version = version(answer.e_tag(), &what)?;
@@ -115,6 +124,18 @@ impl Remote for S3Remote {
 }
 
 impl S3Remote {
+    /// Makes a request in the name of whom the bucket is mounted for. The SDK asks
+    /// [`keys::Signer`] for the same keys.
+    async fn signed<T, F>(&self, request: impl Fn() -> F) -> Result<T, RemoteError>
+    where
+        F: Future<Output = Result<T, RemoteError>>,
+    {
+        match &self.keys {
+            Some(keys) => keys.authorised(|_| request()).await,
+            None => request().await,
+        }
+    }
+
     /// What a message says was asked.
     fn what(&self, verb: &str, key: &str) -> String {
         format!("{verb} s3://{}/{}", self.bucket, key.escape_debug())

@@ -49,10 +49,15 @@ const BLIP_PAUSE: Duration = Duration::from_secs(1);
 /// Time for one fetch: a program that asks a server, twice.
 const FETCH_LIMIT: Duration = Duration::from_secs(20);
 
+/// What a request is signed or marked with: a text, or keys.
+pub trait Secret: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {}
+
+impl<S: Clone + PartialEq + fmt::Debug + Send + Sync + 'static> Secret for S {}
+
 /// What a store takes for a proof of who asks. A clone is another handle.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token {
-    secret: Arc<str>,
+pub struct Token<S = Arc<str>> {
+    secret: S,
     /// When it ends, if that is known.
     pub expires: Option<SystemTime>,
 }
@@ -60,11 +65,23 @@ pub struct Token {
 impl Token {
     /// A token, which may never end.
     pub fn new(secret: impl Into<Arc<str>>, expires: Option<SystemTime>) -> Token {
-        Token { secret: secret.into(), expires }
+        Token::of(secret.into(), expires)
     }
 
     /// The token itself. It belongs into a header and nowhere else.
     pub fn secret(&self) -> &str {
+        &self.secret
+    }
+}
+
+impl<S> Token<S> {
+    /// A secret of any kind, which may never end.
+    pub fn of(secret: S, expires: Option<SystemTime>) -> Token<S> {
+        Token { secret, expires }
+    }
+
+    /// The secret itself. It belongs into a request and nowhere else.
+    pub fn value(&self) -> &S {
         &self.secret
     }
 
@@ -75,7 +92,7 @@ impl Token {
     }
 }
 
-impl fmt::Debug for Token {
+impl<S> fmt::Debug for Token<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token").field("expires", &self.expires).finish_non_exhaustive()
     }
@@ -83,39 +100,39 @@ impl fmt::Debug for Token {
 
 /// Where tokens come from.
 #[async_trait]
-pub trait TokenSource: Send + Sync + fmt::Debug {
+pub trait TokenSource<S = Arc<str>>: Send + Sync + fmt::Debug {
     /// Gets a token that is as new as can be. Makes one attempt.
     ///
     /// # Errors
     /// With a message that says in one line what to run, and holds no secret.
-    async fn fetch(&self) -> Result<Token, RemoteError>;
+    async fn fetch(&self) -> Result<Token<S>, RemoteError>;
 }
 
 /// What requests are authorised by: a source, or one token.
 #[derive(Clone, Debug)]
-pub enum Given {
+pub enum Given<S = Arc<str>> {
     /// Something that has a token whenever one is wanted.
-    Source(Arc<dyn TokenSource>),
+    Source(Arc<dyn TokenSource<S>>),
     /// A token from outside; whoever gave it gives the next one too.
-    Token(Token),
+    Token(Token<S>),
 }
 
 /// The token that all requests share. A clone is another handle.
 #[derive(Clone, Debug)]
-pub struct Tokens(Arc<Shared>);
+pub struct Tokens<S: Secret = Arc<str>>(Arc<Shared<S>>);
 
 #[derive(Debug)]
-struct Shared {
-    held: Mutex<Held>,
+struct Shared<S: Secret> {
+    held: Mutex<Held<S>>,
     /// A fetch has ended, or something was given.
     changed: Notify,
     clock: fn() -> SystemTime,
 }
 
 #[derive(Debug)]
-struct Held {
-    source: Option<Arc<dyn TokenSource>>,
-    token: Option<Token>,
+struct Held<S> {
+    source: Option<Arc<dyn TokenSource<S>>>,
+    token: Option<Token<S>>,
     /// When it came.
     since: SystemTime,
     fetch: Option<JoinHandle<()>>,
@@ -142,11 +159,11 @@ fn rests(start: SystemTime, pause: Duration, now: SystemTime) -> bool {
 
 /// What a request does about its token.
 #[derive(Debug, PartialEq, Eq)]
-enum Plan {
+enum Plan<S> {
     /// Uses this one.
-    Use(Token),
+    Use(Token<S>),
     /// Uses this one, and has the next one fetched.
-    UseAndFetch(Token),
+    UseAndFetch(Token<S>),
     /// Waits for a fetch, which has to be begun or is under way.
     Wait {
         /// Whether it has to be begun.
@@ -156,8 +173,8 @@ enum Plan {
     Fail(RemoteError),
 }
 
-impl Held {
-    fn plan(&self, now: SystemTime) -> Plan {
+impl<S: Secret> Held<S> {
+    fn plan(&self, now: SystemTime) -> Plan<S> {
         let is_fetching = self.fetch.as_ref().is_some_and(|fetch| !fetch.is_finished());
         let failure = self.failure.as_ref().filter(|last| rests(last.at, last.pause, now));
         let usable = self.token.as_ref().and_then(|token| Some((token, token.left(now)?)));
@@ -186,7 +203,7 @@ impl Held {
     }
 
     /// Takes over what a fetch brought.
-    fn fetched(&mut self, result: Result<Token, RemoteError>, now: SystemTime) {
+    fn fetched(&mut self, result: Result<Token<S>, RemoteError>, now: SystemTime) {
         let error = match result {
             Ok(token) if token.left(now).is_some() => {
                 (self.token, self.since, self.failure) = (Some(token), now, None);
@@ -212,7 +229,7 @@ impl Held {
     }
 
     /// Drops the token that the store refuses, if the next one may be another.
-    fn forget(&mut self, refused: &Token, now: SystemTime) {
+    fn forget(&mut self, refused: &Token<S>, now: SystemTime) {
         let is_current = self.token.as_ref() == Some(refused);
         let is_early = self.forgot.is_some_and(|last| rests(last, PAUSE, now));
         if is_current && !is_early && self.source.is_some() {
@@ -221,13 +238,13 @@ impl Held {
     }
 }
 
-impl Tokens {
+impl<S: Secret> Tokens<S> {
     /// Tokens that `given` leads to. Nothing is fetched yet.
-    pub fn new(given: Given) -> Tokens {
+    pub fn new(given: Given<S>) -> Tokens<S> {
         Tokens::with_clock(given, SystemTime::now)
     }
 
-    fn with_clock(given: Given, clock: fn() -> SystemTime) -> Tokens {
+    fn with_clock(given: Given<S>, clock: fn() -> SystemTime) -> Tokens<S> {
         let held = Held {
             source: None,
             token: None,
@@ -248,7 +265,7 @@ impl Tokens {
     /// # Errors
     /// The source's own, as [`ErrorKind::Credentials`]; the kind of a retryable one
     /// is kept as long as there never was a token.
-    pub async fn current(&self) -> Result<Token, RemoteError> {
+    pub async fn current(&self) -> Result<Token<S>, RemoteError> {
         loop {
             // Made before the look, so that nothing is missed in between.
             let changed = self.0.changed.notified();
@@ -273,7 +290,7 @@ impl Tokens {
     ///
     /// # Errors
     /// The request's, or those of [`Tokens::current`].
-    pub async fn authorised<T, F>(&self, request: impl Fn(Token) -> F) -> Result<T, RemoteError>
+    pub async fn authorised<T, F>(&self, request: impl Fn(Token<S>) -> F) -> Result<T, RemoteError>
     where
         F: Future<Output = Result<T, RemoteError>>,
     {
@@ -291,12 +308,12 @@ impl Tokens {
 
     /// Tells that the store refused `token` (401). It is not handed out again while a
     /// newer one can be fetched; this is tried once in a while only.
-    pub fn forget(&self, token: &Token) {
+    pub fn forget(&self, token: &Token<S>) {
         self.0.lock().forget(token, (self.0.clock)());
     }
 
     /// From now on `given` is what counts, and whatever failed before does not.
-    pub fn replace(&self, given: Given) {
+    pub fn replace(&self, given: Given<S>) {
         let now = (self.0.clock)();
         let mut held = self.0.lock();
         if let Some(fetch) = held.fetch.take() {
@@ -313,7 +330,7 @@ impl Tokens {
     }
 }
 
-impl Drop for Shared {
+impl<S: Secret> Drop for Shared<S> {
     fn drop(&mut self) {
         if let Some(fetch) = self.lock().fetch.take() {
             fetch.abort();
@@ -321,13 +338,13 @@ impl Drop for Shared {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Held> {
+impl<S: Secret> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, Held<S>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins to fetch in a task of its own, which those who wait may leave.
-    fn begin(self: &Arc<Self>, held: &mut Held) {
+    fn begin(self: &Arc<Self>, held: &mut Held<S>) {
         let Some(source) = held.source.clone() else { return };
         let (shared, given) = (Arc::downgrade(self), held.given);
         held.fetch = Some(tokio::spawn(async move {
@@ -337,7 +354,7 @@ impl Shared {
         }));
     }
 
-    fn finish(shared: &Weak<Self>, given: u64, result: Result<Token, RemoteError>) {
+    fn finish(shared: &Weak<Self>, given: u64, result: Result<Token<S>, RemoteError>) {
         let Some(shared) = shared.upgrade() else { return };
         let mut held = shared.lock();
         if held.given == given {

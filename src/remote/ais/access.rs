@@ -19,7 +19,7 @@ use crate::remote::local::blocking;
 use crate::remote::rest::{Rest, Said, header};
 use crate::remote::token::{Given, Token, TokenSource, Tokens};
 use crate::remote::uri::AisProvider;
-use crate::remote::{ErrorKind, RemoteError, RemoteId};
+use crate::remote::{ErrorKind, RemoteError, RemoteId, hook};
 
 /// A file with a token is read again after a part of this, whether or not the cluster
 /// refused what was in it: whoever renews it does so well before its end.
@@ -89,13 +89,15 @@ impl AisRemote {
     ) -> Result<AisRemote, RemoteError> {
         let endpoint = endpoint(options, env)?;
         let http = HttpClient::open_with(options, env, &TLS).await?;
+        let uri = format!("ais://{}", bucket_path(provider, bucket));
+        let given = hook::given(uri, options, env)?.or_else(|| configured(env));
         Ok(AisRemote {
             id: RemoteId(format!("ais://{}/{}", endpoint.host(), bucket_path(provider, bucket))),
             provider,
             bucket: bucket.to_owned(),
             endpoint,
             rest: Rest::new(http, &DIALECT, said),
-            tokens: given(env).map(Tokens::new),
+            tokens: given.map(Tokens::new),
         })
     }
 }
@@ -114,7 +116,7 @@ fn endpoint(options: &RemoteOptions, env: &CallerEnv) -> Result<BaseUrl, RemoteE
 }
 
 /// The token, or the file that has it.
-fn given(env: &CallerEnv) -> Option<Given> {
+fn configured(env: &CallerEnv) -> Option<Given> {
     if let Some(token) = env.get("AIS_AUTHN_TOKEN") {
         return Some(Given::Token(Token::new(token, None)));
     }

@@ -10,10 +10,9 @@
 
 use std::time::SystemTime;
 
-use aws_smithy_types::date_time::{DateTime, Format};
 use http::HeaderMap;
 
-use crate::remote::answer::lacks;
+use crate::remote::answer::{lacks, rfc3339};
 use crate::remote::rest::{header, last_modified};
 use crate::remote::{RemoteError, Version};
 
@@ -117,9 +116,7 @@ fn begins_pair(text: &str) -> bool {
 
 /// A time as RFC 3339 or HTTP write it.
 fn time(text: &str) -> Option<SystemTime> {
-    let rfc3339 = DateTime::from_str(text, Format::DateTimeWithOffset).ok();
-    let rfc3339 = rfc3339.and_then(|time| SystemTime::try_from(time).ok());
-    rfc3339.or_else(|| httpdate::parse_http_date(text).ok())
+    rfc3339(text).or_else(|| httpdate::parse_http_date(text).ok())
 }
 
 #[cfg(test)]

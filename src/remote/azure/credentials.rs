@@ -5,13 +5,15 @@
 //! was given is never replaced by anonymous requests:
 //!
 //! 1. `--no-sign-request`: none.
-//! 2. `AZURE_STORAGE_CONNECTION_STRING`.
-//! 3. `AZURE_STORAGE_KEY`, the key of `AZURE_STORAGE_ACCOUNT` if that is set.
-//! 4. `AZURE_STORAGE_SAS_TOKEN`.
-//! 5. `AZURE_TENANT_ID` and `AZURE_CLIENT_ID` with `AZURE_CLIENT_SECRET`, or with
+//! 2. A token, or a shared access signature, that is pushed or printed by
+//!    `--credential-command` ([`crate::remote::hook`]).
+//! 3. `AZURE_STORAGE_CONNECTION_STRING`.
+//! 4. `AZURE_STORAGE_KEY`, the key of `AZURE_STORAGE_ACCOUNT` if that is set.
+//! 5. `AZURE_STORAGE_SAS_TOKEN`.
+//! 6. `AZURE_TENANT_ID` and `AZURE_CLIENT_ID` with `AZURE_CLIENT_SECRET`, or with
 //!    `AZURE_FEDERATED_TOKEN_FILE`.
-//! 6. `IDENTITY_ENDPOINT` and `IDENTITY_HEADER`: the identity of a service.
-//! 7. Otherwise perhaps that of the machine, by its metadata service, or whoever is
+//! 7. `IDENTITY_ENDPOINT` and `IDENTITY_HEADER`: the identity of a service.
+//! 8. Otherwise perhaps that of the machine, by its metadata service, or whoever is
 //!    logged in to the Azure CLI. Nobody gave these for this container, and a token of
 //!    another tenant opens not even what is public: they are used where an anonymous
 //!    request is refused.
@@ -29,7 +31,7 @@ use crate::config::{CallerEnv, RemoteOptions};
 use crate::remote::base_url::BaseUrl;
 use crate::remote::http::HttpClient;
 use crate::remote::token::{Given, TokenSource, Tokens};
-use crate::remote::{ErrorKind, RemoteError};
+use crate::remote::{ErrorKind, RemoteError, hook};
 
 const CONNECTION_STRING: &str = "AZURE_STORAGE_CONNECTION_STRING";
 const SIGNATURE: &str = "AZURE_STORAGE_SAS_TOKEN";
@@ -94,6 +96,9 @@ pub(super) fn find(
     if options.no_sign_request {
         return Ok(Found::Given(Signer::Nobody));
     }
+    if let Some(given) = hook::given(format!("az://{account}"), options, env)? {
+        return Ok(Found::Given(Signer::Tokens(Tokens::new(given))));
+    }
     if let Some(connection) = connection {
         return of_connection(account, connection).map(Found::Given);
     }
@@ -146,15 +151,20 @@ fn of_key(name: &str, account: &str, key: &str) -> Result<Signer, RemoteError> {
 
 /// A signature may come with the `?` before it, or with all of its URL.
 fn of_signature(name: &str, text: &str) -> Result<Signer, RemoteError> {
-    let query = text.trim().rsplit('?').next().unwrap_or_default().trim_start_matches('&');
-    let is_one = query.split('&').any(|part| part.starts_with("sig="))
-        && query.bytes().all(|b| b.is_ascii_graphic() && !b"\"#<>\\^`{|}".contains(&b));
-    match is_one {
-        true => Ok(Signer::Signature(query.into())),
-        false => Err(refuse(format!(
+    match signature_in(text) {
+        Some(query) => Ok(Signer::Signature(query.into())),
+        None => Err(refuse(format!(
             "{name}: that is no shared access signature; it looks like sv=…&sp=rl&sig=…"
         ))),
     }
+}
+
+/// The end of a query that signs it, if `text` holds one. No token looks like that.
+pub(super) fn signature_in(text: &str) -> Option<&str> {
+    let query = text.trim().rsplit('?').next().unwrap_or_default().trim_start_matches('&');
+    let is_one = query.split('&').any(|part| part.starts_with("sig="))
+        && query.bytes().all(|b| b.is_ascii_graphic() && !b"\"#<>\\^`{|}".contains(&b));
+    is_one.then_some(query)
 }
 
 fn of_application(

@@ -7,10 +7,9 @@ mod cli;
 mod entra;
 mod managed;
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::HeaderMap;
-use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use self::cli::Cli;
@@ -20,7 +19,7 @@ use crate::remote::answer::lacks;
 use crate::remote::base_url::BaseUrl;
 use crate::remote::rest::Said;
 use crate::remote::token::Token;
-use crate::remote::{ErrorKind, RemoteError};
+use crate::remote::{ErrorKind, RemoteError, token_json};
 
 /// What the tokens are for, in every cloud.
 const RESOURCE: &str = "https://storage.azure.com";
@@ -28,30 +27,10 @@ const RESOURCE: &str = "https://storage.azure.com";
 /// Longest code of a server that is shown, in bytes.
 const CODE_BYTES_MAX: usize = 64;
 
-/// A token, as servers and `az` write it.
-#[derive(Deserialize)]
-struct Reply {
-    #[serde(alias = "accessToken")]
-    access_token: String,
-    /// Seconds, from now on or since 1970, as a number or its digits in a string.
-    expires_in: Option<Value>,
-    expires_on: Option<Value>,
-}
-
 /// Reads a token. Nothing of `body` gets into the error.
-fn token(body: &[u8], what: &str, now: SystemTime) -> Result<Token, RemoteError> {
-    let reply: Option<Reply> = serde_json::from_slice(body).ok();
-    let reply = reply.filter(|reply| !reply.access_token.is_empty());
-    let reply = reply.ok_or_else(|| lacks(what, "token that can be understood"))?;
-    let left = reply.expires_in.as_ref().and_then(seconds).map(|left| now.checked_add(left));
-    let end = reply.expires_on.as_ref().and_then(seconds);
-    let end = end.map(|end| SystemTime::UNIX_EPOCH.checked_add(end));
-    Ok(Token::new(reply.access_token, left.or(end).flatten()))
-}
-
-fn seconds(value: &Value) -> Option<Duration> {
-    let text = || value.as_str().and_then(|text| text.parse().ok());
-    value.as_u64().or_else(text).map(Duration::from_secs)
+fn token(body: &[u8], what: &str) -> Result<Token, RemoteError> {
+    token_json::token(body, SystemTime::now())
+        .ok_or_else(|| lacks(what, "token that can be understood"))
 }
 
 /// Reads a refusal: `{"error": "invalid_client", "error_codes": [7000215], ...}`.

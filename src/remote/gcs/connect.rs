@@ -15,7 +15,7 @@ use crate::remote::http::HttpClient;
 use crate::remote::rest::Rest;
 use crate::remote::settle::{self, Probe, Reached};
 use crate::remote::token::{Given, Tokens};
-use crate::remote::{ErrorKind, RemoteError, RemoteId};
+use crate::remote::{ErrorKind, RemoteError, RemoteId, hook};
 
 const GOOGLE: &str = "https://storage.googleapis.com";
 
@@ -36,9 +36,13 @@ impl GcsRemote {
     ) -> Result<GcsRemote, RemoteError> {
         let (endpoint, is_emulator) = find_endpoint(options, env)?;
         let http = HttpClient::open(options, env, None).await?;
+        let handed = || hook::given(format!("gs://{bucket}"), options, env);
         let found = match options.no_sign_request || is_emulator {
             true => Found::Unsigned,
-            false => find(env, &http).await?,
+            false => match handed()? {
+                Some(given) => Found::Given(given),
+                None => find(env, &http).await?,
+            },
         };
         let payer = options.billing_project.as_deref().or(env.get("GOOGLE_CLOUD_QUOTA_PROJECT"));
         let mut connector = Connector {

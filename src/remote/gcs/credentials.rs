@@ -5,11 +5,12 @@
 //! was given is never replaced by anonymous requests:
 //!
 //! 1. `--no-sign-request`, or an emulator named by `STORAGE_EMULATOR_HOST`: none.
-//! 2. `GOOGLE_APPLICATION_CREDENTIALS`, a file of any kind that [`file`] knows.
-//! 3. `CLOUDSDK_AUTH_ACCESS_TOKEN`, `CLOUDSDK_AUTH_ACCESS_TOKEN_FILE`.
-//! 4. The file that `gcloud auth application-default login` and notebook logins write:
+//! 2. What is pushed or printed by `--credential-command` ([`crate::remote::hook`]).
+//! 3. `GOOGLE_APPLICATION_CREDENTIALS`, a file of any kind that [`file`] knows.
+//! 4. `CLOUDSDK_AUTH_ACCESS_TOKEN`, `CLOUDSDK_AUTH_ACCESS_TOKEN_FILE`.
+//! 5. The file that `gcloud auth application-default login` and notebook logins write:
 //!    `application_default_credentials.json` in `CLOUDSDK_CONFIG` or `~/.config/gcloud`.
-//! 5. Otherwise perhaps the machine's metadata service (`GCE_METADATA_HOST`), which is
+//! 6. Otherwise perhaps the machine's metadata service (`GCE_METADATA_HOST`), which is
 //!    asked while an anonymous request is tried.
 //!
 //! Files are read again for each token, so a new login heals a mount that has run out.

@@ -4,9 +4,8 @@
 //! answer that names another region is followed.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::{
     BehaviorVersion, IdentityCache, RequestChecksumCalculation, ResponseChecksumValidation,
     StalledStreamProtectionConfig,
@@ -20,6 +19,7 @@ use aws_types::region::Region;
 
 use super::S3Remote;
 use super::error::{bucket_region, classify};
+use super::keys::{Keys, Signer, provided};
 use crate::config::{CallerEnv, RemoteOptions};
 use crate::metrics::RemoteMetrics;
 use crate::remote::answer::Asked;
@@ -27,10 +27,8 @@ use crate::remote::base_url::BaseUrl;
 use crate::remote::credentials::{CallerConfig, DEFAULT_REGION, Found, nothing_found};
 use crate::remote::http::HttpClient;
 use crate::remote::settle::{self, Probe, Reached};
-use crate::remote::{ErrorKind, RemoteError, RemoteId};
-
-/// Time that loading credentials may take.
-const CREDENTIALS_LIMIT: Duration = Duration::from_secs(15);
+use crate::remote::token::Tokens;
+use crate::remote::{ErrorKind, RemoteError, RemoteId, hook};
 
 /// Times that another region is followed: given, then told; a second answer
 /// that contradicts the first one is an error.
@@ -60,6 +58,10 @@ impl S3Remote {
             .or_else(|| env.get("AWS_REGION"))
             .or_else(|| env.get("AWS_DEFAULT_REGION"))
             .or_else(|| config.get("region"));
+        let handed = match options.no_sign_request {
+            true => None,
+            false => hook::given(format!("s3://{bucket}"), options, env)?,
+        };
         let found = config.find(options, env, &http, region)?;
         let mut connector = Connector {
             bucket: bucket.to_owned(),
@@ -70,10 +72,13 @@ impl S3Remote {
             region: region.unwrap_or(DEFAULT_REGION).to_owned(),
             metrics: Arc::clone(metrics),
         };
-        match found {
-            Found::Unsigned => connector.settle(None).await,
-            Found::Named(provider) => connector.settle(Some(provider)).await,
-            Found::Nothing(metadata) => connector.settle_unconfigured(metadata).await,
+        match (handed, found) {
+            (Some(given), _) => connector.settle(Some(Tokens::new(given))).await,
+            (None, Found::Unsigned) => connector.settle(None).await,
+            (None, Found::Named(provider)) => {
+                connector.settle(Some(provided(provider, bucket))).await
+            }
+            (None, Found::Nothing(metadata)) => connector.settle_unconfigured(metadata).await,
         }
     }
 }
@@ -91,11 +96,8 @@ struct Connector {
 
 impl Connector {
     /// Signed or not is decided.
-    async fn settle(
-        &mut self,
-        credentials: Option<SharedCredentialsProvider>,
-    ) -> Result<S3Remote, RemoteError> {
-        settle::decided(self.try_list(credentials).await)
+    async fn settle(&mut self, keys: Option<Keys>) -> Result<S3Remote, RemoteError> {
+        settle::decided(self.try_list(keys).await)
     }
 
     /// Nothing is configured: tries without a signature while the metadata
@@ -104,17 +106,16 @@ impl Connector {
         &mut self,
         metadata: Option<SharedCredentialsProvider>,
     ) -> Result<S3Remote, RemoteError> {
-        let probe = metadata
-            .clone()
-            .map(|provider| Probe::start(async move { provider.provide_credentials().await }));
+        let keys = metadata.map(|provider| provided(provider, &self.bucket));
+        let probe = keys.clone().map(|keys| Probe::start(async move { keys.current().await }));
         match settle::unconfigured(probe, self.try_list(None)).await? {
             Reached::Anonymously(remote) => Ok(remote),
-            Reached::AsMachine => self.settle(metadata).await,
+            Reached::AsMachine => self.settle(keys).await,
             Reached::Not => {
                 let message = format!(
                     "s3://{}: not readable without credentials, and {}",
                     self.bucket,
-                    nothing_found(metadata.is_some())
+                    nothing_found(keys.is_some())
                 );
                 Err(RemoteError::new(ErrorKind::Credentials, message))
             }
@@ -122,17 +123,14 @@ impl Connector {
     }
 
     /// A remote for what is known, and whether a LIST of one key works with it.
-    async fn try_list(
-        &mut self,
-        credentials: Option<SharedCredentialsProvider>,
-    ) -> (S3Remote, Result<(), RemoteError>) {
-        let mut remote = self.remote(credentials.clone());
+    async fn try_list(&mut self, keys: Option<Keys>) -> (S3Remote, Result<(), RemoteError>) {
+        let mut remote = self.remote(keys.clone());
         for _ in 0..MAX_REGIONS {
             match self.list_one(&remote).await {
                 Err((_, Some(region))) if region != self.region => {
                     tracing::info!(bucket = self.bucket, region, "found the bucket's region");
                     self.region = region;
-                    remote = self.remote(credentials.clone());
+                    remote = self.remote(keys.clone());
                 }
                 result => return (remote, result.map_err(|(error, _)| error)),
             }
@@ -145,6 +143,9 @@ impl Connector {
     async fn list_one(&self, remote: &S3Remote) -> Result<(), (RemoteError, Option<String>)> {
         let what = remote.what("LIST", "");
         settle::patiently(&what, &self.metrics.list, || async {
+            if let Some(keys) = &remote.keys {
+                keys.current().await.map_err(|error| (error, None))?;
+            }
             let request = remote
                 .client
                 .list_objects_v2()
@@ -157,17 +158,18 @@ impl Connector {
         .await
     }
 
-    fn remote(&self, credentials: Option<SharedCredentialsProvider>) -> S3Remote {
+    fn remote(&self, keys: Option<Keys>) -> S3Remote {
         let host = self.endpoint.as_ref().map_or("s3.amazonaws.com", BaseUrl::host);
         S3Remote {
             id: RemoteId(format!("s3://{host}/{}", self.bucket)),
             bucket: self.bucket.clone(),
-            client: self.client(credentials),
+            client: self.client(keys.clone()),
+            keys,
             payer: self.payer.clone(),
         }
     }
 
-    fn client(&self, credentials: Option<SharedCredentialsProvider>) -> Client {
+    fn client(&self, keys: Option<Keys>) -> Client {
         let mut config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(self.http.clone())
@@ -179,10 +181,11 @@ impl Connector {
             // A checksum over the whole object says nothing of a range.
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
-        config = match credentials {
-            Some(provider) => config
-                .credentials_provider(provider)
-                .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_LIMIT).build()),
+        config = match keys {
+            // The keys are kept there already.
+            Some(keys) => {
+                config.credentials_provider(Signer(keys)).identity_cache(IdentityCache::no_cache())
+            }
             None => config.allow_no_auth(),
         };
         if let Some(endpoint) = &self.endpoint {

@@ -86,6 +86,7 @@ impl Fuzzed {
             id: RemoteId("s3://store/bucket".to_owned()),
             bucket: "bucket".to_owned(),
             client: Client::from_conf(config),
+            keys: None,
             payer: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -3,7 +3,7 @@
 //! It is found on the daemon's `PATH`, and gets the home and the proxies of the caller.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -74,7 +74,7 @@ impl TokenSource for Cli {
             let message = format!("{WHAT}: {}: {}; run `az login`", ended.status, ended.complaint);
             return Err(RemoteError::new(ErrorKind::Credentials, message));
         }
-        token(&ended.printed, WHAT, SystemTime::now())
+        token(&ended.printed, WHAT)
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use http::Method;
@@ -101,7 +100,7 @@ impl TokenSource for Entra {
             .path("/oauth2/v2.0/token")
             .body("application/x-www-form-urlencoded", self.form().await?);
         let answer = self.rest.document(Asked::Get, &what, call).await?;
-        token(&answer.body, &what, SystemTime::now())
+        token(&answer.body, &what)
     }
 }
 

@@ -3,8 +3,6 @@
 //! <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token>
 //! <https://learn.microsoft.com/azure/app-service/overview-managed-identity>
 
-use std::time::SystemTime;
-
 use async_trait::async_trait;
 use http::Method;
 
@@ -111,6 +109,6 @@ impl TokenSource for Managed {
         let (name, value) = &self.proof;
         let call = self.question.clone().secret(name, value);
         let answer = self.rest.document(Asked::Get, self.what, call).await?;
-        token(&answer.body, self.what, SystemTime::now())
+        token(&answer.body, self.what)
     }
 }

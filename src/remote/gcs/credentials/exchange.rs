@@ -17,7 +17,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use super::super::answer::{said, time};
+use super::super::answer::said;
 use super::file::{Client, CredentialFile, Impersonation, LoginKind, Place, Secret, Subject};
 use super::read_file;
 use crate::remote::answer::{Asked, Dialect, lacks};
@@ -25,7 +25,7 @@ use crate::remote::base_url::BaseUrl;
 use crate::remote::http::HttpClient;
 use crate::remote::rest::{Call, Rest};
 use crate::remote::token::Token;
-use crate::remote::{ErrorKind, RemoteError};
+use crate::remote::{ErrorKind, RemoteError, token_json};
 
 /// All that a mount does.
 const READ: &str = "https://www.googleapis.com/auth/devstorage.read_only";
@@ -35,9 +35,6 @@ const IMPERSONATE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 /// How long a signed claim and a borrowed token live: as long as they may.
 const LIFE: Duration = Duration::from_secs(3600);
-
-/// Longest life that a server may give to a token, so that times can be reckoned with.
-const LIFE_SECONDS_MAX: u64 = 7 * 24 * 3600;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
@@ -154,7 +151,8 @@ impl Google {
 
     async fn ask(&self, what: &str, call: Call) -> Result<Token, RemoteError> {
         let answer = self.0.document(Asked::Get, what, call).await?;
-        token(&answer.body, SystemTime::now()).ok_or_else(|| lacks(what, "usable token"))
+        token_json::token(&answer.body, SystemTime::now())
+            .ok_or_else(|| lacks(what, "usable token"))
     }
 
     async fn foreign_token(&self, subject: &Subject) -> Result<Secret, RemoteError> {
@@ -225,65 +223,12 @@ fn encode(form: &[(&str, &str)]) -> String {
     form.iter().map(field).collect::<Vec<_>>().join("&")
 }
 
-/// The token in an answer of a token server, a metadata server or the IAM API.
-fn token(body: &[u8], now: SystemTime) -> Option<Token> {
-    let json: Value = serde_json::from_slice(body).ok()?;
-    let text = |name: &str| json[name].as_str().filter(|text| !text.is_empty());
-    if let Some(token) = text("accessToken") {
-        return Some(Token::new(token, Some(time(text("expireTime")?)?)));
-    }
-    let life = &json["expires_in"];
-    let seconds = life.as_u64().or_else(|| life.as_str()?.parse().ok());
-    let life = seconds.map(|seconds| Duration::from_secs(seconds.min(LIFE_SECONDS_MAX)));
-    Some(Token::new(text("access_token")?, life.map(|life| now + life)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::{Effort, Target, fuzz_tests};
-
-    #[test]
-    fn each_way_to_give_a_token_is_understood() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        let told = |body: &str| {
-            let token = token(body.as_bytes(), now)?;
-            let left = token.expires.map(|end| end.duration_since(now).unwrap().as_secs());
-            Some((token.secret().to_owned(), left))
-        };
-        let t = || "t".to_owned();
-        assert_eq!(told(r#"{"access_token": "t", "expires_in": 60}"#), Some((t(), Some(60))));
-        assert_eq!(told(r#"{"access_token": "t", "expires_in": "60"}"#), Some((t(), Some(60))));
-        assert_eq!(told(r#"{"access_token": "t"}"#), Some((t(), None)));
-        let long = format!(r#"{{"access_token": "t", "expires_in": {}}}"#, u64::MAX);
-        assert_eq!(told(&long), Some((t(), Some(LIFE_SECONDS_MAX))));
-        let iam = r#"{"accessToken": "t", "expireTime": "1970-01-01T00:17:40Z"}"#;
-        assert_eq!(told(iam), Some((t(), Some(60))));
-        for body in ["", "{}", r#"{"access_token": ""}"#, r#"{"accessToken": "t"}"#, "[]"] {
-            assert_eq!(told(body), None, "{body}");
-        }
-    }
 
     #[test]
     fn a_form_holds_any_text() {
         assert_eq!(encode(&[("a_b", "c&d=e f/é"), ("g", "")]), "a_b=c%26d%3De%20f%2F%C3%A9&g=");
-    }
-
-    fuzz_tests!(answers);
-
-    fn answers(effort: Effort) {
-        let target = Target {
-            name: "answers of token servers",
-            corpus: [
-                r#"{"access_token": "t", "expires_in": 3599, "token_type": "Bearer"}"#,
-                r#"{"accessToken": "t", "expireTime": "2026-01-02T03:04:05Z"}"#,
-            ]
-            .map(Vec::from)
-            .to_vec(),
-            words: &["\"expires_in\"", "{", "}", "\"", ":", "-1", "1e400", "null"],
-            inputs: 20_000,
-            memory: (64 << 10, 128),
-        };
-        target.run(effort, |input| token(input, SystemTime::now()).is_some());
     }
 }

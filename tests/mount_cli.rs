@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -102,6 +102,42 @@ fn one_daemon_serves_any_number_of_mounts() {
     assert_eq!(fs::read_to_string(two.join("hello")).unwrap(), "hello, world");
     warmfs.unmount("two");
     warmfs.assert_nothing_left(&["one", "two"]);
+}
+
+#[test]
+fn one_command_mounts_several() {
+    let store = Store::start();
+    store.put_some();
+    let warmfs = store.warmfs();
+    let dirs = ["one", "two", "three"].map(|name| warmfs.path(name));
+    let [one, two, three] = dirs.each_ref().map(|dir| dir.to_str().unwrap());
+    let source = warmfs.source();
+    let many = ["mount", "s3://bucket/data", one, &source, two, "s3://bucket/other", three];
+
+    // What is wrong with one of them is no reason for the others to be missing.
+    let mut wrong = many;
+    wrong[5] = "s3://missing";
+    let output = warmfs.run(&wrong);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.lines().count() == 1 && said.contains("missing"), "{said}");
+    assert_eq!(warmfs.status()["mounts"].as_array().unwrap().len(), 2);
+
+    assert_eq!(warmfs.ok(&many).lines().count(), 3, "two of them were there");
+    assert_eq!(fs::read(dirs[0].join("hello")).unwrap(), b"data/hello");
+    assert_eq!(fs::read(dirs[2].join("file")).unwrap(), b"other/file");
+    assert_eq!(warmfs.status()["mounts"].as_array().unwrap().len(), 3);
+    for name in ["one", "two", "three"] {
+        warmfs.unmount(name);
+    }
+    warmfs.assert_nothing_left(&["one", "two", "three"]);
+
+    let line = warmfs.fails(&many[..6]);
+    assert!(line.contains("s3://bucket/other has no mount point"), "{line}");
+    let line = warmfs.fails(&[&many[..], &["--index", "/index"]].concat());
+    assert!(line.contains("--index"), "{line}");
+    warmfs.assert_nothing_left(&["one", "two", "three"]);
 }
 
 #[test]
@@ -360,6 +396,39 @@ fn in_the_foreground_an_interrupt_unmounts() {
     signal(&child, Signal::SIGINT);
     assert!(wait(&mut child).success());
     warmfs.assert_nothing_left(&["mount", "second"]);
+}
+
+#[test]
+fn in_the_foreground_all_are_mounted_or_none() {
+    let warmfs = Warmfs::new();
+    let [one, two] = ["one", "two"].map(|name| warmfs.path(name).display().to_string());
+    let source = warmfs.source();
+    let many = ["mount", "--foreground", &source, &one, "file:///nowhere", &two];
+    for others in [0, 1] {
+        let output = warmfs.run(&many);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("/nowhere"), "{said}");
+        assert!(!is_mounted(one.as_ref()) && !is_mounted(two.as_ref()));
+        assert_eq!(warmfs.daemon().is_some(), others == 1);
+        // The same where another process's daemon serves.
+        warmfs.mount("other");
+    }
+    let mut child = warmfs
+        .command(&["mount", "--foreground", &source, &one, &source, &two])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    warmfs.watchdog().watch_pid(child.id());
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        assert!(lines.next().unwrap().unwrap().contains("mounted at"));
+    }
+    assert!(is_mounted(one.as_ref()) && is_mounted(two.as_ref()));
+    signal(&child, Signal::SIGINT);
+    assert!(wait(&mut child).success());
+    warmfs.unmount("other");
+    warmfs.assert_nothing_left(&["one", "two", "other"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight;
 use crate::units::{parse_bytes, parse_duration};
 
-/// Mount a prefix; returns once it can be read.
+/// Mount a prefix, or several; returns once they can be read.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -28,6 +28,9 @@ pub(super) struct MountArgs {
     pub(super) uri: String,
     /// Mount point; created if it is missing, and then removed at unmount
     pub(super) dir: PathBuf,
+    /// More of both, with the same options and cache
+    #[arg(value_name = "URI DIR")]
+    pub(super) more: Vec<String>,
     #[command(flatten)]
     pub(super) remote: RemoteArgs,
     #[command(flatten)]
@@ -175,6 +178,8 @@ pub(super) struct LookArgs {
 #[derive(Debug)]
 pub(super) struct MountPlan {
     pub(super) request: MountRequest,
+    /// Besides, with the same options.
+    pub(super) more: Vec<MountRequest>,
     pub(super) cache: CacheOptions,
     pub(super) log_file: Option<PathBuf>,
     pub(super) foreground: bool,
@@ -220,6 +225,7 @@ impl MountArgs {
             options,
             env: CallerEnv::from_process(),
         };
+        let more = more(&request, self.more)?;
         let cache = CacheOptions {
             dir: resolve_cache_dir(self.cache.cache_dir.as_deref())?,
             size: self.cache.cache_size,
@@ -229,7 +235,8 @@ impl MountArgs {
         // They travel as JSON.
         let options = &request.options;
         let given = options.record_trace.iter().chain(&options.remote.ca_file);
-        for path in [&request.dir, &cache.dir].into_iter().chain(given) {
+        let dirs = more.iter().map(|more| &more.dir);
+        for path in [&request.dir, &cache.dir].into_iter().chain(dirs).chain(given) {
             if path.to_str().is_none() {
                 let message = format!("{} is not UTF-8", path.display());
                 return Err(
@@ -238,8 +245,35 @@ impl MountArgs {
             }
         }
         let log_file = self.log_file.map(|path| preflight::resolve(&path)).transpose()?;
-        Ok(MountPlan { request, cache, log_file, foreground: self.foreground })
+        Ok(MountPlan { request, more, cache, log_file, foreground: self.foreground })
     }
+}
+
+impl MountPlan {
+    /// All that is to be mounted, in the order in which it was written.
+    pub(super) fn requests(&self) -> impl Iterator<Item = &MountRequest> {
+        std::iter::once(&self.request).chain(&self.more)
+    }
+}
+
+/// Requests like the `first` one for what was written after it.
+fn more(first: &MountRequest, pairs: Vec<String>) -> Result<Vec<MountRequest>, ErrorReply> {
+    let wrong = |message: &str| Err(ErrorReply::new(ErrorCode::Invalid, message));
+    let of_one = first.index.is_some() || first.options.record_trace.is_some();
+    if of_one && !pairs.is_empty() {
+        return wrong(
+            "--index and --record-trace are about one mount; mount the others by themselves",
+        );
+    }
+    let mut requests = Vec::new();
+    for pair in pairs.chunks(2) {
+        let [uri, dir] = pair else {
+            return wrong(&format!("{} has no mount point; write URI DIR URI DIR", pair[0]));
+        };
+        let (uri, dir) = (uri.clone(), preflight::resolve(Path::new(dir))?);
+        requests.push(MountRequest { uri, dir, ..first.clone() });
+    }
+    Ok(requests)
 }
 
 /// A path, or a URI: `file://` too.

@@ -1,9 +1,10 @@
-//! `warmfs mount`: checks, finds or starts the daemon, asks for the mount.
+//! `warmfs mount`: checks, finds or starts the daemon, asks for the mounts.
 
 use super::args::{MountArgs, MountPlan};
 use super::interrupt::Interrupt;
 use super::launch::{self, Launched};
 use super::{client_runtime, logging, output, run_daemon};
+use crate::config::MountRequest;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply, MountReply, UnmountRequest, WaitRequest};
 use crate::daemon::{self, StartError, preflight, read_through};
@@ -13,10 +14,12 @@ use crate::units::format_bytes;
 /// mount went; a second time in a row is chance, a third a defect.
 const ATTEMPTS_MAX: usize = 3;
 
-/// Mounts, and returns once the mount can be read.
+/// Mounts, and returns once the mounts can be read.
 pub(super) fn run(args: MountArgs) -> Result<(), ErrorReply> {
     let plan = args.check()?;
-    preflight::check(&plan.request, &plan.cache.dir)?;
+    for request in plan.requests() {
+        preflight::check(request, &plan.cache.dir)?;
+    }
     if plan.foreground {
         run_daemon(foreground(&plan))
     } else {
@@ -24,13 +27,34 @@ pub(super) fn run(args: MountArgs) -> Result<(), ErrorReply> {
     }
 }
 
+/// What can be mounted is, whatever becomes of the others: the same command again is
+/// about those that are missing.
 async fn background(plan: &MountPlan) -> Result<(), ErrorReply> {
-    let (_, reply) = make(plan).await?;
-    announce(plan, &reply)
+    let mut result = Ok(());
+    for request in plan.requests() {
+        let made = match make(plan, request).await {
+            Ok((_, reply)) => announce(plan, &reply),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = made {
+            say(std::mem::replace(&mut result, Err(error)));
+        }
+    }
+    result
+}
+
+/// Prints an error that another one takes the place of.
+fn say(result: Result<(), ErrorReply>) {
+    if let Err(error) = result {
+        output::error(&error);
+    }
 }
 
 /// Makes a mount by the daemon of its cache directory, or by a new one.
-pub(super) async fn make(plan: &MountPlan) -> Result<(Client, MountReply), ErrorReply> {
+pub(super) async fn make(
+    plan: &MountPlan,
+    request: &MountRequest,
+) -> Result<(Client, MountReply), ErrorReply> {
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -39,7 +63,7 @@ pub(super) async fn make(plan: &MountPlan) -> Result<(Client, MountReply), Error
             None => launch::launch(plan).await?,
         };
         check_budgets(plan, &daemon.client)?;
-        match daemon.client.mount(&plan.request).await {
+        match daemon.client.mount(request).await {
             Ok(reply) => return Ok((daemon.client, reply)),
             Err(error) if error.code == ErrorCode::ShuttingDown && attempt < ATTEMPTS_MAX => {}
             Err(error) => {
@@ -60,19 +84,18 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
         Err(StartError::AlreadyServed(_)) => return join(plan).await,
     };
     let mounted = match Client::connect(&running.socket).await? {
-        Some(client) => client.mount(&plan.request).await,
+        Some(client) => make_all(plan, &client).await,
         // Interrupted already.
         None => Err(ErrorReply::new(ErrorCode::ShuttingDown, "interrupted")),
     };
-    let result = mounted.and_then(|reply| announce(plan, &reply));
     let _ = running.finished.await;
-    match result {
+    match mounted {
         Err(error) if error.code != ErrorCode::ShuttingDown => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Stays in the foreground for a mount that another process's daemon serves.
+/// Stays in the foreground for mounts that another process's daemon serves.
 async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
     // Before anything is announced: an interrupt must find them in place.
     let mut interrupt = Interrupt::new()?;
@@ -81,24 +104,56 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
             .with_hint("try again"));
     };
     check_budgets(plan, &client)?;
-    let reply = tokio::select! {
-        reply = client.mount(&plan.request) => reply?,
-        // The daemon undoes what its client no longer waits for.
-        _ = interrupt.received() => return Ok(()),
-    };
-    announce(plan, &reply)?;
-    let wait = WaitRequest { dir: plan.request.dir.clone() };
     tokio::select! {
-        result = client.wait(&wait) => return result,
-        _ = interrupt.received() => {}
+        made = make_all(plan, &client) => made?,
+        // The daemon undoes what its client no longer waits for.
+        _ = interrupt.received() => return unmount_all(plan.requests(), &client).await,
     }
-    let unmount = |lazy| UnmountRequest { dir: plan.request.dir.clone(), lazy };
-    match client.unmount(&unmount(false)).await {
-        Err(error) if error.code == ErrorCode::Busy => {
-            client.unmount(&unmount(true)).await.map(drop)
+    let ends = plan.requests().map(|request| {
+        let wait = WaitRequest { dir: request.dir.clone() };
+        let client = &client;
+        async move { client.wait(&wait).await }
+    });
+    tokio::select! {
+        result = futures::future::try_join_all(ends) => result.map(drop),
+        _ = interrupt.received() => unmount_all(plan.requests(), &client).await,
+    }
+}
+
+/// All of the mounts, or none: who stays for them would wait for a part.
+async fn make_all(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
+    let mut made = Vec::new();
+    for request in plan.requests() {
+        let announced = client.mount(request).await.and_then(|reply| {
+            made.extend((!reply.existed).then_some(request));
+            announce(plan, &reply)
+        });
+        if let Err(error) = announced {
+            say(unmount_all(made.into_iter(), client).await);
+            return Err(error);
         }
-        result => result.map(drop),
     }
+    Ok(())
+}
+
+/// Unmounts what of this is mounted, also if it is in use.
+async fn unmount_all(
+    requests: impl Iterator<Item = &MountRequest>,
+    client: &Client,
+) -> Result<(), ErrorReply> {
+    let mut result = Ok(());
+    for request in requests {
+        let unmount = |lazy| UnmountRequest { dir: request.dir.clone(), lazy };
+        let mut unmounted = client.unmount(&unmount(false)).await;
+        if unmounted.as_ref().is_err_and(|error| error.code == ErrorCode::Busy) {
+            unmounted = client.unmount(&unmount(true)).await;
+        }
+        match unmounted {
+            Err(error) if error.code != ErrorCode::NotMounted => result = Err(error),
+            _ => {}
+        }
+    }
+    result
 }
 
 /// A budget is the cache directory's, not a mount's.

@@ -208,6 +208,7 @@ impl BenchArgs {
             index: None,
             uri,
             dir,
+            more: Vec::new(),
             remote: self.remote,
             cache,
             traffic: self.traffic,

@@ -64,7 +64,7 @@ impl OwnMount {
         let plan = args.clone().into_mount(uri.to_owned(), dir.clone(), cache_dir).check()?;
         preflight::check(&plan.request, &plan.cache.dir)?;
         let made = runtime.block_on(async {
-            let making = mount::make(&plan);
+            let making = mount::make(&plan, &plan.request);
             tokio::pin!(making);
             tokio::select! {
                 made = &mut making => made,

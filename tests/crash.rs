@@ -117,7 +117,10 @@ struct Stage<'a> {
 impl<'a> Stage<'a> {
     fn new(store: &'a Store, tree: Tree) -> Self {
         store.put_tree("data/", &tree);
-        Stage { store, warmfs: store.warmfs(), tree, ttl: "1h" }
+        let mut warmfs = store.warmfs();
+        // Another one would die at the same place.
+        warmfs.set_env("WARMFS_NO_SUPERVISOR", "true");
+        Stage { store, warmfs, tree, ttl: "1h" }
     }
 
     fn dir(&self) -> PathBuf {

@@ -23,8 +23,10 @@ use warmfs::control::wire::{
     VerifyRequest, WaitRequest,
 };
 use warmfs::daemon::engine::{ActiveMount, Engine};
-use warmfs::daemon::{self, Running, StartError};
+use warmfs::daemon::{self, Running, StartError, Supervision};
 use warmfs::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
+use warmfs::remote::later::Known;
+use warmfs::remote::scripted::ScriptedRemote;
 
 /// Longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,6 +57,7 @@ impl Engine for FakeEngine {
         &self,
         request: &MountRequest,
         dir: &Path,
+        _: Option<Known>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
         assert!(dir.is_dir(), "the mount point is ready");
         self.entered.notify_one();
@@ -143,6 +146,10 @@ impl FakeMount {
 
 #[async_trait]
 impl ActiveMount for FakeMount {
+    fn remote(&self) -> Known {
+        Known::of(&ScriptedRemote::new())
+    }
+
     fn warming(&self) -> warmfs::cache::Warming {
         warmfs::cache::Warming::default()
     }
@@ -239,7 +246,7 @@ async fn start(tmp: &Path, engine: &Arc<FakeEngine>) -> Result<Running, StartErr
         metadata: None,
     };
     let engine: Arc<dyn Engine> = Arc::clone(engine) as _;
-    daemon::start(cache, |_| async { Ok(engine) }).await
+    daemon::start(cache, Supervision::default(), |_| async { Ok(engine) }).await
 }
 
 fn request(uri: &str, dir: &Path) -> MountRequest {
@@ -474,7 +481,8 @@ async fn a_dead_daemons_socket_is_in_nobodys_way() {
     let socket = warmfs::control::runtime_dir::socket_path(&cache.canonicalize().unwrap()).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let mut lock = CacheLock::try_take(&cache).unwrap().unwrap();
-    lock.write_record(&cache_lock::LockRecord { pid: 1, socket: socket.clone() }).unwrap();
+    lock.write_record(&cache_lock::LockRecord { pid: 1, socket: socket.clone(), supervisor: 0 })
+        .unwrap();
     drop(lock);
     assert!(Client::of_cache(&cache).await.unwrap().is_none());
 

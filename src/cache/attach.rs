@@ -75,6 +75,16 @@ impl Cache {
         Ok(tree)
     }
 
+    /// The tree below a prefix that was mounted before; without a request.
+    pub async fn attach_again(
+        self: &Arc<Self>,
+        remote: Arc<RemoteClient>,
+        prefix: &str,
+        ttl: Duration,
+    ) -> Result<Arc<Tree>, AttachError> {
+        Ok(self.plant(remote, parts(prefix)?, ttl, self.clock.next_ms()).await?)
+    }
+
     /// The tree below `prefix`, with what an index file says of it; without a request.
     pub async fn attach_with_index(
         self: &Arc<Self>,

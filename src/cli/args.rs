@@ -48,6 +48,9 @@ pub(super) struct MountArgs {
     /// Write down each read in FILE (docs/eviction.md)
     #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true, hide = true)]
     pub(super) record_trace: Option<PathBuf>,
+    /// Start no other daemon if this one dies
+    #[arg(long, env = "WARMFS_NO_SUPERVISOR", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
+    pub(super) no_supervisor: bool,
     /// Stay until unmounted; Ctrl-C unmounts
     #[arg(long, env = "WARMFS_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) foreground: bool,
@@ -183,6 +186,8 @@ pub(super) struct MountPlan {
     pub(super) cache: CacheOptions,
     pub(super) log_file: Option<PathBuf>,
     pub(super) foreground: bool,
+    /// Whether a daemon that dies is started again.
+    pub(super) is_supervised: bool,
 }
 
 impl MountArgs {
@@ -245,7 +250,8 @@ impl MountArgs {
             }
         }
         let log_file = self.log_file.map(|path| preflight::resolve(&path)).transpose()?;
-        Ok(MountPlan { request, more, cache, log_file, foreground: self.foreground })
+        let is_supervised = !self.no_supervisor;
+        Ok(MountPlan { request, more, cache, log_file, foreground: self.foreground, is_supervised })
     }
 }
 

@@ -4,20 +4,27 @@
 //! became of the start; then the pipe is closed and nothing of the caller's
 //! is held any more.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::{logging, run_daemon};
 use crate::config::CacheOptions;
-use crate::control::wire::ErrorReply;
-use crate::daemon::{self, StartError, read_through};
+use crate::control::client::Client;
+use crate::control::wire::{ErrorCode, ErrorReply};
+use crate::daemon::supervision::{Kept, Supervisor};
+use crate::daemon::{self, StartError, Supervision, read_through};
 
 #[derive(Debug, Args)]
 pub(super) struct DaemonArgs {
+    /// Stdin leads to a supervisor.
+    #[arg(long)]
+    supervised: bool,
     #[arg(long)]
     cache_dir: PathBuf,
     /// In bytes.
@@ -29,6 +36,34 @@ pub(super) struct DaemonArgs {
     /// In bytes.
     #[arg(long)]
     metadata_memory: Option<u64>,
+}
+
+impl DaemonArgs {
+    /// Those of a cache.
+    pub(super) fn of(cache: &CacheOptions) -> DaemonArgs {
+        DaemonArgs {
+            supervised: false,
+            cache_dir: cache.dir.clone(),
+            cache_size: cache.size,
+            memory_limit: cache.memory,
+            metadata_memory: cache.metadata,
+        }
+    }
+
+    /// As a command line has them, but for the supervision.
+    pub(super) fn to_args(&self) -> Vec<OsString> {
+        let mut args = vec!["--cache-dir".into(), self.cache_dir.clone().into_os_string()];
+        for (name, value) in [
+            ("--cache-size", self.cache_size),
+            ("--memory-limit", self.memory_limit),
+            ("--metadata-memory", self.metadata_memory),
+        ] {
+            if let Some(bytes) = value {
+                args.extend([name.into(), bytes.to_string().into()]);
+            }
+        }
+        args
+    }
 }
 
 /// The line on the pipe.
@@ -52,10 +87,11 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
         memory: args.memory_limit,
         metadata: args.metadata_memory,
     };
+    let supervision = if args.supervised { supervision()? } else { Supervision::default() };
+    let mounts = supervision.resume.mounts.clone();
     run_daemon(async {
-        let started =
-            daemon::start(cache, |cache| async move { read_through::open(&cache).await }).await;
-        match started {
+        let open = |cache| async move { read_through::open(&cache).await };
+        match daemon::start(cache, supervision, open).await {
             Ok(running) => {
                 announce(&Readiness::Listening(running.socket));
                 if let Err(error) = running.finished.await {
@@ -64,8 +100,8 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
                 Ok(())
             }
             Err(StartError::AlreadyServed(socket)) => {
-                announce(&Readiness::AlreadyServed(socket));
-                Ok(())
+                announce(&Readiness::AlreadyServed(socket.clone()));
+                hand_over(&socket, mounts).await
             }
             Err(StartError::Failed(error)) => {
                 announce(&Readiness::Failed(error.clone()));
@@ -73,6 +109,25 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
             }
         }
     })
+}
+
+fn supervision() -> Result<Supervision, ErrorReply> {
+    let (supervisor, resume) = Supervisor::at_stdin().map_err(|error| {
+        let message = format!("there is no supervisor: {error}");
+        ErrorReply::new(ErrorCode::Environment, message).with_hint("use `warmfs mount`")
+    })?;
+    Ok(Supervision { supervisor: Arc::new(supervisor), resume })
+}
+
+/// Gives the mounts of a daemon that died to one that was started meanwhile.
+async fn hand_over(socket: &Path, mounts: Vec<Kept>) -> Result<(), ErrorReply> {
+    for kept in mounts {
+        let Some(client) = Client::connect(socket).await? else { continue };
+        if let Err(error) = client.mount(&kept.request).await {
+            tracing::error!("{} is not mounted again: {error}", kept.request.dir.display());
+        }
+    }
+    Ok(())
 }
 
 /// Tells the caller and lets go of it. A caller that is gone already is no
@@ -83,6 +138,11 @@ fn announce(readiness: &Readiness) {
         let mut stdout = std::io::stdout().lock();
         let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
     }
+    let_go_of_stdout();
+}
+
+/// Has stdout lead nowhere: who reads the pipe waits for its end.
+pub(super) fn let_go_of_stdout() {
     match File::options().write(true).open("/dev/null") {
         Ok(null) => {
             if let Err(error) = nix::unistd::dup2_stdout(&null) {

@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::args::MountPlan;
-use super::daemon::Readiness;
+use super::daemon::{DaemonArgs, Readiness};
 use super::logging;
 use crate::config::CallerEnv;
 use crate::control::client::Client;
@@ -100,16 +100,8 @@ pub(super) fn create_cache_dir(plan: &MountPlan) -> Result<(), ErrorReply> {
 
 fn command(plan: &MountPlan) -> Command {
     let mut command = Command::new(own_program());
-    command.arg0("warmfs").arg("daemon").arg("--cache-dir").arg(&plan.cache.dir);
-    if let Some(size) = plan.cache.size {
-        command.arg("--cache-size").arg(size.to_string());
-    }
-    if let Some(limit) = plan.cache.memory {
-        command.arg("--memory-limit").arg(limit.to_string());
-    }
-    if let Some(limit) = plan.cache.metadata {
-        command.arg("--metadata-memory").arg(limit.to_string());
-    }
+    let verb = if plan.is_supervised { "supervise" } else { "daemon" };
+    command.arg0("warmfs").arg(verb).args(DaemonArgs::of(&plan.cache).to_args());
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_secret(name)) {
         command.env_remove(name);
     }
@@ -121,7 +113,7 @@ fn command(plan: &MountPlan) -> Command {
 }
 
 /// This program, also if its file was replaced by an update meanwhile.
-fn own_program() -> PathBuf {
+pub(super) fn own_program() -> PathBuf {
     std::env::current_exe()
         .ok()
         .filter(|path| path.exists())

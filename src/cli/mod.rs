@@ -23,6 +23,7 @@ mod progress;
 mod refresh;
 mod renew;
 mod status;
+mod supervise;
 mod unmount;
 mod upkeep;
 mod verify;
@@ -65,6 +66,8 @@ enum Verb {
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
     #[command(hide = true)]
+    Supervise(daemon::DaemonArgs),
+    #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
 }
 
@@ -96,6 +99,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Index(args) => index::run(args),
         Verb::Bench(args) => bench::run(*args),
         Verb::Demo(args) => demo::run(args),
+        Verb::Supervise(args) => supervise::run(&args),
         Verb::Daemon(args) => report(daemon::run(args)),
     }
 }

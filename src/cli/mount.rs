@@ -7,7 +7,7 @@ use super::{client_runtime, logging, output, run_daemon};
 use crate::config::MountRequest;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply, MountReply, UnmountRequest, WaitRequest};
-use crate::daemon::{self, StartError, preflight, read_through};
+use crate::daemon::{self, StartError, Supervision, preflight, read_through};
 use crate::units::format_bytes;
 
 /// Daemons tried. One may exit between answering and mounting, since its last
@@ -78,7 +78,7 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
     launch::create_cache_dir(plan)?;
     logging::init(plan.log_file.as_deref().map(logging::open).transpose()?);
     let open = |cache| async move { read_through::open(&cache).await };
-    let running = match daemon::start(plan.cache.clone(), open).await {
+    let running = match daemon::start(plan.cache.clone(), Supervision::default(), open).await {
         Ok(running) => running,
         Err(StartError::Failed(error)) => return Err(error),
         Err(StartError::AlreadyServed(_)) => return join(plan).await,

@@ -115,6 +115,16 @@ async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
     }
 }
 
+/// The daemons that died before this one.
+fn restarts(status: &StatusReply) -> Option<String> {
+    let reason = status.restarts.reason.as_ref()?;
+    let times = match status.restarts.count {
+        1 => "once".to_owned(),
+        count => format!("{count} times"),
+    };
+    Some(format!("restarted {times}, last {reason}; figures are since then"))
+}
+
 fn text(status: &StatusReply) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: String| {
@@ -125,6 +135,9 @@ fn text(status: &StatusReply) -> String {
         }
     };
     line("daemon", format!("warmfs {}, process {}", status.version, status.pid));
+    if let Some(text) = restarts(status) {
+        line("", text);
+    }
     line("memory", format_bytes(status.memory.rss_bytes));
     line("cache", output::short(&status.cache.dir));
     line("", cache(status));
@@ -304,6 +317,7 @@ mod tests {
 
     fn status() -> StatusReply {
         StatusReply {
+            restarts: Default::default(),
             schema: STATUS_SCHEMA,
             pid: 4_194_303,
             version: "0.1.0".to_owned(),

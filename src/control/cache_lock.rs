@@ -13,6 +13,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a record, spaces at its end included.
@@ -29,6 +31,22 @@ pub struct LockRecord {
     pub pid: u32,
     /// Where it listens.
     pub socket: PathBuf,
+    /// The process that starts another holder if this one dies; 0 for none.
+    #[serde(default)]
+    pub supervisor: u32,
+}
+
+impl LockRecord {
+    /// Sends a signal to the holder. One that cannot be handled goes to its supervisor
+    /// first, or another holder would come.
+    pub fn signal(&self, signal: Signal) {
+        let supervisor = (signal == Signal::SIGKILL).then_some(self.supervisor);
+        let pids = supervisor.into_iter().chain([self.pid]);
+        // 0 and what is negative mean groups to kill(2), and 1 is init.
+        for pid in pids.filter_map(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
 }
 
 impl CacheLock {
@@ -99,7 +117,7 @@ mod tests {
         assert_eq!(read_record(tmp.path()), None);
         let mut held = CacheLock::try_take(tmp.path()).unwrap().unwrap();
         assert!(CacheLock::try_take(tmp.path()).unwrap().is_none());
-        let record = LockRecord { pid: 7, socket: "/run/x.sock".into() };
+        let record = LockRecord { pid: 7, socket: "/run/x.sock".into(), supervisor: 6 };
         held.write_record(&record).unwrap();
         held.write_record(&record).unwrap();
         assert_eq!(read_record(tmp.path()), Some(record));

@@ -98,6 +98,7 @@ fn status() -> StatusReply {
         warming: WarmingStatus { state: "ahead".to_owned(), ..WarmingStatus::default() },
     };
     StatusReply {
+        restarts: RestartStatus { count: 2, reason: Some("killed".to_owned()) },
         schema: STATUS_SCHEMA,
         pid: 1,
         version: "0.1.0".to_owned(),
@@ -156,7 +157,7 @@ fn replies(effort: Effort) {
 }
 
 fn lock_records(effort: Effort) {
-    let mut padded = text(&LockRecord { pid: 7, socket: "/run/x.sock".into() });
+    let mut padded = text(&LockRecord { pid: 7, socket: "/run/x.sock".into(), supervisor: 6 });
     let short = padded.clone();
     padded.resize(4_096, b' ');
     let target = Target {

@@ -15,6 +15,7 @@ use crate::cache::{Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree, Ve
 use crate::config::{CallerEnv, MountRequest};
 use crate::control::wire::{CacheStatus, DownloadStatus, ErrorReply};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
+use crate::remote::later::Known;
 
 /// One cache directory, and the mounts that read through it.
 #[async_trait]
@@ -23,12 +24,16 @@ pub trait Engine: Send + Sync + 'static {
     /// it at `dir`: an empty folder that nothing is mounted on. Returns once
     /// requests are served.
     ///
+    /// What was mounted `before`, by a daemon that died, is mounted without a request to
+    /// the remote.
+    ///
     /// # Errors
     /// Nothing is left mounted. The message is one line with a next step.
     async fn mount(
         &self,
         request: &MountRequest,
         dir: &Path,
+        before: Option<Known>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply>;
 
     /// What the cache holds.
@@ -81,6 +86,9 @@ pub trait Engine: Send + Sync + 'static {
 /// A mount that the kernel sends requests to.
 #[async_trait]
 pub trait ActiveMount: Send + Sync + 'static {
+    /// Its remote, as it takes to mount it again.
+    fn remote(&self) -> Known;
+
     /// How files are opened, as `status` names it.
     fn mode(&self) -> String;
 

@@ -19,6 +19,7 @@ mod process;
 pub mod read_through;
 mod serve;
 mod status;
+pub mod supervision;
 mod table;
 pub mod upkeep;
 pub mod walk;
@@ -31,15 +32,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use crate::config::{CacheOptions, MountRequest};
+use crate::config::{CacheOptions, CallerEnv, MountRequest};
 use crate::control::server::Service;
 use crate::control::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
-    UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, RestartStatus, StatusReply,
+    UnmountReply, UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 use engine::Engine;
 use mount_point::MountPoint;
-pub use serve::{Running, StartError, start};
+pub use mount_point::clear_dead;
+pub use process::prepare as prepare_process;
+pub use serve::{Running, StartError, Supervision, start};
+use supervision::{Change, Kept, Supervisor};
 use table::{Entry, Table};
 use upkeep::Jobs;
 
@@ -58,6 +62,8 @@ struct Daemon {
     engine: Arc<dyn Engine>,
     table: Arc<Table>,
     jobs: Jobs,
+    supervisor: Arc<Supervisor>,
+    restarts: Arc<RestartStatus>,
 }
 
 #[async_trait]
@@ -74,7 +80,8 @@ impl Service for Daemon {
     }
 
     async fn status(&self) -> StatusReply {
-        status::collect(self.engine.as_ref(), &self.table.all())
+        let restarts = RestartStatus::clone(&self.restarts);
+        status::collect(self.engine.as_ref(), &self.table.all(), restarts)
     }
 
     /// Runs to its end although the client may go away. A client that was
@@ -116,7 +123,7 @@ impl Service for Daemon {
 
     async fn renew(&self, request: RenewRequest) -> Result<(), ErrorReply> {
         let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
-        entry.mount.renew(&request.env).await
+        self.renew(&entry, &request.env).await
     }
 
     async fn upkeep(
@@ -128,8 +135,60 @@ impl Service for Daemon {
 }
 
 impl Daemon {
-    fn new(cache: CacheOptions, engine: Arc<dyn Engine>) -> Self {
-        Daemon { cache, engine, table: Arc::default(), jobs: Jobs::default() }
+    fn new(cache: CacheOptions, engine: Arc<dyn Engine>, supervision: &Supervision) -> Self {
+        let restarts = RestartStatus {
+            count: supervision.resume.restarts,
+            reason: supervision.resume.reason.clone(),
+        };
+        Daemon {
+            cache,
+            engine,
+            table: Arc::default(),
+            jobs: Jobs::default(),
+            supervisor: supervision.supervisor.clone(),
+            restarts: Arc::new(restarts),
+        }
+    }
+
+    async fn renew(&self, entry: &Entry, env: &CallerEnv) -> Result<(), ErrorReply> {
+        entry.mount.renew(env).await?;
+        self.supervisor.tell(&Change::Renewed { dir: entry.dir.clone(), env: env.clone() });
+        Ok(())
+    }
+
+    /// Makes the mounts that a daemon had which died.
+    async fn restore(&self, mounts: Vec<Kept>) {
+        let restored = mounts.into_iter().map(|kept| async move {
+            let dir = kept.request.dir.clone();
+            if let Err(error) = self.restore_one(kept).await {
+                tracing::error!("{} is not mounted again: {error}", dir.display());
+                self.supervisor.tell_gone(&dir);
+            }
+        });
+        futures::future::join_all(restored).await;
+    }
+
+    async fn restore_one(&self, kept: Kept) -> Result<(), ErrorReply> {
+        let Kept { request, remote, created } = kept;
+        let uri = preflight::parse_uri(&request)?.to_string();
+        let (dir, cache_dir) = (request.dir.clone(), self.cache.dir.clone());
+        let point =
+            blocking(move || MountPoint::prepare_again(&dir, &cache_dir, created)).await??;
+        let mount = self.engine.mount(&request, &request.dir, Some(remote)).await?;
+        tracing::info!("{uri} is mounted at {} again, {}", request.dir.display(), mount.mode());
+        self.keep(Entry::new(request, uri, mount, point, self.supervisor.clone())).await
+    }
+
+    /// Adds a mount to the table, or undoes it.
+    async fn keep(&self, entry: Entry) -> Result<(), ErrorReply> {
+        let Err((error, entry)) = self.table.insert(entry) else { return Ok(()) };
+        // Told to exit while the mount was being made.
+        let undo = move || {
+            let _ = entry.mount.unmount(true);
+            entry.detach();
+        };
+        let _ = blocking(undo).await;
+        Err(error)
     }
 
     async fn add_mount(&self, request: MountRequest) -> Result<MountReply, ErrorReply> {
@@ -147,7 +206,7 @@ impl Daemon {
         let cache_dir = self.cache.dir.clone();
         let wanted = dir.clone();
         let point = blocking(move || MountPoint::prepare(&wanted, &cache_dir)).await??;
-        let mount = match self.engine.mount(&request, &dir).await {
+        let mount = match self.engine.mount(&request, &dir, None).await {
             Ok(mount) => mount,
             Err(error) => {
                 tracing::warn!("{uri} was not mounted at {}: {error}", dir.display());
@@ -156,16 +215,15 @@ impl Daemon {
             }
         };
         tracing::info!("{uri} is mounted at {}, {}", dir.display(), mount.mode());
-        let entry = Entry::new(request, uri.clone(), mount, point);
-        if let Err((error, entry)) = self.table.insert(entry) {
-            // Told to exit while the mount was being made.
-            let _ = blocking(move || {
-                let _ = entry.mount.unmount(true);
-                entry.detach();
-            })
-            .await;
-            return Err(error);
-        }
+        let kept = Kept {
+            // What an index file says is in the index by now.
+            request: MountRequest { index: None, ..request.clone() },
+            remote: mount.remote(),
+            created: point.created().to_owned(),
+        };
+        // Before it can end, which is told too.
+        self.supervisor.tell(&Change::Mounted(Box::new(kept)));
+        self.keep(Entry::new(request, uri.clone(), mount, point, self.supervisor.clone())).await?;
         Ok(MountReply { uri, dir, existed: false })
     }
 
@@ -181,7 +239,7 @@ impl Daemon {
             return Ok(None);
         }
         if entry.uri == uri && entry.options == request.options {
-            entry.mount.renew(&request.env).await?;
+            self.renew(&entry, &request.env).await?;
             let dir = request.dir.clone();
             return Ok(Some(MountReply { uri: uri.to_owned(), dir, existed: true }));
         }

@@ -47,6 +47,27 @@ impl MountPoint {
         }
     }
 
+    /// The same for a mount whose daemon died, for which `created` was created.
+    ///
+    /// # Errors
+    /// Those of [`MountPoint::prepare`].
+    pub(super) fn prepare_again(
+        dir: &Path,
+        cache_dir: &Path,
+        mut created: Vec<PathBuf>,
+    ) -> Result<MountPoint, ErrorReply> {
+        let mut point = MountPoint::prepare(dir, cache_dir)?;
+        created.retain(|path| !point.created.contains(path));
+        created.append(&mut point.created);
+        point.created = created;
+        Ok(point)
+    }
+
+    /// What was created for it, parents first.
+    pub(super) fn created(&self) -> &[PathBuf] {
+        &self.created
+    }
+
     /// Removes what was created.
     pub(super) fn remove(self) {
         drop(self);
@@ -75,6 +96,14 @@ impl MountPoint {
             }
         }
         Ok(point)
+    }
+}
+
+/// Unmounts a dead mount at `dir`, and removes what was created for it.
+pub fn clear_dead(dir: &Path, created: &[PathBuf]) {
+    match clear_stale(dir) {
+        Ok(()) => drop(MountPoint { dir: dir.to_owned(), created: created.to_owned() }),
+        Err(error) => tracing::warn!("{}: {error}", dir.display()),
     }
 }
 

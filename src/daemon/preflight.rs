@@ -29,9 +29,7 @@ pub fn check(request: &MountRequest, cache_dir: &Path) -> Result<(), ErrorReply>
 /// # Errors
 /// If it cannot be mounted there.
 pub fn check_uri(request: &MountRequest) -> Result<RemoteUri, ErrorReply> {
-    let uri: RemoteUri = request.uri.parse().map_err(|error: crate::remote::uri::UriError| {
-        ErrorReply::new(ErrorCode::Invalid, error.to_string())
-    })?;
+    let uri = parse_uri(request)?;
     // A mount inside its own source would list itself for ever.
     if let RemoteUri::File { path } = &uri
         && overlap(&request.dir, &path.canonicalize().unwrap_or_else(|_| path.clone()))
@@ -41,6 +39,16 @@ pub fn check_uri(request: &MountRequest) -> Result<RemoteUri, ErrorReply> {
             .with_hint("choose a mount point outside the source"));
     }
     Ok(uri)
+}
+
+/// The request's URI, as it was checked before.
+///
+/// # Errors
+/// If it is none.
+pub fn parse_uri(request: &MountRequest) -> Result<RemoteUri, ErrorReply> {
+    request.uri.parse().map_err(|error: crate::remote::uri::UriError| {
+        ErrorReply::new(ErrorCode::Invalid, error.to_string())
+    })
 }
 
 fn check_fuse() -> Result<(), ErrorReply> {

@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, umask};
 static CALLERS_UMASK: OnceLock<Mode> = OnceLock::new();
 
 /// Prepares this process to hold credentials and somebody's data.
-pub(super) fn prepare() {
+pub fn prepare() {
     raise_fd_limit();
     refuse_core_dumps();
     keep_files_private();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -23,7 +24,8 @@ use crate::fs::trace::Recorder;
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 use crate::remote::client::{Download, RemoteClient};
 use crate::remote::endpoint::Endpoints;
-use crate::remote::{self, ErrorKind, RemoteError, RemoteUri};
+use crate::remote::later::{Known, Later};
+use crate::remote::{self, ErrorKind, Remote, RemoteError, RemoteUri};
 
 /// Opens the engine of a cache directory whose lock the caller holds.
 ///
@@ -57,15 +59,23 @@ impl Engine for ReadThrough {
         &self,
         request: &MountRequest,
         dir: &Path,
+        before: Option<Known>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
-        let checked = request.clone();
-        let uri = super::blocking(move || super::preflight::check_uri(&checked)).await??;
+        let uri = super::preflight::parse_uri(request)?;
         let options = &request.options;
         let metrics = &self.remote_metrics;
-        let client = client(&uri, options, &request.env, metrics, &self.endpoints).await?;
-        let tree = self.attach(request, &uri, &client).await?;
+        let is_new = before.is_none();
+        let (client, tree) = match before {
+            Some(known) => self.attach_again(request, &uri, known).await?,
+            None => {
+                let client = client(&uri, options, &request.env, metrics, &self.endpoints).await?;
+                let tree = self.attach(request, &uri, &client).await?;
+                (client, tree)
+            }
+        };
         let fs = FileSystem::new(tree, uri.to_string(), options.clone(), Arc::default());
-        if let Some(path) = options.record_trace.clone() {
+        // Of a trace with a hole in it nobody could say what was read.
+        if let Some(path) = options.record_trace.clone().filter(|_| is_new) {
             let recorder = super::blocking(move || record_to(&path)).await??;
             fs.record(recorder);
         }
@@ -158,6 +168,42 @@ impl Engine for ReadThrough {
 }
 
 impl ReadThrough {
+    /// What was mounted before. Its remote is connected behind the mount, or by its first
+    /// request; until then what is cached is served.
+    async fn attach_again(
+        &self,
+        request: &MountRequest,
+        uri: &RemoteUri,
+        known: Known,
+    ) -> Result<(Arc<RemoteClient>, Arc<Tree>), ErrorReply> {
+        let (options, env) = (request.options.remote.clone(), request.env.clone());
+        let (uri_again, metrics) = (uri.clone(), self.remote_metrics.clone());
+        let connect = move || -> BoxFuture<'static, _> {
+            let (uri, options, env) = (uri_again.clone(), options.clone(), env.clone());
+            let metrics = metrics.clone();
+            Box::pin(async move { remote::connect(&uri, &options, &env, &metrics).await })
+        };
+        let remote = Arc::new(Later::new(known, connect));
+        let behind = remote.clone();
+        tokio::spawn(async move {
+            if let Err(error) = behind.connect().await {
+                tracing::warn!(%error, "the remote is not connected yet");
+            }
+        });
+        let client = self.client_of(remote, &request.options);
+        let attached = self
+            .cache
+            .attach_again(client.clone(), uri.prefix(), request.options.metadata_ttl)
+            .await;
+        Ok((client, attached.map_err(|error| explain_attach(uri, error))?))
+    }
+
+    fn client_of(&self, remote: Arc<dyn Remote>, options: &MountOptions) -> Arc<RemoteClient> {
+        let endpoint = self.endpoints.of(remote.id());
+        let metrics = self.remote_metrics.clone();
+        Arc::new(RemoteClient::for_mount(remote, metrics, endpoint, &options.traffic))
+    }
+
     async fn attach(
         &self,
         request: &MountRequest,
@@ -196,6 +242,10 @@ struct Mounted {
 
 #[async_trait]
 impl ActiveMount for Mounted {
+    fn remote(&self) -> Known {
+        self.client.known()
+    }
+
     fn mode(&self) -> String {
         self.session.mode().to_string()
     }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::Daemon;
 use super::engine::Engine;
+use super::supervision::{Resume, Supervisor};
 use crate::config::CacheOptions;
 use crate::control::cache_lock::{self, CacheLock, LockRecord};
 use crate::control::client::Client;
@@ -45,6 +46,16 @@ pub enum StartError {
     Failed(#[from] ErrorReply),
 }
 
+/// Who starts another daemon if this one dies, and what it begins with; nobody and
+/// nothing by default.
+#[derive(Debug, Default)]
+pub struct Supervision {
+    /// Who is told what becomes of the mounts.
+    pub supervisor: Arc<Supervisor>,
+    /// What this daemon begins with.
+    pub resume: Resume,
+}
+
 /// A daemon that accepts requests.
 #[derive(Debug)]
 pub struct Running {
@@ -62,6 +73,7 @@ pub struct Running {
 /// place for the socket. Nothing keeps running.
 pub async fn start<F>(
     cache: CacheOptions,
+    supervision: Supervision,
     open_engine: impl FnOnce(CacheOptions) -> F,
 ) -> Result<Running, StartError>
 where
@@ -72,7 +84,12 @@ where
     let socket = runtime_dir::socket_path(&cache.dir)?;
     let signals = Signals::new().map_err(|error| failed("cannot handle signals", &error))?;
     let engine = open_engine(cache.clone()).await?;
-    let listener = match listen(&socket, &mut lock, &cache.dir) {
+    let record = LockRecord {
+        pid: std::process::id(),
+        socket: socket.clone(),
+        supervisor: supervision.resume.supervisor,
+    };
+    let listener = match listen(&record, &mut lock, &cache.dir) {
         Ok(listener) => listener,
         Err(error) => {
             engine.shutdown().await;
@@ -80,17 +97,23 @@ where
         }
     };
     tracing::info!("serving {} at {}", cache.dir.display(), socket.display());
-    let daemon = Daemon::new(cache, engine);
+    let daemon = Daemon::new(cache, engine, &supervision);
+    daemon.restore(supervision.resume.mounts).await;
     let finished = tokio::spawn(run(daemon, listener, signals, lock));
     Ok(Running { socket, finished })
 }
 
 /// Binds the socket and says in the lock where it is.
-fn listen(socket: &Path, lock: &mut CacheLock, cache_dir: &Path) -> Result<Listener, ErrorReply> {
+fn listen(
+    record: &LockRecord,
+    lock: &mut CacheLock,
+    cache_dir: &Path,
+) -> Result<Listener, ErrorReply> {
+    let socket = &record.socket;
     let listener = Listener::bind(socket)
         .map_err(|error| failed(&format!("cannot listen at {}", socket.display()), &error))
         .map_err(|reply| reply.with_hint("set XDG_RUNTIME_DIR to a folder that you may write"))?;
-    write_record(lock, socket, cache_dir)?;
+    write_record(lock, record, cache_dir)?;
     Ok(listener)
 }
 
@@ -98,12 +121,16 @@ fn listen(socket: &Path, lock: &mut CacheLock, cache_dir: &Path) -> Result<Liste
 /// who waits for it in vain can be told.
 pub(super) fn say_who_holds(lock: &mut CacheLock, cache: &CacheOptions) -> Result<(), ErrorReply> {
     let socket = runtime_dir::socket_path(&cache.dir)?;
-    write_record(lock, &socket, &cache.dir)
+    let record = LockRecord { pid: std::process::id(), socket, supervisor: 0 };
+    write_record(lock, &record, &cache.dir)
 }
 
-fn write_record(lock: &mut CacheLock, socket: &Path, cache_dir: &Path) -> Result<(), ErrorReply> {
-    let record = LockRecord { pid: std::process::id(), socket: socket.to_owned() };
-    lock.write_record(&record).map_err(|error| lock_failed("write", cache_dir, &error))
+fn write_record(
+    lock: &mut CacheLock,
+    record: &LockRecord,
+    cache_dir: &Path,
+) -> Result<(), ErrorReply> {
+    lock.write_record(record).map_err(|error| lock_failed("write", cache_dir, &error))
 }
 
 async fn run(daemon: Daemon, listener: Listener, mut signals: Signals, mut lock: CacheLock) {

@@ -7,17 +7,22 @@ use super::table::Entry;
 use crate::cache::{Doing, Warming};
 use crate::control::wire::{
     EvictionStatus, FuseStatus, HedgeStatus, MemoryStatus, MountStatus, PrefetchStatus, ReadStatus,
-    RemoteStatus, RequestStatus, RetryStatus, STATUS_SCHEMA, StatusReply, TransferStatus,
-    WarmingStatus,
+    RemoteStatus, RequestStatus, RestartStatus, RetryStatus, STATUS_SCHEMA, StatusReply,
+    TransferStatus, WarmingStatus,
 };
 use crate::metrics::{RemoteMetrics, RequestMetrics};
 
-pub(super) fn collect(engine: &dyn Engine, entries: &[Arc<Entry>]) -> StatusReply {
+pub(super) fn collect(
+    engine: &dyn Engine,
+    entries: &[Arc<Entry>],
+    restarts: RestartStatus,
+) -> StatusReply {
     let cache = engine.cache_metrics();
     StatusReply {
         schema: STATUS_SCHEMA,
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        restarts,
         mounts: entries.iter().map(|entry| mount(entry)).collect(),
         cache: engine.cache_status(),
         remote: remote(engine.remote_metrics()),

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::engine::ActiveMount;
 use super::mount_point::MountPoint;
+use super::supervision::Supervisor;
 use crate::config::{MountOptions, MountRequest};
 use crate::control::wire::{ErrorCode, ErrorReply};
 
@@ -30,6 +31,7 @@ pub(super) struct Entry {
     pub(super) options: MountOptions,
     pub(super) mount: Arc<dyn ActiveMount>,
     pub(super) since: Instant,
+    supervisor: Arc<Supervisor>,
     /// Put back once the mount is off its folder.
     point: Mutex<Option<MountPoint>>,
     /// The folder leads to it no more; it lives until its last file is closed.
@@ -43,6 +45,7 @@ impl Entry {
         uri: String,
         mount: Arc<dyn ActiveMount>,
         point: MountPoint,
+        supervisor: Arc<Supervisor>,
     ) -> Self {
         Entry {
             dir: request.dir,
@@ -50,6 +53,7 @@ impl Entry {
             options: request.options,
             mount,
             since: Instant::now(),
+            supervisor,
             point: Mutex::new(Some(point)),
             detached: watch::Sender::new(false),
             gone: watch::Sender::new(false),
@@ -66,6 +70,7 @@ impl Entry {
         let point = lock(&self.point).take();
         if let Some(point) = point {
             point.remove();
+            self.supervisor.tell_gone(&self.dir);
         }
     }
 

@@ -287,7 +287,7 @@ impl Offline {
         let mut lock = take_lock(&cache).await?;
         say_who_holds(&mut lock, &cache)?;
         let engine = open_engine(cache.clone()).await?;
-        Ok(Offline { daemon: Daemon::new(cache, engine), lock })
+        Ok(Offline { daemon: Daemon::new(cache, engine, &super::Supervision::default()), lock })
     }
 
     /// Runs a command and hands on the lines before the last. Dropped, it stops.

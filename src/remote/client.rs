@@ -31,6 +31,7 @@ use super::answer::late;
 use super::bandwidth::Bandwidth;
 use super::download_cap::DownloadCap;
 use super::endpoint::{Endpoint, by_class};
+use super::later::Known;
 use super::login::Login;
 use super::pages::Pages;
 use super::retry::Backoff;
@@ -216,6 +217,11 @@ impl RemoteClient {
     /// The remote's identity.
     pub fn id(&self) -> &RemoteId {
         self.login.id()
+    }
+
+    /// What it takes to make this client again without asking the remote.
+    pub fn known(&self) -> Known {
+        Known::of(&*self.login.remote())
     }
 
     /// What the remote can do.

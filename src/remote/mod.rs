@@ -20,6 +20,7 @@ mod hedge;
 mod hook;
 pub mod http;
 mod latency;
+pub mod later;
 pub mod local;
 mod login;
 pub mod origin;
@@ -144,7 +145,8 @@ pub struct ObjectMeta {
 }
 
 /// How a remote keeps a range from belonging to another version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum VersionGuard {
     /// `If-Match` with the etag.
     IfMatch,
@@ -157,7 +159,7 @@ pub enum VersionGuard {
 }
 
 /// What differs between stores in a way that callers plan with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     /// How versions are held apart.
     pub version_guard: VersionGuard,

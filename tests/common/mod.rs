@@ -33,7 +33,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use warmfs::config::CallerEnv;
-use warmfs::control::cache_lock::{self, CacheLock};
+use warmfs::control::cache_lock::{self, CacheLock, LockRecord};
 use warmfs::daemon::{kernel, mountinfo};
 
 /// Longer than any test takes on a loaded machine with two cores.
@@ -294,9 +294,14 @@ impl Warmfs {
 
     /// The daemon's process; `None` if none holds the cache.
     pub fn daemon(&self) -> Option<u32> {
+        self.record().map(|record| record.pid)
+    }
+
+    /// What the daemon says of itself; `None` if none holds the cache.
+    pub fn record(&self) -> Option<LockRecord> {
         let record = cache_lock::read_record(&self.cache())?;
         let free = CacheLock::try_take(&self.cache()).ok()?.is_some();
-        (!free).then_some(record.pid)
+        (!free).then_some(record)
     }
 
     /// Asserts that no daemon, mount, socket or mount point is left.
@@ -312,11 +317,10 @@ impl Warmfs {
         assert_eq!(sockets, 0, "a socket is left");
     }
 
-    /// Kills the daemon as the kernel does when memory runs out, and returns
-    /// once it is gone. Its mounts stay behind, dead.
+    /// Kills the daemon and who would start it again, as the kernel does when memory
+    /// runs out, and returns once they are gone. The mounts stay behind, dead.
     pub fn crash(&self) {
-        let daemon = self.daemon().expect("a daemon runs");
-        kill(Pid::from_raw(daemon as i32), Signal::SIGKILL).unwrap();
+        self.record().expect("a daemon runs").signal(Signal::SIGKILL);
         eventually("the killed daemon is gone", || self.daemon().is_none());
     }
 
@@ -326,8 +330,11 @@ impl Warmfs {
     }
 
     fn watch_daemon(&self) {
-        if let Some(pid) = self.daemon() {
-            self.watchdog.watch_pid(pid);
+        if let Some(record) = self.record() {
+            let supervisor = (record.supervisor > 0).then_some(record.supervisor);
+            for pid in supervisor.into_iter().chain([record.pid]) {
+                self.watchdog.watch_pid(pid);
+            }
         }
     }
 }
@@ -338,11 +345,10 @@ impl Drop for Warmfs {
             eprintln!("the daemon's log:\n{}", self.log());
         }
         abort_mounts(&self.path(""));
-        if let Some(pid) = self.daemon() {
-            let pid = Pid::from_raw(pid as i32);
-            let _ = kill(pid, Signal::SIGTERM);
+        if let Some(record) = self.record() {
+            record.signal(Signal::SIGTERM);
             if !poll(STEP_TIMEOUT, || self.daemon().is_none()) {
-                let _ = kill(pid, Signal::SIGKILL);
+                record.signal(Signal::SIGKILL);
             }
         }
     }

@@ -215,6 +215,7 @@ impl BenchArgs {
             look,
             log_file: None,
             record_trace: None,
+            no_supervisor: true,
             foreground: false,
             options: Vec::new(),
         }

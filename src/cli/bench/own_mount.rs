@@ -9,8 +9,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::runtime::Handle;
 
 use super::args::BenchArgs;
@@ -139,11 +138,9 @@ fn end_daemon(cache_dir: &Path, mount_dir: &Path, patience: Duration) {
     ];
     for (signal, limit) in steps {
         let record = cache_lock::read_record(cache_dir);
-        if let (Some(signal), Some(record)) = (signal, &record)
-            && let Ok(pid) = i32::try_from(record.pid)
-        {
+        if let (Some(signal), Some(record)) = (signal, &record) {
             // Whoever holds the lock of a folder that we made is our daemon.
-            let _ = kill(Pid::from_raw(pid), signal);
+            record.signal(signal);
         }
         let since = Instant::now();
         while is_locked(cache_dir) && since.elapsed() < limit {

@@ -21,6 +21,9 @@ pub struct StatusReply {
     pub pid: u32,
     /// The daemon's version.
     pub version: String,
+    /// Daemons that died before this one.
+    #[serde(default)]
+    pub restarts: RestartStatus,
     /// Its mounts, in the order they were made.
     pub mounts: Vec<MountStatus>,
     /// Its cache.
@@ -39,6 +42,15 @@ pub struct StatusReply {
     pub prefetched: PrefetchStatus,
     /// The daemon's memory.
     pub memory: MemoryStatus,
+}
+
+/// Daemons that died, and whose mounts the next one was given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartStatus {
+    /// How many since the first one was started.
+    pub count: u64,
+    /// How the last one died.
+    pub reason: Option<String>,
 }
 
 /// One mount.

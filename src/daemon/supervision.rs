@@ -1,0 +1,197 @@
+//! What a daemon and its supervisor tell each other.
+//!
+//! The supervisor is the process that starts the daemon, and starts another one when it
+//! dies. It knows nothing but the mounts there are: the daemon says what becomes of
+//! them, and a new daemon is given them all. They speak over a socket that is the
+//! daemon's stdin, a line of JSON each: first one [`Resume`], then [`Change`]s. Requests
+//! hold credentials, so they are nowhere but in the memory of the two.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{CallerEnv, MountRequest};
+use crate::remote::later::Known;
+
+/// Longest line, in bytes: a request's credentials may be a few KiB each, and a daemon
+/// has 64 mounts.
+const LINE_BYTES_MAX: u64 = 16 << 20;
+
+/// A supervisor that takes no line for so long is given up: nobody waits for it.
+const SEND_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the first line may take, which is written at once.
+pub const RESUME_LIMIT: Duration = Duration::from_secs(10);
+
+/// A mount, as it takes to make it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// How it was asked for, with the credentials that it has now.
+    pub request: MountRequest,
+    /// Its remote, which need not be reached to make it again.
+    pub remote: Known,
+    /// Folders that were created for it, parents first.
+    pub created: Vec<PathBuf>,
+}
+
+/// What a daemon begins with.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The supervisor's process.
+    pub supervisor: u32,
+    /// Daemons that died before this one.
+    pub restarts: u64,
+    /// How the last of them died.
+    pub reason: Option<String>,
+    /// The mounts that it had.
+    pub mounts: Vec<Kept>,
+}
+
+/// What became of a mount.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// It is there.
+    Mounted(Box<Kept>),
+    /// It has other credentials.
+    Renewed {
+        /// Where it is mounted.
+        dir: PathBuf,
+        /// These.
+        env: CallerEnv,
+    },
+    /// It is gone, and its folders are put back.
+    Gone(PathBuf),
+}
+
+impl Change {
+    /// Notes it.
+    pub fn apply(self, mounts: &mut Vec<Kept>) {
+        match self {
+            Change::Mounted(kept) => {
+                mounts.retain(|mount| mount.request.dir != kept.request.dir);
+                mounts.push(*kept);
+            }
+            Change::Renewed { dir, env } => {
+                let mount = mounts.iter_mut().find(|mount| mount.request.dir == dir);
+                if let Some(mount) = mount {
+                    mount.request.env = env;
+                }
+            }
+            Change::Gone(dir) => mounts.retain(|mount| mount.request.dir != dir),
+        }
+    }
+}
+
+/// The daemon's end of the socket; or none, for a daemon that nobody supervises.
+#[derive(Debug, Default)]
+pub struct Supervisor(Mutex<Option<UnixStream>>);
+
+impl Supervisor {
+    /// Takes the socket at stdin, and the line that lies in it.
+    ///
+    /// # Errors
+    /// If there is no supervisor.
+    pub fn at_stdin() -> io::Result<(Supervisor, Resume)> {
+        // Not for the programs that this one runs.
+        let socket = UnixStream::from(nix::unistd::dup(io::stdin()).map_err(io::Error::from)?);
+        let flags = nix::fcntl::FdFlag::FD_CLOEXEC;
+        nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFD(flags))?;
+        nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
+        socket.set_read_timeout(Some(RESUME_LIMIT))?;
+        socket.set_write_timeout(Some(SEND_LIMIT))?;
+        let mut line = Vec::new();
+        BufReader::new((&socket).take(LINE_BYTES_MAX)).read_until(b'\n', &mut line)?;
+        let resume = serde_json::from_slice(&line)?;
+        Ok((Supervisor(Mutex::new(Some(socket))), resume))
+    }
+
+    /// Tells what became of a mount.
+    pub(super) fn tell(&self, change: &Change) {
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = socket.as_mut() else { return };
+        let told = serde_json::to_vec(change).map_err(io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            open.write_all(&line)
+        });
+        if let Err(error) = told {
+            // Half a line may be there, so that no other would be understood.
+            *socket = None;
+            tracing::warn!(%error, "the supervisor is gone: who dies now is not started again");
+        }
+    }
+
+    /// Tells that a mount is gone.
+    pub(super) fn tell_gone(&self, dir: &Path) {
+        self.tell(&Change::Gone(dir.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption};
+    use crate::remote::scripted::ScriptedRemote;
+
+    fn request(dir: &str) -> MountRequest {
+        let options = MountOptions {
+            remote: RemoteOptions::default(),
+            metadata_ttl: Duration::from_secs(60),
+            allow_other: false,
+            uid: 1,
+            gid: 1,
+            file_mode: 0o444,
+            dir_mode: 0o555,
+            open_mode: OpenModeOption::Auto,
+            record_trace: None,
+            warm: WarmOption::Auto,
+            traffic: TrafficOptions::default(),
+        };
+        let env = [("AWS_PROFILE", "old")].into_iter().collect();
+        MountRequest { uri: "s3://b".to_owned(), dir: dir.into(), index: None, options, env }
+    }
+
+    #[test]
+    fn mounts_come_change_and_go() {
+        let known = Known::of(&ScriptedRemote::new());
+        let kept = |dir: &str| {
+            Box::new(Kept { request: request(dir), remote: known.clone(), created: Vec::new() })
+        };
+        let env: CallerEnv = [("AWS_PROFILE", "new")].into_iter().collect();
+        let mut mounts = Vec::new();
+        for change in [
+            Change::Mounted(kept("/a")),
+            Change::Mounted(kept("/b")),
+            Change::Mounted(kept("/a")),
+            Change::Renewed { dir: "/a".into(), env: env.clone() },
+            Change::Renewed { dir: "/c".into(), env: env.clone() },
+            Change::Gone("/b".into()),
+            Change::Gone("/b".into()),
+        ] {
+            let line = serde_json::to_vec(&change).unwrap();
+            serde_json::from_slice::<Change>(&line).unwrap().apply(&mut mounts);
+        }
+        assert_eq!(mounts.len(), 1);
+        assert_eq!(mounts[0].request.dir, Path::new("/a"));
+        assert_eq!(mounts[0].request.env, env);
+    }
+
+    #[test]
+    fn a_supervisor_that_is_gone_is_no_matter() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let supervisor = Supervisor(Mutex::new(Some(ours)));
+        supervisor.tell_gone(Path::new("/a"));
+        let mut line = String::new();
+        BufReader::new(&theirs).read_line(&mut line).unwrap();
+        assert_eq!(line, "{\"gone\":\"/a\"}\n");
+        drop(theirs);
+        supervisor.tell_gone(Path::new("/a"));
+        supervisor.tell_gone(Path::new("/a"));
+        Supervisor::default().tell_gone(Path::new("/a"));
+    }
+}

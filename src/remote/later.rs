@@ -1,0 +1,163 @@
+//! A remote that is connected by its first request: for a mount that is given back after
+//! its daemon died, and serves what is cached whether or not the store can be reached.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use super::{
+    Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
+    RemoteError, RemoteId,
+};
+
+/// What a remote says of itself without being asked anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    id: RemoteId,
+    capabilities: Capabilities,
+    fetches_first: bool,
+}
+
+impl Known {
+    /// What is known of `remote`.
+    pub fn of(remote: &dyn Remote) -> Known {
+        Known {
+            id: remote.id().clone(),
+            capabilities: remote.capabilities(),
+            fetches_first: remote.fetches_first(),
+        }
+    }
+}
+
+type Connect = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Remote>, RemoteError>> + Send + Sync;
+
+/// A remote that was known before.
+pub struct Later {
+    known: Known,
+    connect: Box<Connect>,
+    connected: OnceCell<Arc<dyn Remote>>,
+}
+
+impl Later {
+    /// The remote that was `known`, which `connect` connects.
+    pub fn new(
+        known: Known,
+        connect: impl Fn() -> BoxFuture<'static, Result<Arc<dyn Remote>, RemoteError>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Later {
+        Later { known, connect: Box::new(connect), connected: OnceCell::new() }
+    }
+
+    /// Connects it, unless it is.
+    ///
+    /// # Errors
+    /// Those of the connecting; the next request tries again.
+    pub async fn connect(&self) -> Result<(), RemoteError> {
+        self.remote().await.map(drop)
+    }
+
+    /// One request connects it, and those beside it wait.
+    async fn remote(&self) -> Result<&Arc<dyn Remote>, RemoteError> {
+        let connect = || async {
+            let remote = (self.connect)().await?;
+            if *remote.id() != self.known.id {
+                let (now, then) = (&remote.id().0, &self.known.id.0);
+                let message = format!("{now} is not {then}, which was mounted; mount it again");
+                return Err(RemoteError::new(ErrorKind::Invalid, message));
+            }
+            Ok(remote)
+        };
+        self.connected.get_or_try_init(connect).await
+    }
+}
+
+#[async_trait]
+impl Remote for Later {
+    fn id(&self) -> &RemoteId {
+        &self.known.id
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.known.capabilities
+    }
+
+    fn fetches_first(&self) -> bool {
+        self.known.fetches_first
+    }
+
+    async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
+        self.remote().await?.head(key).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, RemoteError> {
+        self.remote().await?.list(request).await
+    }
+
+    async fn get_range(
+        &self,
+        object: &ObjectMeta,
+        range: Range<u64>,
+    ) -> Result<RangeBody, RemoteError> {
+        self.remote().await?.get_range(object, range).await
+    }
+}
+
+impl fmt::Debug for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let remote = self.connected.get();
+        f.debug_struct("Later").field("known", &self.known).field("remote", &remote).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::remote::local::LocalRemote;
+
+    #[tokio::test]
+    async fn the_first_request_that_can_connects() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "a").unwrap();
+        let remote: Arc<dyn Remote> = Arc::new(LocalRemote::open(dir.path()).unwrap());
+        let tries = Arc::new(AtomicU64::new(0));
+        let counted = tries.clone();
+        let same = remote.clone();
+        let later = Later::new(Known::of(&*remote), move || {
+            let (tried, remote) = (counted.fetch_add(1, Ordering::SeqCst), same.clone());
+            Box::pin(async move {
+                match tried {
+                    0 => Err(RemoteError::new(ErrorKind::Unreachable, "not yet")),
+                    _ => Ok(remote),
+                }
+            })
+        });
+        assert_eq!(later.id(), remote.id());
+        let key = Key("a".to_owned());
+        assert_eq!(later.head(&key).await.unwrap_err().kind, ErrorKind::Unreachable);
+        let (one, other) = tokio::join!(later.head(&key), later.head(&key));
+        assert_eq!(one.unwrap(), other.unwrap());
+        assert_eq!(tries.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn another_remote_is_not_taken() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [one, other] = dirs.each_ref().map(|dir| LocalRemote::open(dir.path()).unwrap());
+        let other: Arc<dyn Remote> = Arc::new(other);
+        let later = Later::new(Known::of(&one), move || {
+            let other = other.clone();
+            Box::pin(async move { Ok(other) })
+        });
+        let error = later.head(&Key("a".to_owned())).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid);
+    }
+}

@@ -1,0 +1,264 @@
+//! Daemons that die, and the mounts that the next one is given.
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::epoch::drop_pages;
+use common::store::{BUCKET, Store};
+use common::tree::{Tree, noise};
+use common::{Warmfs, eventually, is_mounted};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use warmfs::embedded_store::{Access, Fault, FaultRule, Op, StoreOptions};
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+/// Kills the daemon alone, and returns once there is another one.
+fn kill_daemon(warmfs: &Warmfs) {
+    let before = warmfs.daemon().expect("a daemon runs");
+    send(before, Signal::SIGKILL);
+    eventually("another daemon", || warmfs.daemon().is_some_and(|pid| pid != before));
+}
+
+fn reads(path: &Path, expected: &[u8]) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes == expected)
+}
+
+#[test]
+fn a_daemon_that_dies_gives_its_mounts_back() {
+    let store = Store::start();
+    let mut tree = Tree::of_all_sizes(1);
+    tree.files.retain(|name, _| !name.contains('\\'));
+    store.put_tree("data/", &tree);
+    store.put(BUCKET, "other/file", Bytes::from("other"));
+    let warmfs = store.warmfs();
+    let options = ["--metadata-ttl", "inf", "--warm", "off"];
+    let mount = warmfs.mount_with("s3://bucket/data", "new/mount", &options);
+    let other = warmfs.mount_with("s3://bucket/other", "other", &options);
+    tree.assert_equals(&mount, "cold");
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let before = inode(&mount.join("of-1"));
+    let held = File::open(mount.join("of-1")).unwrap();
+    eventually("what was read is in the index", || {
+        warmfs.status()["cache"]["dataset_cached_bytes"].as_u64() == Some(tree.bytes())
+    });
+
+    // The store says no, to whatever is asked.
+    store.reset_log();
+    let no = Fault::Status { status: 503, code: "SlowDown".to_owned(), retry_after_s: None };
+    let ops = [Op::Get, Op::Head, Op::List];
+    store.set_faults(ops.map(|op| FaultRule::next(u64::MAX, op, no.clone())).into());
+    kill_daemon(&warmfs);
+    eventually("both mounts are there", || is_mounted(&mount) && is_mounted(&other));
+    tree.assert_equals(&mount, "after a death");
+    assert_eq!(inode(&mount.join("of-1")), before);
+    assert_eq!(store.counts().get.requests, 0, "all of it was cached");
+    // But for what lies in the kernel's page cache.
+    drop_pages(&held).unwrap();
+    assert!(held.read_at(&mut [0], 0).is_err(), "what was open is lost");
+
+    // The store is well again: what is not cached is read, and all is as it was.
+    store.set_faults(Vec::new());
+    eventually("what is not cached is read", || reads(&other.join("file"), b"other"));
+    let status = warmfs.status();
+    assert_eq!(status["restarts"]["count"], 1);
+    let shown = warmfs.ok(&["status"]);
+    assert!(shown.contains("restarted once, last killed"), "{shown}");
+    assert_eq!(
+        warmfs
+            .ok(&[
+                "mount",
+                "s3://bucket/data",
+                mount.to_str().unwrap(),
+                "--metadata-ttl",
+                "inf",
+                "--warm",
+                "off"
+            ])
+            .lines()
+            .count(),
+        1,
+        "it is the same mount"
+    );
+
+    // Unmounted while it is dead or alive, nothing of it comes back or is left.
+    warmfs.unmount("other");
+    kill_daemon(&warmfs);
+    eventually("the mount is there", || is_mounted(&mount));
+    assert!(!is_mounted(&other));
+    warmfs.unmount("new/mount");
+    eventually("the daemon is gone", || warmfs.daemon().is_none());
+    warmfs.assert_nothing_left(&["new", "other"]);
+}
+
+#[test]
+fn credentials_outlive_a_daemon_and_stay_secret() {
+    let access = Access::Key("AKIDGOOD".to_owned());
+    let store = Store::with(StoreOptions { access, ..StoreOptions::default() });
+    store.put(BUCKET, "data/a", Bytes::from("a"));
+    let warmfs = store.warmfs();
+    let keys = |command: &mut std::process::Command, secret: &str| {
+        command.env("AWS_ACCESS_KEY_ID", "AKIDGOOD").env("AWS_SECRET_ACCESS_KEY", secret);
+        assert!(command.output().unwrap().status.success());
+    };
+    let mount = warmfs.path("mount");
+    let dir = mount.to_str().unwrap();
+    keys(&mut warmfs.command(&["mount", "s3://bucket/data", dir]), "mark-one");
+    keys(&mut warmfs.command(&["renew", dir]), "mark-two");
+    kill_daemon(&warmfs);
+    eventually("it reads with the keys that it was given", || reads(&mount.join("a"), b"a"));
+    let record = warmfs.record().unwrap();
+    for pid in [record.pid, record.supervisor] {
+        for file in ["environ", "cmdline"] {
+            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap();
+            assert!(!String::from_utf8_lossy(&bytes).contains("mark-"), "{file} of {pid}");
+        }
+    }
+    assert!(!warmfs.log().contains("mark-"));
+    warmfs.unmount("mount");
+    warmfs.assert_nothing_left(&["mount"]);
+}
+
+#[test]
+fn signals_to_either_end_both() {
+    for (of_supervisor, signal) in
+        [(true, Signal::SIGTERM), (true, Signal::SIGINT), (false, Signal::SIGTERM)]
+    {
+        let warmfs = Warmfs::new();
+        let mount = warmfs.mount("mount");
+        let record = warmfs.record().unwrap();
+        send(if of_supervisor { record.supervisor } else { record.pid }, signal);
+        eventually("the supervisor is gone", || {
+            !Path::new(&format!("/proc/{}", record.supervisor)).exists()
+        });
+        assert!(!is_mounted(&mount));
+        warmfs.assert_nothing_left(&["mount"]);
+    }
+}
+
+#[test]
+fn a_daemon_without_its_supervisor_goes_on() {
+    let warmfs = Warmfs::new();
+    let mount = warmfs.mount("mount");
+    let record = warmfs.record().unwrap();
+    send(record.supervisor, Signal::SIGKILL);
+    eventually("the supervisor is gone", || {
+        !Path::new(&format!("/proc/{}", record.supervisor)).exists()
+    });
+    warmfs.mount("second");
+    assert_eq!(fs::read(mount.join("hello")).unwrap(), b"hello, world");
+    assert_eq!(warmfs.daemon(), Some(record.pid));
+    warmfs.unmount("second");
+    warmfs.unmount("mount");
+    warmfs.assert_nothing_left(&["mount", "second"]);
+}
+
+#[test]
+fn without_a_supervisor_a_daemon_that_dies_is_gone() {
+    let mut warmfs = Warmfs::new();
+    warmfs.set_env("WARMFS_NO_SUPERVISOR", "true");
+    let mount = warmfs.mount("mount");
+    let record = warmfs.record().unwrap();
+    assert_eq!(record.supervisor, 0);
+    send(record.pid, Signal::SIGKILL);
+    eventually("the daemon is gone", || warmfs.daemon().is_none());
+    assert_eq!(fs::read_dir(&mount).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    warmfs.unmount("mount");
+    assert!(!is_mounted(&mount));
+}
+
+#[test]
+fn a_mount_point_that_was_taken_meanwhile_is_left_alone() {
+    let warmfs = Warmfs::new();
+    let mount = warmfs.mount("mount");
+    let record = warmfs.record().unwrap();
+    // Stopped, so that it does not mount again before somebody else does.
+    send(record.supervisor, Signal::SIGSTOP);
+    send(record.pid, Signal::SIGKILL);
+    eventually("the daemon is gone", || warmfs.daemon().is_none());
+    common::abort_mounts(&mount);
+    fs::write(mount.join("somebody's"), "own").unwrap();
+    send(record.supervisor, Signal::SIGCONT);
+    eventually("it gives up", || warmfs.log().contains("is not mounted again"));
+    assert_eq!(fs::read(mount.join("somebody's")).unwrap(), b"own");
+    eventually("nobody is left", || !Path::new(&format!("/proc/{}", record.supervisor)).exists());
+}
+
+/// Reads an object until it is right; what was lost with a daemon is tried again.
+fn read_patiently(path: &Path, expected: &[u8], wrong: &AtomicBool) {
+    eventually("the file is read", || match fs::read(path) {
+        Ok(bytes) => {
+            if bytes != expected {
+                wrong.store(true, Ordering::Relaxed);
+            }
+            true
+        }
+        Err(_) => false,
+    });
+}
+
+/// 50 times during one cold epoch. Prints for how long the mount was dead at most.
+#[test]
+fn fifty_deaths_in_a_cold_epoch_cost_retries_and_no_byte() {
+    const DEATHS: u32 = 50;
+    let store =
+        Store::with(StoreOptions { ttfb: Duration::from_millis(5), ..StoreOptions::default() });
+    let files: Vec<Bytes> = (0..40).map(|n| noise(n, 3 << 20)).collect();
+    for (n, bytes) in files.iter().enumerate() {
+        store.put(BUCKET, format!("data/{n}"), bytes.clone());
+    }
+    let warmfs = Warmfs::with_limit(Duration::from_secs(240));
+    let mut warmfs = warmfs;
+    warmfs.set_env("WARMFS_ENDPOINT_URL", &store.url());
+    let mount = warmfs.mount_with("s3://bucket/data", "mount", &["--cache-size", "64M"]);
+    let (done, wrong) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let readers: Vec<_> = (0..4)
+        .map(|reader| {
+            let (mount, files) = (mount.clone(), files.clone());
+            let (done, wrong) = (done.clone(), wrong.clone());
+            std::thread::spawn(move || {
+                for n in (0..).map(|n| (n * 7 + reader * 11) % files.len()) {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    read_patiently(&mount.join(n.to_string()), &files[n], &wrong);
+                }
+            })
+        })
+        .collect();
+    let mut dead_longest = Duration::ZERO;
+    for _ in 0..DEATHS {
+        // Somewhere in the epoch, once something was read.
+        eventually("something is read", || {
+            warmfs.status()["mounts"][0]["reads"]["miss_bytes"].as_u64() > Some(0)
+        });
+        let before = warmfs.daemon().unwrap();
+        let killed = Instant::now();
+        send(before, Signal::SIGKILL);
+        while !reads(&mount.join("0"), &files[0]) {
+            assert!(killed.elapsed() < Duration::from_secs(60), "{}", warmfs.log());
+            std::thread::yield_now();
+        }
+        dead_longest = dead_longest.max(killed.elapsed());
+        eventually("another daemon", || warmfs.daemon().is_some_and(|pid| pid != before));
+    }
+    done.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    assert!(!wrong.load(Ordering::Relaxed), "wrong bytes");
+    assert_eq!(warmfs.status()["restarts"]["count"], DEATHS);
+    println!("dead for {} ms at most, with a read of 3 MiB", dead_longest.as_millis());
+    warmfs.unmount("mount");
+    eventually("the daemon is gone", || warmfs.daemon().is_none());
+    warmfs.assert_nothing_left(&["mount"]);
+}

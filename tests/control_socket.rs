@@ -29,6 +29,7 @@ impl Service for Refuser {
             cache_size: None,
             memory_limit: None,
             metadata_memory: None,
+            log_file: None,
         }
     }
 

@@ -8,6 +8,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use nix::unistd::{Gid, Uid, User};
 
+use super::logging::LogFormat;
 use crate::config::{
     CacheOptions, CallerEnv, IndexSource, MountOptions, MountRequest, OpenModeOption,
     RemoteOptions, TrafficOptions, WarmOption,
@@ -45,6 +46,17 @@ pub(super) struct MountArgs {
     /// Log here [default: in the cache directory]
     #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
     pub(super) log_file: Option<PathBuf>,
+    /// How its lines look: text or json
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "WARMFS_LOG_FORMAT",
+        hide_env = true,
+        hide = true,
+        value_enum,
+        default_value_t
+    )]
+    pub(super) log_format: LogFormat,
     /// Write down each read in FILE (docs/eviction.md)
     #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true, hide = true)]
     pub(super) record_trace: Option<PathBuf>,
@@ -185,6 +197,7 @@ pub(super) struct MountPlan {
     pub(super) more: Vec<MountRequest>,
     pub(super) cache: CacheOptions,
     pub(super) log_file: Option<PathBuf>,
+    pub(super) log_format: LogFormat,
     pub(super) foreground: bool,
     /// Whether a daemon that dies is started again.
     pub(super) is_supervised: bool,
@@ -251,7 +264,15 @@ impl MountArgs {
         }
         let log_file = self.log_file.map(|path| preflight::resolve(&path)).transpose()?;
         let is_supervised = !self.no_supervisor;
-        Ok(MountPlan { request, more, cache, log_file, foreground: self.foreground, is_supervised })
+        Ok(MountPlan {
+            request,
+            more,
+            cache,
+            log_file,
+            log_format: self.log_format,
+            foreground: self.foreground,
+            is_supervised,
+        })
     }
 }
 

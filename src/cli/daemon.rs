@@ -12,8 +12,10 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::{logging, run_daemon};
+use super::logging::{self, LogFormat};
+use super::run_daemon;
 use crate::config::CacheOptions;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply};
@@ -26,7 +28,9 @@ pub(super) struct DaemonArgs {
     #[arg(long)]
     supervised: bool,
     #[arg(long)]
-    cache_dir: PathBuf,
+    pub(super) cache_dir: PathBuf,
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) log_format: LogFormat,
     /// In bytes.
     #[arg(long)]
     cache_size: Option<u64>,
@@ -40,10 +44,11 @@ pub(super) struct DaemonArgs {
 
 impl DaemonArgs {
     /// Those of a cache.
-    pub(super) fn of(cache: &CacheOptions) -> DaemonArgs {
+    pub(super) fn of(cache: &CacheOptions, log_format: LogFormat) -> DaemonArgs {
         DaemonArgs {
             supervised: false,
             cache_dir: cache.dir.clone(),
+            log_format,
             cache_size: cache.size,
             memory_limit: cache.memory,
             metadata_memory: cache.metadata,
@@ -53,6 +58,7 @@ impl DaemonArgs {
     /// As a command line has them, but for the supervision.
     pub(super) fn to_args(&self) -> Vec<OsString> {
         let mut args = vec!["--cache-dir".into(), self.cache_dir.clone().into_os_string()];
+        args.extend(["--log-format".into(), self.log_format.name().into()]);
         for (name, value) in [
             ("--cache-size", self.cache_size),
             ("--memory-limit", self.memory_limit),
@@ -80,7 +86,7 @@ pub(super) enum Readiness {
 
 /// Serves until the last mount is gone.
 pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
-    logging::init(None);
+    logging::init(None, args.log_format, &args.cache_dir);
     let cache = CacheOptions {
         dir: args.cache_dir,
         size: args.cache_size,
@@ -90,6 +96,7 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
     let supervision = if args.supervised { supervision()? } else { Supervision::default() };
     let mounts = supervision.resume.mounts.clone();
     run_daemon(async {
+        hear_hang_ups();
         let open = |cache| async move { read_through::open(&cache).await };
         match daemon::start(cache, supervision, open).await {
             Ok(running) => {
@@ -109,6 +116,20 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
             }
         }
     })
+}
+
+/// Has SIGHUP look again at what is to be logged.
+pub(super) fn hear_hang_ups() {
+    match signal(SignalKind::hangup()) {
+        Ok(mut hang_up) => {
+            tokio::spawn(async move {
+                while hang_up.recv().await.is_some() {
+                    logging::reread();
+                }
+            });
+        }
+        Err(error) => tracing::warn!("cannot handle SIGHUP: {error}"),
+    }
 }
 
 fn supervision() -> Result<Supervision, ErrorReply> {

@@ -1,15 +1,20 @@
 //! Where log lines go: stderr, which for a daemon is its log file.
 //!
-//! `WARMFS_LOG` filters as `RUST_LOG` does elsewhere: `debug`,
+//! What is logged says the first of these that is there: the file `log-level` in the
+//! cache directory, which `warmfs log --level` writes and SIGHUP has read again;
+//! `WARMFS_LOG`; or `info`. Each filters as `RUST_LOG` does elsewhere: `debug`,
 //! `warmfs::cache=trace`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight::describe;
@@ -18,20 +23,101 @@ use crate::daemon::preflight::describe;
 /// two of this size, and what one daemon writes.
 const LOG_BYTES_MAX: u64 = 10 << 20;
 
-/// Logs to `file`, or to stderr.
-pub(super) fn init(file: Option<File>) {
-    let filter = EnvFilter::try_from_env("WARMFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+/// The filter in use, and the file that may name another.
+static FILTER: OnceLock<(reload::Handle<EnvFilter, Registry>, PathBuf)> = OnceLock::new();
+
+/// How a line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// As the command line has it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+/// Logs to `file`, or to stderr, what is wanted of the cache in `cache_dir`.
+pub(super) fn init(file: Option<File>, format: LogFormat, cache_dir: &Path) {
+    let level_file = level_file(cache_dir);
+    let (filter, handle) = reload::Layer::new(wanted(&level_file));
+    let writer = match file {
+        Some(file) => BoxMakeWriter::new(Mutex::new(file)),
+        None => BoxMakeWriter::new(io::stderr),
+    };
     // A log that cannot be written (it may lie on a full disk) is complained
     // about on stderr, which is the log: that would panic.
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .log_internal_errors(false);
+    let lines = fmt::layer().with_ansi(false).log_internal_errors(false).with_writer(writer);
+    let subscriber = tracing_subscriber::registry().with(filter);
     // A second subscriber in one process is refused: the first one stays.
-    let _ = match file {
-        Some(file) => builder.with_writer(Mutex::new(file)).try_init(),
-        None => builder.with_writer(io::stderr).try_init(),
+    let set = match format {
+        LogFormat::Text => subscriber.with(lines).try_init(),
+        LogFormat::Json => subscriber.with(lines.json().flatten_event(true)).try_init(),
     };
+    if set.is_ok() {
+        let _ = FILTER.set((handle, level_file));
+    }
+}
+
+/// Looks again at what is to be logged.
+pub(super) fn reread() {
+    let Some((handle, level_file)) = FILTER.get() else { return };
+    let filter = wanted(level_file);
+    let shown = filter.to_string();
+    if handle.reload(filter).is_ok() {
+        tracing::info!("logs {shown} from now on");
+    }
+}
+
+fn wanted(level_file: &Path) -> EnvFilter {
+    let written = fs::read_to_string(level_file).ok();
+    let written = written.and_then(|text| EnvFilter::try_new(text.trim()).ok());
+    let named = || EnvFilter::try_from_env("WARMFS_LOG").ok();
+    written.or_else(named).unwrap_or_else(|| EnvFilter::new("info"))
+}
+
+/// Names what daemons of a cache log, from the next look on; what else names it if
+/// `level` is none.
+pub(super) fn write_level(cache_dir: &Path, level: Option<&str>) -> Result<(), ErrorReply> {
+    let path = level_file(cache_dir);
+    let written = match level {
+        Some(level) => {
+            check_level(level)?;
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+            file.and_then(|mut file| writeln!(file, "{level}"))
+        }
+        None => match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        },
+    };
+    written.map_err(|error| {
+        let message = format!("cannot write {}: {}", path.display(), describe(&error));
+        ErrorReply::new(ErrorCode::Environment, message).with_hint("choose a --cache-dir of yours")
+    })
+}
+
+fn check_level(level: &str) -> Result<(), ErrorReply> {
+    let known = !level.is_empty() && !level.contains('\n') && EnvFilter::try_new(level).is_ok();
+    match known {
+        true => Ok(()),
+        false => Err(ErrorReply::new(ErrorCode::Invalid, format!("{level:?} names no level"))
+            .with_hint("use error, warn, info, debug or trace, or a part: warmfs::cache=debug")),
+    }
+}
+
+fn level_file(cache_dir: &Path) -> PathBuf {
+    cache_dir.join("log-level")
 }
 
 /// Opens a log for appending, mode 0600.
@@ -59,5 +145,21 @@ mod tests {
         open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
         assert!(tmp.path().join("warmfs.log.1").exists());
+    }
+
+    #[test]
+    fn a_level_is_written_checked_and_forgotten() {
+        let tmp = tempfile::tempdir().unwrap();
+        write_level(tmp.path(), Some("warmfs::cache=debug")).unwrap();
+        assert_eq!(wanted(&level_file(tmp.path())).to_string(), "warmfs::cache=debug");
+        for wrong in ["", "a=b=c", "warmfs=loud", "info\ndebug"] {
+            let error = write_level(tmp.path(), Some(wrong)).unwrap_err();
+            assert!(error.to_string().contains("names no level"), "{wrong:?}: {error}");
+        }
+        write_level(tmp.path(), None).unwrap();
+        write_level(tmp.path(), None).unwrap();
+        assert!(!level_file(tmp.path()).exists());
+        fs::write(level_file(tmp.path()), "warmfs=loud").unwrap();
+        assert_ne!(wanted(&level_file(tmp.path())).to_string(), "warmfs=loud");
     }
 }

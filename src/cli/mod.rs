@@ -13,6 +13,7 @@ mod evict;
 mod index;
 mod interrupt;
 mod launch;
+mod log;
 mod logging;
 mod ls;
 mod mount;
@@ -22,6 +23,7 @@ mod pin;
 mod progress;
 mod refresh;
 mod renew;
+mod shell;
 mod status;
 mod supervise;
 mod unmount;
@@ -62,9 +64,12 @@ enum Verb {
     Ls(ls::LsArgs),
     Du(du::DuArgs),
     Index(index::IndexArgs),
+    Log(log::LogArgs),
     Bench(Box<bench::BenchArgs>),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
     #[command(hide = true)]
     Supervise(daemon::DaemonArgs),
     #[command(hide = true)]
@@ -97,6 +102,9 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Ls(args) => ls::run(args),
         Verb::Du(args) => du::run(args),
         Verb::Index(args) => index::run(args),
+        Verb::Log(args) => report(log::run(&args)),
+        Verb::Completions(args) => report(shell::completions(&args)),
+        Verb::Man(args) => report(shell::man(&args)),
         Verb::Bench(args) => bench::run(*args),
         Verb::Demo(args) => demo::run(args),
         Verb::Supervise(args) => supervise::run(&args),
@@ -135,14 +143,19 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
 
 /// The help of a command with the options that `--help` leaves out.
 fn help_of_all(verb: &OsString) -> clap::Error {
-    let command = Cli::command().mut_subcommands(|verb| match verb.is_hide_set() {
-        true => verb,
-        false => verb.mut_args(|arg| arg.hide(false)),
-    });
-    match command.try_get_matches_from([&OsString::from("warmfs"), verb, &"--help".into()]) {
+    let asked = [&OsString::from("warmfs"), verb, &"--help".into()];
+    match command_of_all().try_get_matches_from(asked) {
         Err(help) => help,
         Ok(_) => clap::Error::new(clap::error::ErrorKind::DisplayHelp),
     }
+}
+
+/// The command line with all options shown.
+fn command_of_all() -> clap::Command {
+    Cli::command().mut_subcommands(|verb| match verb.is_hide_set() {
+        true => verb,
+        false => verb.mut_args(|arg| arg.hide(false)),
+    })
 }
 
 /// A runtime for a command that waits for one answer.

@@ -1,6 +1,7 @@
 //! `warmfs mount`: checks, finds or starts the daemon, asks for the mounts.
 
 use super::args::{MountArgs, MountPlan};
+use super::daemon::hear_hang_ups;
 use super::interrupt::Interrupt;
 use super::launch::{self, Launched};
 use super::{client_runtime, logging, output, run_daemon};
@@ -76,7 +77,9 @@ pub(super) async fn make(
 
 async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
     launch::create_cache_dir(plan)?;
-    logging::init(plan.log_file.as_deref().map(logging::open).transpose()?);
+    let log = plan.log_file.as_deref().map(logging::open).transpose()?;
+    logging::init(log, plan.log_format, &plan.cache.dir);
+    hear_hang_ups();
     let open = |cache| async move { read_through::open(&cache).await };
     let running = match daemon::start(plan.cache.clone(), Supervision::default(), open).await {
         Ok(running) => running,

@@ -52,7 +52,7 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 
 /// Supervises a daemon until it ends.
 pub(super) fn run(args: &DaemonArgs) -> ExitCode {
-    logging::init(None);
+    logging::init(None, args.log_format, &args.cache_dir);
     prepare_process();
     let status = client_runtime().and_then(|runtime| runtime.block_on(supervise(args)));
     match status {
@@ -144,6 +144,9 @@ impl Daemon {
                     return Ok(status);
                 }
                 signal = signals.next() => {
+                    if signal == Signal::SIGHUP {
+                        logging::reread();
+                    }
                     if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
                         let _ = kill(Pid::from_raw(pid), signal);
                     }

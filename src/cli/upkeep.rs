@@ -12,8 +12,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::interrupt::Interrupt;
+use super::logging::{self, LogFormat};
 use super::progress::{Display, figures};
-use super::{args, logging, output, run_daemon, status};
+use super::{args, output, run_daemon, status};
 use crate::config::CacheOptions;
 use crate::control::client::Client;
 use crate::control::wire::{
@@ -217,7 +218,7 @@ async fn offline(
         memory: None,
         metadata: None,
     };
-    logging::init(logging::open(&log_file(&options)).ok());
+    logging::init(logging::open(&log_file(&options)).ok(), LogFormat::default(), cache);
     let held = tokio::select! {
         held = Offline::open(options, open_engine) => held?,
         code = interrupt.received() => return Ok(End::Interrupted(code)),

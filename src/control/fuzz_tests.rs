@@ -121,6 +121,7 @@ fn replies(effort: Effort) {
         cache_size: None,
         memory_limit: None,
         metadata_memory: None,
+        log_file: Some("/log".into()),
     };
     let target = Target {
         name: "replies of a daemon",

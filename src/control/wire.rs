@@ -93,6 +93,9 @@ pub struct Ping {
     /// Its `--metadata-memory` in bytes, if one was given.
     #[serde(default)]
     pub metadata_memory: Option<u64>,
+    /// The file that it logs to, if it is one.
+    #[serde(default)]
+    pub log_file: Option<PathBuf>,
 }
 
 /// The answer to a mount request.

@@ -76,6 +76,7 @@ impl Service for Daemon {
             cache_size: self.cache.size,
             memory_limit: self.cache.memory,
             metadata_memory: self.cache.metadata,
+            log_file: process::stderr_file(),
         }
     }
 

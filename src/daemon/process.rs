@@ -4,7 +4,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -30,6 +30,12 @@ pub(super) fn create_folder(path: &Path) -> io::Result<()> {
         Some(umask) => fs::set_permissions(path, Permissions::from_mode(0o777 & !umask.bits())),
         None => Ok(()),
     }
+}
+
+/// The file that stderr leads to, if it is one.
+pub(super) fn stderr_file() -> Option<PathBuf> {
+    let path = fs::read_link("/proc/self/fd/2").ok()?;
+    path.metadata().is_ok_and(|meta| meta.is_file()).then_some(path)
 }
 
 /// One descriptor per open object is no luxury; the soft limit is for programs

@@ -214,6 +214,7 @@ impl BenchArgs {
             traffic: self.traffic,
             look,
             log_file: None,
+            log_format: Default::default(),
             record_trace: None,
             no_supervisor: true,
             foreground: false,

@@ -48,11 +48,13 @@ pub(super) fn run(args: &LogArgs) -> Result<(), ErrorReply> {
     for line in log.last_lines(args.lines)? {
         output::line(&line)?;
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
         std::thread::sleep(INTERVAL);
         log.print_new()?;
     }
-    Ok(())
 }
 
 fn set_level(cache: &Path, level: &str) -> Result<(), ErrorReply> {

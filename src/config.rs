@@ -27,6 +27,8 @@ pub struct RemoteOptions {
     pub billing_project: Option<String>,
     /// Certificates to trust besides the system's; absolute.
     pub ca_file: Option<PathBuf>,
+    /// A key that the store decrypts with; absolute.
+    pub customer_key_file: Option<PathBuf>,
     /// The URI of the cloud bucket that an AIStore cluster keeps copies of.
     pub origin: Option<String>,
 }
@@ -105,6 +107,8 @@ pub enum OpenModeOption {
 pub struct CallerEnv(BTreeMap<String, String>);
 
 impl CallerEnv {
+    /// A key that the store decrypts with, in base64.
+    pub const CUSTOMER_KEY: &str = "WARMFS_CUSTOMER_KEY";
     /// How the clouds' own variables begin, all of which are taken along.
     const PREFIXES: [&str; 5] = ["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_"];
     /// What is taken along besides.
@@ -164,12 +168,12 @@ impl CallerEnv {
 
     /// Whether a variable is taken along.
     pub fn is_taken(name: &str) -> bool {
-        Self::NAMES.contains(&name) || Self::is_of_a_cloud(name)
+        Self::NAMES.contains(&name) || Self::may_be_secret(name)
     }
 
-    /// Whether a variable is one of the clouds' own, which may hold a secret.
-    pub fn is_of_a_cloud(name: &str) -> bool {
-        Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    /// Whether a variable may hold a secret: any of the clouds' own.
+    pub fn may_be_secret(name: &str) -> bool {
+        name == Self::CUSTOMER_KEY || Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// The value of a variable; an empty one counts as not set.
@@ -256,6 +260,8 @@ mod tests {
             ("AZURE_STORAGE_ACCOUNT", "a"),
             ("AIS_AUTHN_TOKEN_FILE", "../token"),
             ("no_proxy", "host"),
+            ("WARMFS_CUSTOMER_KEY", "key"),
+            ("WARMFS_CACHE_DIR", "/cache"),
             ("PATH", "/bin"),
         ];
         let vars = vars.map(|(name, value)| (name.into(), value.into()));
@@ -271,6 +277,8 @@ mod tests {
         assert_eq!(env.get("GOOGLE_APPLICATION_CREDENTIALS"), Some("/at/adc.json"));
         assert_eq!(env.get("AIS_AUTHN_TOKEN_FILE"), Some("/at/../token"));
         assert_eq!(env.get("no_proxy"), Some("host"));
-        assert_eq!(env.0.len(), 8);
+        assert_eq!(env.get(CallerEnv::CUSTOMER_KEY), Some("key"));
+        assert_eq!(env.0.len(), 9);
+        assert!(!format!("{env:?}").contains("\"key"), "values do not print");
     }
 }

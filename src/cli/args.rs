@@ -79,6 +79,15 @@ pub(super) struct RemoteArgs {
     /// Certificates to trust besides the system's
     #[arg(long, value_name = "FILE", env = "WARMFS_CA_FILE", hide_env = true, hide = true)]
     pub(super) ca_file: Option<PathBuf>,
+    /// Key of your own that objects are stored with
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WARMFS_CUSTOMER_KEY_FILE",
+        hide_env = true,
+        hide = true
+    )]
+    pub(super) customer_key_file: Option<PathBuf>,
     /// Cloud bucket to read where the ais:// cluster cannot
     #[arg(long, value_name = "URI", env = "WARMFS_ORIGIN", hide_env = true, hide = true)]
     pub(super) origin: Option<String>,
@@ -183,7 +192,8 @@ impl MountArgs {
                 requester_pays: self.remote.requester_pays,
                 billing_project: self.remote.billing_project,
                 virtual_host_style: self.remote.virtual_host_style,
-                ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
+                ca_file: self.remote.ca_file.map(from_here),
+                customer_key_file: self.remote.customer_key_file.map(from_here),
                 origin: self.remote.origin,
             },
             metadata_ttl: self.look.metadata_ttl,
@@ -218,7 +228,8 @@ impl MountArgs {
         };
         // They travel as JSON.
         let options = &request.options;
-        let given = options.record_trace.iter().chain(&options.remote.ca_file);
+        let of_remote = [&options.remote.ca_file, &options.remote.customer_key_file];
+        let given = options.record_trace.iter().chain(of_remote.into_iter().flatten());
         for path in [&request.dir, &cache.dir].into_iter().chain(given) {
             if path.to_str().is_none() {
                 let message = format!("{} is not UTF-8", path.display());
@@ -230,6 +241,11 @@ impl MountArgs {
         let log_file = self.log_file.map(|path| preflight::resolve(&path)).transpose()?;
         Ok(MountPlan { request, cache, log_file, foreground: self.foreground })
     }
+}
+
+/// A path as the daemon finds it, which works in another folder.
+fn from_here(path: PathBuf) -> PathBuf {
+    absolute(&path).unwrap_or(path)
 }
 
 /// A path, or a URI: `file://` too.

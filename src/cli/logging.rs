@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight::describe;
@@ -18,9 +19,17 @@ use crate::daemon::preflight::describe;
 /// two of this size, and what one daemon writes.
 const LOG_BYTES_MAX: u64 = 10 << 20;
 
+/// At `trace` the SDK writes down all that it signs, keys of a customer's own included.
+const NEVER_LOGGED: &str = "aws_sigv4::http_request::sign=debug";
+
 /// Logs to `file`, or to stderr.
 pub(super) fn init(file: Option<File>) {
     let filter = EnvFilter::try_from_env("WARMFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // It takes the place of another one for that module.
+    let filter = match NEVER_LOGGED.parse::<Directive>() {
+        Ok(never) => filter.add_directive(never),
+        Err(_) => EnvFilter::new("info"),
+    };
     // A log that cannot be written (it may lie on a full disk) is complained
     // about on stderr, which is the log: that would panic.
     let builder = tracing_subscriber::fmt()

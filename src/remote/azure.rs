@@ -35,6 +35,7 @@ use self::listing::FOLDER_MARK;
 use self::shared_key::SharedKey;
 use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;
+use super::customer_key::CustomerKey;
 use super::rest::{Call, Rest, header, last_modified, size};
 use super::token::Tokens;
 use super::{
@@ -65,6 +66,8 @@ pub struct AzureRemote {
     endpoint: BaseUrl,
     rest: Rest,
     signer: Signer,
+    /// <https://learn.microsoft.com/azure/storage/blobs/encryption-customer-provided-keys>
+    customer_key: Option<CustomerKey>,
 }
 
 /// What requests are authorised by.
@@ -156,7 +159,14 @@ impl AzureRemote {
     }
 
     fn blob(&self, method: Method, key: &Key) -> Call {
-        self.container(method).path("/").path(&key.0)
+        let call = self.container(method).path("/").path(&key.0);
+        match &self.customer_key {
+            Some(customer_key) => call
+                .header("x-ms-encryption-algorithm", CustomerKey::ALGORITHM)
+                .secret("x-ms-encryption-key", &customer_key.base64())
+                .secret("x-ms-encryption-key-sha256", &customer_key.sha256()),
+            None => call,
+        }
     }
 
     /// Makes a request in the name of whom the container is mounted for.

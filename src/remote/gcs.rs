@@ -25,6 +25,7 @@ use http::{HeaderMap, Method};
 use self::answer::{Item, Listing, read};
 use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;
+use super::customer_key::CustomerKey;
 use super::rest::{Call, Rest, header};
 use super::token::Tokens;
 use super::{
@@ -51,6 +52,8 @@ pub struct GcsRemote {
     tokens: Option<Tokens>,
     /// The project that pays.
     payer: Option<String>,
+    /// <https://cloud.google.com/storage/docs/encryption/customer-supplied-keys>
+    customer_key: Option<CustomerKey>,
     metrics: Arc<RemoteMetrics>,
 }
 
@@ -66,7 +69,7 @@ impl Remote for GcsRemote {
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = self.what("HEAD", &key.0);
-        let call = self.call().segment(&key.0).query("fields", OBJECT_FIELDS);
+        let call = self.object(key).query("fields", OBJECT_FIELDS);
         let item: Item = self.document(Asked::Get, &what, call).await?;
         item.into_object(key.clone(), &what)
     }
@@ -101,8 +104,7 @@ impl Remote for GcsRemote {
     ) -> Result<RangeBody, RemoteError> {
         let what = self.what("GET", &object.key.0);
         let call = self
-            .call()
-            .segment(&object.key.0)
+            .object(&object.key)
             .query("alt", "media")
             .query("generation", &object.version.0)
             .header("accept-encoding", "gzip");
@@ -138,6 +140,18 @@ impl GcsRemote {
             .path("/o");
         match &self.payer {
             Some(project) => call.query("userProject", project),
+            None => call,
+        }
+    }
+
+    /// A question about one of them.
+    fn object(&self, key: &Key) -> Call {
+        let call = self.call().segment(&key.0);
+        match &self.customer_key {
+            Some(customer_key) => call
+                .header("x-goog-encryption-algorithm", CustomerKey::ALGORITHM)
+                .secret("x-goog-encryption-key", &customer_key.base64())
+                .secret("x-goog-encryption-key-sha256", &customer_key.sha256()),
             None => call,
         }
     }

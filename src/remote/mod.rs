@@ -11,6 +11,7 @@ mod bandwidth;
 pub mod base_url;
 pub mod client;
 pub mod credentials;
+mod customer_key;
 mod download_cap;
 pub mod endpoint;
 pub mod error;
@@ -232,6 +233,12 @@ pub async fn connect(
     let is_before_a_cloud = matches!(uri, RemoteUri::Ais { provider: Some(_), .. });
     if options.origin.is_some() && !is_before_a_cloud {
         return Err(no_origin());
+    }
+    let takes_key =
+        options.origin.is_some() || !matches!(uri, RemoteUri::File { .. } | RemoteUri::Ais { .. });
+    if options.customer_key_file.is_some() && !takes_key {
+        let message = "--customer-key-file is for s3://, gs:// and az://; leave it out";
+        return Err(RemoteError::new(ErrorKind::Invalid, message));
     }
     match uri {
         RemoteUri::S3 { bucket, .. } => {

@@ -22,8 +22,9 @@ use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{EncodingType, Object, RequestPayer};
 use http_body_util::BodyDataStream;
 
-use self::error::classify;
-use super::answer::{Asked, believable, lacks};
+use self::error::{S3, S3_WITH_KEY, classify};
+use super::answer::{Asked, Dialect, believable, lacks};
+use super::customer_key::CustomerKey;
 use super::ranged::{self, Sent};
 use super::{
     Capabilities, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote, RemoteError, RemoteId,
@@ -37,6 +38,8 @@ pub struct S3Remote {
     bucket: String,
     client: Client,
     payer: Option<RequestPayer>,
+    /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html>
+    customer_key: Option<CustomerKey>,
 }
 
 #[async_trait]
@@ -51,13 +54,19 @@ impl Remote for S3Remote {
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = self.what("HEAD", &key.0);
-        let request = self
+        let [algorithm, customer_key, md5] = self.key_headers();
+        let answer = self
             .client
             .head_object()
             .bucket(&self.bucket)
             .key(&key.0)
-            .set_request_payer(self.payer.clone());
-        let answer = request.send().await.map_err(|e| classify(Asked::Head, &what, &e))?;
+            .set_sse_customer_algorithm(algorithm)
+            .set_sse_customer_key(customer_key)
+            .set_sse_customer_key_md5(md5)
+            .set_request_payer(self.payer.clone())
+            .send()
+            .await
+            .map_err(|error| classify(self.dialect(), Asked::Head, &what, &error))?;
         Ok(ObjectMeta {
             key: key.clone(),
             size: answer.content_length().and_then(to_size).ok_or_else(|| lacks(&what, "size"))?,
@@ -82,7 +91,7 @@ impl Remote for S3Remote {
             .set_request_payer(self.payer.clone())
             .send()
             .await
-            .map_err(|error| classify(Asked::List, &what, &error))?;
+            .map_err(|error| classify(&S3, Asked::List, &what, &error))?;
         let mut page = list_page(answer, &what)?;
         page.begin_after(request.start_after.as_deref());
         Ok(page)
@@ -94,6 +103,7 @@ impl Remote for S3Remote {
         range: Range<u64>,
     ) -> Result<RangeBody, RemoteError> {
         let what = self.what("GET", &object.key.0);
+        let [algorithm, customer_key, md5] = self.key_headers();
         let answer = self
             .client
             .get_object()
@@ -101,10 +111,13 @@ impl Remote for S3Remote {
             .key(&object.key.0)
             .range(ranged::header(&range, &what)?)
             .if_match(format!("\"{}\"", object.version.0))
+            .set_sse_customer_algorithm(algorithm)
+            .set_sse_customer_key(customer_key)
+            .set_sse_customer_key_md5(md5)
             .set_request_payer(self.payer.clone())
             .send()
             .await
-            .map_err(|error| classify(Asked::Get, &what, &error))?;
+            .map_err(|error| classify(self.dialect(), Asked::Get, &what, &error))?;
         let length = answer.content_length().and_then(to_size);
         let sent = Sent::of(answer.content_range(), length, &what)?;
         let version = version(answer.e_tag(), &what)?;
@@ -115,6 +128,17 @@ impl Remote for S3Remote {
 }
 
 impl S3Remote {
+    /// How the store says no about an object.
+    fn dialect(&self) -> &'static Dialect {
+        if self.customer_key.is_some() { &S3_WITH_KEY } else { &S3 }
+    }
+
+    /// What goes with each HEAD and GET: algorithm, key, and the key's MD5.
+    fn key_headers(&self) -> [Option<String>; 3] {
+        let Some(key) = &self.customer_key else { return [None, None, None] };
+        [CustomerKey::ALGORITHM.to_owned(), key.base64(), key.md5()].map(Some)
+    }
+
     /// What a message says was asked.
     fn what(&self, verb: &str, key: &str) -> String {
         format!("{verb} s3://{}/{}", self.bucket, key.escape_debug())

@@ -87,6 +87,7 @@ impl Fuzzed {
             bucket: "bucket".to_owned(),
             client: Client::from_conf(config),
             payer: None,
+            customer_key: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let fuzzed = Fuzzed { remote, canned, runtime };

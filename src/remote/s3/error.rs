@@ -168,7 +168,7 @@ fn next_step(refusal: &Refusal<'_>) -> Option<&'static str> {
     Some(match code {
         "InvalidRequest" => return says_of_key(refusal),
         "RequestTimeTooSkewed" => "set this machine's clock",
-        "InvalidObjectState" => "restore the object from its archive first",
+        "InvalidObjectState" => "it is archived; restore it first",
         "AuthorizationHeaderMalformed" => "name the bucket's region with --region",
         _ => return None,
     })

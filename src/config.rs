@@ -86,6 +86,9 @@ pub struct TrafficOptions {
     pub max_download_strict: bool,
     /// A request that is late is not sent a second time.
     pub no_hedge: bool,
+    /// What came as a whole is compared with the store's checksum, for one HEAD more.
+    #[serde(default)]
+    pub verify_remote: bool,
 }
 
 /// `--open-mode`.

@@ -60,6 +60,7 @@ fn help_fits_a_screen() {
         "--origin",
         "--cache-dir",
         "--no-hedge",
+        "--verify-remote",
     ] {
         assert!(all.contains(option), "{all}");
     }

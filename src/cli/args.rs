@@ -136,6 +136,9 @@ pub(super) struct TrafficArgs {
     /// Never ask a second time for what is late
     #[arg(long, env = "WARMFS_NO_HEDGE", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
     pub(super) no_hedge: bool,
+    /// Compare what came with the store's checksums
+    #[arg(long, env = "WARMFS_VERIFY_REMOTE", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
+    pub(super) verify_remote: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -211,6 +214,7 @@ impl MountArgs {
                 max_download: self.traffic.max_download,
                 max_download_strict: self.traffic.max_download_strict,
                 no_hedge: self.traffic.no_hedge,
+                verify_remote: self.traffic.verify_remote,
             },
         };
         let request = MountRequest {

@@ -12,11 +12,11 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
-    AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree,
-    Verified, Warming,
+    AttachError, Audited, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope,
+    Tree, Verified, Warming,
 };
 use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest, RemoteOptions};
-use crate::control::wire::{CacheStatus, DownloadStatus, ErrorCode, ErrorReply};
+use crate::control::wire::{CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
 use crate::fs::trace::Recorder;
@@ -99,6 +99,7 @@ impl Engine for ReadThrough {
             expected_hit_rate: figures.expected_hit_rate(),
             pins: figures.pins,
             hidden_keys: figures.hidden_keys,
+            compared: compared(self.cache.store().audited()),
         }
     }
 
@@ -155,6 +156,11 @@ impl Engine for ReadThrough {
             tracing::error!(%error, "the cache was not closed");
         }
     }
+}
+
+fn compared(audited: Audited) -> ComparedStatus {
+    let Audited { same, unverifiable, skipped, dropped, disputed, last } = audited;
+    ComparedStatus { same, unverifiable, skipped, dropped, disputed, last }
 }
 
 impl ReadThrough {

@@ -35,6 +35,7 @@ use self::listing::FOLDER_MARK;
 use self::shared_key::SharedKey;
 use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;
+use super::checksum::{Algorithm, Checksum};
 use super::customer_key::CustomerKey;
 use super::rest::{Call, Rest, header, last_modified, size};
 use super::token::Tokens;
@@ -142,6 +143,18 @@ impl Remote for AzureRemote {
         let answer = self.authorised(call, request).await?;
         let version = version(&answer.headers, &what)?;
         Ok(RangeBody { version, total_size: answer.total_size, body: answer.body })
+    }
+
+    /// The MD5 is the store's of a blob that was put at once, else of who wrote it.
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = self.what("HEAD", &object.key.0);
+        let call = self
+            .blob(Method::HEAD, &object.key)
+            .header("if-match", &format!("\"{}\"", object.version.0));
+        let request = |call| self.rest.document(Asked::Head, &what, call);
+        let headers = self.authorised(call, request).await?.headers;
+        let md5 = header(&headers, "content-md5");
+        Ok(md5.and_then(|md5| Checksum::of_base64(Algorithm::Md5, md5)))
     }
 }
 

@@ -22,9 +22,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::{HeaderMap, Method};
 
-use self::answer::{Item, Listing, read};
+use self::answer::{Item, Listing, Sums, read};
 use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;
+use super::checksum::{Algorithm, Checksum};
 use super::customer_key::CustomerKey;
 use super::rest::{Call, Rest, header};
 use super::token::Tokens;
@@ -123,6 +124,16 @@ impl Remote for GcsRemote {
             total_size: answer.total_size,
             body: answer.body,
         })
+    }
+
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = self.what("HEAD", &object.key.0);
+        let call = self
+            .object(&object.key)
+            .query("generation", &object.version.0)
+            .query("fields", "crc32c");
+        let sums: Sums = self.document(Asked::Get, &what, call).await?;
+        Ok(sums.crc32c.and_then(|crc| Checksum::of_base64(Algorithm::Crc32c, &crc)))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod answer;
 pub mod azure;
 mod bandwidth;
 pub mod base_url;
+pub mod checksum;
 pub mod client;
 pub mod credentials;
 mod customer_key;
@@ -46,6 +47,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
+use checksum::Checksum;
 pub use error::{ErrorKind, RemoteError};
 pub use uri::RemoteUri;
 
@@ -94,6 +96,13 @@ pub trait Remote: Send + Sync + fmt::Debug {
         object: &ObjectMeta,
         range: Range<u64>,
     ) -> Result<RangeBody, RemoteError>;
+
+    /// What the store says that all bytes of `object` sum up to, if it says so of that
+    /// version. It was computed where the object was written, or by whoever wrote it.
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let _ = object;
+        Ok(None)
+    }
 }
 
 /// The identity of a remote, such as `s3://s3.amazonaws.com/bucket`.

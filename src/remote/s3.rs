@@ -7,6 +7,7 @@
 //!
 //! Every GET names its version (`If-Match`) and its range ([`super::ranged`]).
 
+mod checksum;
 mod connect;
 mod error;
 #[cfg(test)]
@@ -17,13 +18,16 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::operation::head_object::builders::HeadObjectFluentBuilder;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::{EncodingType, Object, RequestPayer};
+use aws_sdk_s3::types::{ChecksumMode, EncodingType, Object, RequestPayer};
 use http_body_util::BodyDataStream;
 
 use self::error::{S3, S3_WITH_KEY, classify};
 use super::answer::{Asked, Dialect, believable, lacks};
+use super::checksum::Checksum;
 use super::customer_key::CustomerKey;
 use super::ranged::{self, Sent};
 use super::{
@@ -54,19 +58,7 @@ impl Remote for S3Remote {
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = self.what("HEAD", &key.0);
-        let [algorithm, customer_key, md5] = self.key_headers();
-        let answer = self
-            .client
-            .head_object()
-            .bucket(&self.bucket)
-            .key(&key.0)
-            .set_sse_customer_algorithm(algorithm)
-            .set_sse_customer_key(customer_key)
-            .set_sse_customer_key_md5(md5)
-            .set_request_payer(self.payer.clone())
-            .send()
-            .await
-            .map_err(|error| classify(self.dialect(), Asked::Head, &what, &error))?;
+        let answer = self.head_object(key, &what, |request| request).await?;
         Ok(ObjectMeta {
             key: key.clone(),
             size: answer.content_length().and_then(to_size).ok_or_else(|| lacks(&what, "size"))?,
@@ -125,12 +117,42 @@ impl Remote for S3Remote {
         let body = sent.cut(body, &range, what)?;
         Ok(RangeBody { version, total_size: sent.total_size, body })
     }
+
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = self.what("HEAD", &object.key.0);
+        let etag = format!("\"{}\"", object.version.0);
+        let with_checksum = |request: HeadObjectFluentBuilder| {
+            request.checksum_mode(ChecksumMode::Enabled).if_match(etag)
+        };
+        let answer = self.head_object(&object.key, &what, with_checksum).await?;
+        Ok(checksum::of_whole(&answer, &self.bucket))
+    }
 }
 
 impl S3Remote {
     /// How the store says no about an object.
     fn dialect(&self) -> &'static Dialect {
         if self.customer_key.is_some() { &S3_WITH_KEY } else { &S3 }
+    }
+
+    async fn head_object(
+        &self,
+        key: &Key,
+        what: &str,
+        ask: impl FnOnce(HeadObjectFluentBuilder) -> HeadObjectFluentBuilder,
+    ) -> Result<HeadObjectOutput, RemoteError> {
+        let [algorithm, customer_key, md5] = self.key_headers();
+        let request = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(&key.0)
+            .set_sse_customer_algorithm(algorithm)
+            .set_sse_customer_key(customer_key)
+            .set_sse_customer_key_md5(md5)
+            .set_request_payer(self.payer.clone());
+        let answer = ask(request).send().await;
+        answer.map_err(|error| classify(self.dialect(), Asked::Head, what, &error))
     }
 
     /// What goes with each HEAD and GET: algorithm, key, and the key's MD5.

@@ -139,6 +139,12 @@ pub(super) struct Item {
     time_created: Option<String>,
 }
 
+/// What the bytes of an object sum up to. Each object has this one, composed ones too.
+#[derive(Debug, Deserialize)]
+pub(super) struct Sums {
+    pub(super) crc32c: Option<String>,
+}
+
 impl Listing {
     pub(super) fn into_page(self, what: &str) -> Result<ListPage, RemoteError> {
         let object = |mut item: Item| {

@@ -184,6 +184,42 @@ fn a_checksum_that_is_wrong_itself_costs_one_more_fetch_and_no_reader_fails() {
 }
 
 #[test]
+fn verify_compares_what_is_cached_already() {
+    let store = Store::start();
+    let content = noise(7, BYTES);
+    for key in ["wrong", "right"] {
+        put_with_md5(&store, key, &content);
+    }
+    store.put_with_etag(BUCKET, "unsaid", content.clone(), "of-two-parts-2");
+    let flipped = FaultRule {
+        key_contains: "wrong".to_owned(),
+        ..FaultRule::next(1, Op::Get, Fault::FlipByte(150_000))
+    };
+    store.set_faults(vec![flipped]);
+    let mut warmfs = store.warmfs();
+    warmfs.set_env("WARMFS_CACHE_SIZE", "1G");
+    let dir = warmfs.mount_uri("s3://bucket", "mount");
+    for key in ["wrong", "right", "unsaid"] {
+        assert_eq!(fs::read(dir.join(key)).unwrap() == content, key != "wrong");
+    }
+    // What was read a moment ago may still be on its way to the disk.
+    eventually("all is cached", || {
+        warmfs.status()["cache"]["dataset_cached_bytes"] == 3 * BYTES as u64
+    });
+    let told = warmfs.ok(&["verify", dir.to_str().unwrap()]);
+    assert!(told.contains("nothing is damaged\n"), "{told}");
+    let told = warmfs.ok(&["verify", "--remote", dir.to_str().unwrap()]);
+    let words = "1 object as the store says, 1 not, which the next read fetches anew, once, 1 \
+                 without a checksum";
+    assert!(told.contains(words), "{told}");
+    eventually("it is read anew", || fs::read(dir.join("wrong")).unwrap() == content);
+    eventually("it is right now", || {
+        warmfs.ok(&["verify", "--remote", dir.to_str().unwrap()]).contains("2 objects as the store")
+    });
+    warmfs.unmount("mount");
+}
+
+#[test]
 fn without_the_option_nothing_is_asked() {
     let store = Store::start();
     put_with_md5(&store, "file", &noise(6, BYTES));

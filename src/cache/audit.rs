@@ -73,12 +73,13 @@ struct Whole {
 }
 
 /// What a comparison says.
-enum Verdict {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
     Same,
     Unverifiable,
-    /// Evicted meanwhile, or another version by now.
+    /// Not all of it is there: evicted meanwhile, or another version by now.
     Gone,
-    Differs(Arc<CachedObject>, Checksum),
+    Differs,
 }
 
 impl Audit {
@@ -134,20 +135,20 @@ async fn compare_all(store: &Arc<Store>) {
             };
             whole
         };
-        let verdict = compare(store, &whole).await;
-        settle(store, &whole, verdict).await;
+        compare(store, &whole).await;
     }
 }
 
+/// Compares an object, counts it, and drops it if it differs.
 async fn compare(store: &Arc<Store>, whole: &Whole) -> Verdict {
     let Whole { node, meta, remote } = whole;
-    let said = match remote.checksum(meta).await {
-        Ok(Some(said)) => said,
-        Ok(None) => return Verdict::Unverifiable,
-        Err(error) => {
-            tracing::debug!(%error, "a checksum cannot be asked for");
-            return Verdict::Unverifiable;
-        }
+    let said = remote.checksum(meta).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "a checksum cannot be asked for");
+        None
+    });
+    let Some(said) = said else {
+        lock(&store.audit().0).found.unverifiable += 1;
+        return Verdict::Unverifiable;
     };
     let object = {
         let (store, meta, remote, node) = (store.clone(), meta.clone(), remote.clone(), *node);
@@ -155,29 +156,37 @@ async fn compare(store: &Arc<Store>, whole: &Whole) -> Verdict {
     };
     match object.checksum(said.algorithm).await {
         None => Verdict::Gone,
-        Some(found) if found == said => Verdict::Same,
-        Some(_) => Verdict::Differs(object, said),
-    }
-}
-
-async fn settle(store: &Arc<Store>, whole: &Whole, verdict: Verdict) {
-    let key = &whole.meta.key.0;
-    match verdict {
-        Verdict::Gone => {}
-        Verdict::Same => lock(&store.audit().0).found.same += 1,
-        Verdict::Unverifiable => lock(&store.audit().0).found.unverifiable += 1,
-        Verdict::Differs(object, said) => {
-            if store.audit().differs(whole.node, key) {
-                tracing::warn!(?key, %said, "an object is not what its store says; it is fetched again");
-                store.read_blocking(move || object.drop_all()).await;
-            } else {
-                tracing::warn!(?key, %said, "an object is not what its store says, twice; it is kept as it came");
-            }
+        Some(found) if found == said => {
+            lock(&store.audit().0).found.same += 1;
+            Verdict::Same
+        }
+        Some(_) => {
+            differs(store, object, &said).await;
+            Verdict::Differs
         }
     }
 }
 
+async fn differs(store: &Arc<Store>, object: Arc<CachedObject>, said: &Checksum) {
+    let key = object.meta().key.0.clone();
+    if store.audit().differs(object.node(), &key) {
+        tracing::warn!(?key, %said, "an object is not what its store says; it is fetched again");
+        store.read_blocking(move || object.drop_all()).await;
+    } else {
+        tracing::warn!(?key, %said, "an object is not what its store says, twice; it is kept as it came");
+    }
+}
+
 impl CachedObject {
+    /// Compares it now, whether that was done before or not. Nobody else asks for it.
+    pub(super) async fn compare(self: &Arc<Self>) -> Verdict {
+        if self.complete_file().is_none() {
+            return Verdict::Gone;
+        }
+        let (node, meta, remote) = (self.node(), self.meta().clone(), self.remote().clone());
+        compare(self.store(), &Whole { node, meta, remote }).await
+    }
+
     /// The checksum of all of it; `None` if not all of it is there, or can be read.
     async fn checksum(self: &Arc<Self>, algorithm: Algorithm) -> Option<Checksum> {
         let object = self.clone();

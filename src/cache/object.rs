@@ -375,6 +375,10 @@ impl CachedObject {
         }
     }
 
+    pub(super) fn remote(&self) -> &Arc<RemoteClient> {
+        &self.remote
+    }
+
     pub(super) fn store(&self) -> &Arc<Store> {
         &self.store
     }

@@ -123,9 +123,10 @@ impl Engine for ReadThrough {
     async fn verify(
         &self,
         scope: &Scope,
+        remote: bool,
         progress: &Arc<Progress>,
     ) -> Result<Verified, ErrorReply> {
-        self.cache.verify(scope, progress).await.map_err(|error| explain_cache(&error))
+        self.cache.verify(scope, remote, progress).await.map_err(|error| explain_cache(&error))
     }
 
     async fn pin(

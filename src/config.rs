@@ -27,6 +27,8 @@ pub struct RemoteOptions {
     pub billing_project: Option<String>,
     /// Certificates to trust besides the system's; absolute.
     pub ca_file: Option<PathBuf>,
+    /// A key that the store decrypts with; absolute.
+    pub customer_key_file: Option<PathBuf>,
     /// The URI of the cloud bucket that an AIStore cluster keeps copies of.
     pub origin: Option<String>,
     /// The shell command that prints credentials as JSON.
@@ -87,6 +89,9 @@ pub struct TrafficOptions {
     pub max_download_strict: bool,
     /// A request that is late is not sent a second time.
     pub no_hedge: bool,
+    /// What came as a whole is compared with the store's checksum, for one HEAD more.
+    #[serde(default)]
+    pub verify_remote: bool,
 }
 
 /// `--open-mode`.
@@ -111,6 +116,8 @@ impl CallerEnv {
     /// Credentials as JSON, of the form that `--credential-command` prints. Also how
     /// they are pushed over the socket.
     pub const CREDENTIALS: &str = "WARMFS_CREDENTIALS";
+    /// A key that the store decrypts with, in base64.
+    pub const CUSTOMER_KEY: &str = "WARMFS_CUSTOMER_KEY";
     /// How the clouds' own variables begin, all of which are taken along.
     const PREFIXES: [&str; 5] = ["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_"];
     /// What is taken along besides.
@@ -177,12 +184,13 @@ impl CallerEnv {
 
     /// Whether a variable is taken along.
     pub fn is_taken(name: &str) -> bool {
-        Self::NAMES.contains(&name) || Self::is_of_a_cloud(name)
+        Self::NAMES.contains(&name) || Self::may_be_secret(name)
     }
 
-    /// Whether a variable is one of the clouds' own, or ours, which may hold a secret.
-    pub fn is_of_a_cloud(name: &str) -> bool {
-        name == Self::CREDENTIALS || Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    /// Whether a variable may hold a secret: any of the clouds' own, and two of ours.
+    pub fn may_be_secret(name: &str) -> bool {
+        [Self::CREDENTIALS, Self::CUSTOMER_KEY].contains(&name)
+            || Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// All of it, for a program that is run in the caller's name.
@@ -274,6 +282,8 @@ mod tests {
             ("AZURE_STORAGE_ACCOUNT", "a"),
             ("AIS_AUTHN_TOKEN_FILE", "../token"),
             ("no_proxy", "host"),
+            ("WARMFS_CUSTOMER_KEY", "key"),
+            ("WARMFS_CACHE_DIR", "/cache"),
             ("PATH", "/bin"),
             ("PAGER", "less"),
         ];
@@ -291,6 +301,8 @@ mod tests {
         assert_eq!(env.get("AIS_AUTHN_TOKEN_FILE"), Some("/at/../token"));
         assert_eq!(env.get("no_proxy"), Some("host"));
         assert_eq!(env.get("PATH"), Some("/bin"));
-        assert_eq!(env.0.len(), 9);
+        assert_eq!(env.get(CallerEnv::CUSTOMER_KEY), Some("key"));
+        assert_eq!(env.0.len(), 10);
+        assert!(!format!("{env:?}").contains("\"key"), "values do not print");
     }
 }

@@ -53,7 +53,15 @@ fn help_fits_a_screen() {
         assert!(!text.contains("daemon --"), "the daemon verb is hidden: {text}");
     }
     let all = String::from_utf8(warmfs(home.path(), &["mount", "--help-all"]).stdout).unwrap();
-    for option in ["--virtual-host-style", "--ca-file", "--origin", "--cache-dir", "--no-hedge"] {
+    for option in [
+        "--virtual-host-style",
+        "--ca-file",
+        "--customer-key-file",
+        "--origin",
+        "--cache-dir",
+        "--no-hedge",
+        "--verify-remote",
+    ] {
         assert!(all.contains(option), "{all}");
     }
     let version = warmfs(home.path(), &["--version"]).stdout;

@@ -103,7 +103,12 @@ impl Engine for FakeEngine {
     }
 
     /// Goes on until it is told to stop.
-    async fn verify(&self, _: &Scope, progress: &Arc<Progress>) -> Result<Verified, ErrorReply> {
+    async fn verify(
+        &self,
+        _: &Scope,
+        _: bool,
+        progress: &Arc<Progress>,
+    ) -> Result<Verified, ErrorReply> {
         self.verifying.send_modify(|n| *n += 1);
         while !progress.is_cancelled() {
             progress.objects_done.fetch_add(1, Ordering::Relaxed);

@@ -4,16 +4,18 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::Warmfs;
 use common::azurite::{Azurite, KEY, signature};
 use common::gcs::Gcs;
+use common::moto::Moto;
 use common::namespace::{black_hole, in_namespace, ip};
 use common::stub::{Reply, Request, Stub};
 use common::tree::Tree;
+use common::{Warmfs, eventually};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use warmfs::config::{CallerEnv, RemoteOptions};
@@ -197,6 +199,66 @@ fn a_command_gives_tokens_to_every_cloud() {
         warmfs.unmount("mount");
         assert!(!warmfs.log().contains(secret), "{uri}");
     }
+}
+
+// Archives.
+
+/// Reads a folder of which `archived` is in an archive: listed like the others, and no
+/// permission, with a reason; what is beside it is fetched ahead all the same.
+fn assert_archived(warmfs: &Warmfs, uri: &str) {
+    let dir = warmfs.path("mount");
+    warmfs.ok(&["mount", uri, dir.to_str().unwrap(), "--warm", "all"]);
+    let mut names: Vec<_> =
+        fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["archived", "beside"]);
+    let file = dir.join("archived");
+    assert_eq!(fs::metadata(&file).unwrap().len(), 5);
+    for _ in 0..2 {
+        let cat = Command::new("cat").arg(&file).output().unwrap();
+        let said = String::from_utf8(cat.stderr).unwrap();
+        assert!(!cat.status.success() && said.contains("Permission denied"), "{said}");
+    }
+    let log = warmfs.log();
+    assert!(log.contains("it is archived; re"), "{log}");
+    eventually("what is not archived is fetched ahead", || {
+        warmfs.status()["prefetched"]["objects"] == 1
+    });
+    assert_eq!(fs::read(dir.join("beside")).unwrap(), b"there");
+    warmfs.unmount("mount");
+}
+
+#[test]
+fn what_s3_has_archived_is_no_permission_with_a_reason() {
+    let moto = Moto::start();
+    runtime().block_on(async {
+        moto.create_bucket("bucket").await;
+        moto.put_archived("bucket", "archived", b"hello".to_vec()).await;
+        moto.put("bucket", "beside", b"there".to_vec()).await;
+    });
+    let mut warmfs = Warmfs::new();
+    warmfs.set_env("WARMFS_ENDPOINT_URL", moto.endpoint());
+    warmfs.set_env("WARMFS_CACHE_SIZE", "1G");
+    warmfs.set_env("AWS_ACCESS_KEY_ID", "test");
+    warmfs.set_env("AWS_SECRET_ACCESS_KEY", "test");
+    assert_archived(&warmfs, "s3://bucket");
+}
+
+#[test]
+fn what_azure_has_archived_is_no_permission_with_a_reason() {
+    let runtime = runtime();
+    let azurite = runtime.block_on(Azurite::start());
+    runtime.block_on(async {
+        azurite.create_container("container", false).await;
+        azurite.put("container", "archived", b"hello".to_vec()).await;
+        azurite.archive("container", "archived").await;
+        azurite.put("container", "beside", b"there".to_vec()).await;
+    });
+    let mut warmfs = Warmfs::new();
+    warmfs.set_env("AZURE_STORAGE_BLOB_ENDPOINT", azurite.endpoint());
+    warmfs.set_env("AZURE_STORAGE_KEY", KEY);
+    warmfs.set_env("WARMFS_CACHE_SIZE", "1G");
+    assert_archived(&warmfs, "az://devstoreaccount1/container");
 }
 
 const BLOBS: &str = "<EnumerationResults><Blobs><Blob><Name>hello</Name><Properties>\

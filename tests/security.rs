@@ -175,7 +175,8 @@ fn the_socket_looks_at_who_asks() {
 
 #[test]
 fn secrets_are_nowhere() {
-    const SECRETS: [&str; 2] = ["sEcReT/KeY+oNe", "ToKeN//oFtHeSeSsIoN=="];
+    const SECRETS: [&str; 3] =
+        ["sEcReT/KeY+oNe", "ToKeN//oFtHeSeSsIoN==", "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="];
     let access = Access::Key("AKIDOFTHETEST".to_owned());
     let store = Store::with(StoreOptions { access, ..StoreOptions::default() });
     store.put_some();
@@ -184,6 +185,7 @@ fn secrets_are_nowhere() {
     warmfs.set_env("AWS_ACCESS_KEY_ID", "AKIDOFTHETEST");
     warmfs.set_env("AWS_SECRET_ACCESS_KEY", SECRETS[0]);
     warmfs.set_env("AWS_SESSION_TOKEN", SECRETS[1]);
+    warmfs.set_env("WARMFS_CUSTOMER_KEY", SECRETS[2]);
     let mut said =
         warmfs.ok(&["mount", "s3://bucket/data", warmfs.path("mount").to_str().unwrap()]);
     fs::read(warmfs.path("mount/hello")).unwrap();

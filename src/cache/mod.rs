@@ -9,6 +9,7 @@
 
 mod absences;
 mod attach;
+mod audit;
 mod backing_file;
 mod block;
 mod budget;
@@ -51,6 +52,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
 
 pub use attach::AttachError;
+pub use audit::Audited;
 pub use chunk_map::CHUNK_BYTES;
 pub use direct::Direct;
 pub use given::Given;
@@ -128,6 +130,8 @@ pub enum Event {
     Folder(NodeId),
     /// An object is all in the cache, or no longer in it: its block count changed.
     Blocks(NodeId),
+    /// What came of an object was not what its store has: its pages must go.
+    Contents(NodeId),
 }
 
 /// Why the cache could not answer.

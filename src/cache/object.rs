@@ -25,10 +25,10 @@ use super::budget::disk_bytes;
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_len, chunk_range};
 use super::flight::Flights;
 use super::listing::to_ns;
-use super::lock;
 use super::readahead::Readahead;
 use super::record::{FileId, Fingerprint, GROUP_CHUNKS, NodeId, ObjectAttr};
 use super::store::Store;
+use super::{Event, lock};
 use crate::remote::ObjectMeta;
 use crate::remote::client::RemoteClient;
 pub(super) use flight::Fill;
@@ -68,6 +68,8 @@ pub struct CachedObject {
     /// Bytes read since it is in memory, and whether any were waited for.
     read_bytes: AtomicU64,
     missed: AtomicBool,
+    /// It is complete, and whoever compares it with the store was told.
+    is_told: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,20 @@ struct State {
     loose: BTreeSet<u32>,
     /// How often all was distrusted: a check that began before one counts for nothing.
     doubts: u64,
+}
+
+impl State {
+    /// Takes a chunk out of the cache.
+    fn take_out(&mut self, chunk: u32) {
+        if self.map.remove(chunk) {
+            // Its disk stays taken: a hole punched now might hit the bytes that are
+            // fetched in its place.
+            self.loose.insert(chunk);
+            // What is in memory of it would keep it from being written again.
+            self.flights.remove_covering(chunk);
+            self.dirty_groups.insert(chunk / GROUP_CHUNKS);
+        }
+    }
 }
 
 /// A chunk whose bytes came, and their checksum.
@@ -164,6 +180,7 @@ impl CachedObject {
             untold_bytes: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
             missed: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
         }
     }
 
@@ -300,13 +317,7 @@ impl CachedObject {
     fn drop_damaged(self: &Arc<Self>, chunk: u32, crc: u32) {
         let mut state = lock(&self.state);
         if state.map.presence(chunk) == (Presence::Unverified { crc }) {
-            state.map.remove(chunk);
-            // Its disk stays taken: a hole punched now might hit the bytes that
-            // are fetched in its place.
-            state.loose.insert(chunk);
-            // What is in memory of it would keep it from being written again.
-            state.flights.remove_covering(chunk);
-            state.dirty_groups.insert(chunk / GROUP_CHUNKS);
+            state.take_out(chunk);
             let emptied = state.map.present_bytes() == 0;
             drop(state);
             if emptied {
@@ -315,6 +326,61 @@ impl CachedObject {
             self.store.metrics().repairs.add(1);
             self.store.mark_dirty(self);
         }
+    }
+
+    /// Takes all of it out of the cache, and has the kernel forget what it read of it: each
+    /// chunk is as it came, and all of them are not what the store has.
+    pub(super) fn drop_all(self: &Arc<Self>) {
+        let mut state = lock(&self.state);
+        let held = state.map.present_bytes() > 0;
+        self.distrust(&mut state);
+        self.chunks().for_each(|chunk| state.take_out(chunk));
+        drop(state);
+        self.is_told.store(false, Ordering::Relaxed);
+        if held {
+            self.store.count_held(false);
+        }
+        self.store.mark_dirty(self);
+        self.store.emit(Event::Contents(self.node));
+    }
+
+    /// The checksum of all of it, out of those of its chunks; `None` if some are missing.
+    pub(super) fn whole_crc32c(&self) -> Option<u32> {
+        let crcs: Vec<u32> = {
+            let state = lock(&self.state);
+            if !state.map.is_complete() {
+                return None;
+            }
+            self.chunks().map(|chunk| state.map.crc(chunk)).collect::<Option<_>>()?
+        };
+        let chunks = self.chunks().zip(crcs);
+        Some(chunks.fold(0, |whole, (chunk, crc)| {
+            crc32c::crc32c_combine(whole, crc, chunk_len(chunk, self.meta.size))
+        }))
+    }
+
+    /// Bytes of its file, if all of it is there. Blocks.
+    pub(super) fn read_whole(&self, range: &Range<u64>) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let file = self.file.get().filter(|_| self.complete.load(Ordering::Acquire))?;
+        file.read(&mut bytes, range.start).ok()?;
+        Some(bytes)
+    }
+
+    /// It became complete: it is compared with what the store says, if the mount asks
+    /// for that and it was not yet.
+    fn became_whole(&self) {
+        if self.remote.verifies() && !self.is_told.swap(true, Ordering::Relaxed) {
+            self.store.compare_later(self.node, &self.meta, &self.remote);
+        }
+    }
+
+    pub(super) fn remote(&self) -> &Arc<RemoteClient> {
+        &self.remote
+    }
+
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// The object, as the remote has it.

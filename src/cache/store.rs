@@ -27,6 +27,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::absences::Absences;
+use super::audit::{Audit, Audited};
 use super::backing_file::{Way, descriptors_max};
 use super::budget::Budget;
 use super::disk_health::{DiskHealth, Shortage};
@@ -132,6 +133,7 @@ pub struct Store {
     writer: Arc<Writer>,
     unkept: Mutex<Unkept>,
     metrics: CacheMetrics,
+    audit: Audit,
     /// Objects with at least one chunk on disk.
     held: AtomicU64,
     /// Taken before any other lock but the search for room, and held while the
@@ -217,6 +219,7 @@ impl Store {
             writer,
             unkept: Mutex::default(),
             metrics: CacheMetrics::default(),
+            audit: Audit::default(),
             held: AtomicU64::new(totals.objects),
             loading: std::array::from_fn(|_| Mutex::default()),
             live: Mutex::default(),
@@ -402,6 +405,23 @@ impl Store {
     /// Counters of the cache.
     pub fn metrics(&self) -> &CacheMetrics {
         &self.metrics
+    }
+
+    /// What came of comparing objects with what their stores say.
+    pub fn audited(&self) -> Audited {
+        self.audit.found()
+    }
+
+    pub(super) fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    pub(super) fn me(&self) -> Option<Arc<Store>> {
+        self.me.upgrade()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn mark_dirty(&self, object: &Arc<CachedObject>) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::sync::watch;
 
+use super::audit::Verdict;
 use super::budget::Excess;
 use super::record::{EntryRow, NodeId, NodeRow};
 use super::standing::Memo;
@@ -94,6 +95,13 @@ pub struct Verified {
     /// Of these, fetched again. The others are dropped: their remote is not
     /// mounted or cannot be reached, and the next read fetches them.
     pub repaired_chunks: u64,
+    /// Whole objects that are as their store says.
+    pub same_objects: u64,
+    /// Those that are not. They are dropped, unless they were before.
+    pub differing_objects: u64,
+    /// Those of which the store does not say, or cannot be asked: its remote may not be
+    /// mounted.
+    pub unverifiable_objects: u64,
 }
 
 /// What [`Cache::refresh`] did.
@@ -195,22 +203,23 @@ impl Cache {
     }
 
     /// Compares every chunk that `scope` has in the cache with its checksum;
-    /// what is damaged is fetched again, or dropped where that cannot be.
+    /// what is damaged is fetched again, or dropped where that cannot be. With `remote`
+    /// whole objects are compared with what their store says, too.
     pub async fn verify(
         self: &Arc<Self>,
         scope: &Scope,
+        remote: bool,
         progress: &Arc<Progress>,
     ) -> Result<Verified, CacheError> {
         let held = self.held(scope).await?;
         progress.expect(held.len() as u64, held.iter().map(|held| held.bytes).sum());
         let trees = self.trees_by_bucket();
         let (trees, mut total) = (&trees, Verified::default());
-        let mut checks =
-            stream::iter(held)
-                .map(|held| async move {
-                    self.verify_one(held.node, trees).await.map(|one| (held, one))
-                })
-                .buffer_unordered(VERIFIED_AT_ONCE);
+        let mut checks = stream::iter(held)
+            .map(|held| async move {
+                self.verify_one(held.node, remote, trees).await.map(|one| (held, one))
+            })
+            .buffer_unordered(VERIFIED_AT_ONCE);
         while let Some(checked) = next(&mut checks, progress).await {
             let (held, one) = checked?;
             progress.done(1, held.bytes);
@@ -218,6 +227,9 @@ impl Cache {
             total.bytes += one.bytes;
             total.damaged_chunks += one.damaged_chunks;
             total.repaired_chunks += one.repaired_chunks;
+            total.same_objects += one.same_objects;
+            total.differing_objects += one.differing_objects;
+            total.unverifiable_objects += one.unverifiable_objects;
         }
         Ok(total)
     }
@@ -225,6 +237,7 @@ impl Cache {
     async fn verify_one(
         self: &Arc<Self>,
         node: NodeId,
+        remote: bool,
         trees: &HashMap<NodeId, Arc<Tree>>,
     ) -> Result<Verified, CacheError> {
         let cache = self.clone();
@@ -236,13 +249,23 @@ impl Cache {
         if let Some((tree, known)) = known {
             let before = self.index.object(node)?.map_or(0, |row| row.present_bytes);
             let Some(object) = tree.open(&known)? else { return Ok(Verified::default()) };
-            return Ok(object.verify(before).await);
+            let mut found = object.verify(before).await;
+            if remote {
+                match object.compare().await {
+                    Verdict::Same => found.same_objects = 1,
+                    Verdict::Differs => found.differing_objects = 1,
+                    Verdict::Unverifiable => found.unverifiable_objects = 1,
+                    Verdict::Gone => {}
+                }
+            }
+            return Ok(found);
         }
         // Nobody can fetch it: its remote is not mounted.
         let cache = self.clone();
         let checked = self.blocking(move || cache.store.check_unloaded(node)).await?;
         let Checked { bytes, damaged_chunks } = checked;
-        Ok(Verified { bytes, damaged_chunks, ..Verified::default() })
+        let unverifiable_objects = u64::from(remote);
+        Ok(Verified { bytes, damaged_chunks, unverifiable_objects, ..Verified::default() })
     }
 
     /// Fetches an object, or every object below a folder, and keeps it from

@@ -106,6 +106,15 @@ pub(super) struct RemoteArgs {
         hide = true
     )]
     pub(super) credential_command: Option<String>,
+    /// Key of your own that objects are stored with
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WARMFS_CUSTOMER_KEY_FILE",
+        hide_env = true,
+        hide = true
+    )]
+    pub(super) customer_key_file: Option<PathBuf>,
     /// Cloud bucket to read where the ais:// cluster cannot
     #[arg(long, value_name = "URI", env = "WARMFS_ORIGIN", hide_env = true, hide = true)]
     pub(super) origin: Option<String>,
@@ -154,6 +163,9 @@ pub(super) struct TrafficArgs {
     /// Never ask a second time for what is late
     #[arg(long, env = "WARMFS_NO_HEDGE", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
     pub(super) no_hedge: bool,
+    /// Compare what came with the store's checksums
+    #[arg(long, env = "WARMFS_VERIFY_REMOTE", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
+    pub(super) verify_remote: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -215,7 +227,8 @@ impl MountArgs {
                 requester_pays: self.remote.requester_pays,
                 billing_project: self.remote.billing_project,
                 virtual_host_style: self.remote.virtual_host_style,
-                ca_file: self.remote.ca_file.map(|path| absolute(&path).unwrap_or(path)),
+                ca_file: self.remote.ca_file.map(from_here),
+                customer_key_file: self.remote.customer_key_file.map(from_here),
                 origin: self.remote.origin,
                 credential_command: self.remote.credential_command,
             },
@@ -234,6 +247,7 @@ impl MountArgs {
                 max_download: self.traffic.max_download,
                 max_download_strict: self.traffic.max_download_strict,
                 no_hedge: self.traffic.no_hedge,
+                verify_remote: self.traffic.verify_remote,
             },
         };
         let request = MountRequest {
@@ -252,7 +266,8 @@ impl MountArgs {
         };
         // They travel as JSON.
         let options = &request.options;
-        let given = options.record_trace.iter().chain(&options.remote.ca_file);
+        let of_remote = [&options.remote.ca_file, &options.remote.customer_key_file];
+        let given = options.record_trace.iter().chain(of_remote.into_iter().flatten());
         let dirs = more.iter().map(|more| &more.dir);
         for path in [&request.dir, &cache.dir].into_iter().chain(dirs).chain(given) {
             if path.to_str().is_none() {
@@ -301,6 +316,11 @@ fn more(first: &MountRequest, pairs: Vec<String>) -> Result<Vec<MountRequest>, E
         requests.push(MountRequest { uri, dir, ..first.clone() });
     }
     Ok(requests)
+}
+
+/// A path as the daemon finds it, which works in another folder.
+fn from_here(path: PathBuf) -> PathBuf {
+    absolute(&path).unwrap_or(path)
 }
 
 /// A path, or a URI: `file://` too.

@@ -125,7 +125,7 @@ pub(super) fn own_program() -> PathBuf {
 /// of the machine, not of the caller.
 fn is_secret(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    CallerEnv::is_of_a_cloud(&name) && !name.starts_with("AWS_CONTAINER_")
+    CallerEnv::may_be_secret(&name) && !name.starts_with("AWS_CONTAINER_")
 }
 
 fn leave_caller() -> io::Result<()> {

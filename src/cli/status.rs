@@ -9,7 +9,7 @@ use clap::Args;
 use super::{args, client_runtime, output};
 use crate::control::client::Client;
 use crate::control::wire::{
-    DownloadStatus, ErrorCode, ErrorReply, MountStatus, StatusReply, WarmingStatus,
+    ComparedStatus, DownloadStatus, ErrorCode, ErrorReply, MountStatus, StatusReply, WarmingStatus,
 };
 use crate::daemon::preflight;
 use crate::units::{format_bytes, format_duration};
@@ -141,7 +141,7 @@ fn text(status: &StatusReply) -> String {
     line("memory", format_bytes(status.memory.rss_bytes));
     line("cache", output::short(&status.cache.dir));
     line("", cache(status));
-    for text in [dataset(status), hidden(status)].into_iter().flatten() {
+    for text in [dataset(status), hidden(status), compared(status)].into_iter().flatten() {
         line("", text);
     }
     line("remote", remote(status));
@@ -192,6 +192,28 @@ fn hidden(status: &StatusReply) -> Option<String> {
     let keys = status.cache.hidden_keys;
     let text = format!("{} that no path can name: see `warmfs ls --hidden`", count(keys, "key"));
     (keys > 0).then_some(text)
+}
+
+/// What came of `--verify-remote`, loud where something is wrong.
+fn compared(status: &StatusReply) -> Option<String> {
+    let ComparedStatus { same, unverifiable, skipped, dropped, disputed, last } =
+        &status.cache.compared;
+    let all = same + unverifiable + skipped + dropped + disputed;
+    let mut text = format!("{} as the store says", count(*same, "object"));
+    for (objects, what) in [
+        (unverifiable, "without a checksum to compare"),
+        (skipped, "not compared, too many waited"),
+        (dropped, "NOT as the store says, fetched again"),
+        (disputed, "NOT as the store says twice, kept as it came"),
+    ] {
+        if *objects > 0 {
+            let _ = write!(text, "; {objects} {what}");
+        }
+    }
+    if let Some(key) = last {
+        let _ = write!(text, " (last {})", key.escape_debug());
+    }
+    (all > 0).then_some(text)
 }
 
 fn cache(status: &StatusReply) -> String {
@@ -352,6 +374,12 @@ mod tests {
                 expected_hit_rate: Some(0.4459),
                 pins: 2,
                 hidden_keys: 3,
+                compared: ComparedStatus {
+                    same: 4,
+                    dropped: 2,
+                    last: Some("a/key".to_owned()),
+                    ..ComparedStatus::default()
+                },
             },
             remote: RemoteStatus {
                 get: TransferStatus { requests: u64::MAX, bytes: u64::MAX, errors: 3 },
@@ -382,6 +410,8 @@ mod tests {
             "5.00 GiB of 4.00 GiB downloaded",
             "throttled 7 times",
             "3 keys that no path can name",
+            "4 objects as the store says",
+            "a/key)",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
@@ -412,6 +442,8 @@ mod tests {
             "/cache/expected_hit_rate",
             "/cache/pins",
             "/cache/hidden_keys",
+            "/cache/compared/same",
+            "/cache/compared/dropped",
             "/remote/get/requests",
             "/remote/get/bytes",
             "/remote/get/errors",

@@ -15,19 +15,23 @@ use crate::units::format_bytes;
 pub(super) struct VerifyArgs {
     /// A file or folder in a mount, or its URI [default: all of the cache]
     path: Option<PathBuf>,
+    /// Ask the store for checksums of whole objects too
+    #[arg(long)]
+    remote: bool,
     #[command(flatten)]
     common: CommonArgs,
 }
 
 /// Verifies, and says what was found.
 pub(super) fn run(args: VerifyArgs) -> ExitCode {
+    let remote = args.remote;
     upkeep::run(
         "verify",
         &args.common,
         args.path.as_deref(),
-        |path| UpkeepRequest::Verify(VerifyRequest { path }),
+        |path| UpkeepRequest::Verify(VerifyRequest { path, remote }),
         |reply| match reply {
-            UpkeepReply::Verify(done) => Ok(sentence(done)),
+            UpkeepReply::Verify(done) => Ok(sentence(done) + &compared(done, remote)),
             other => Err(upkeep::wrong_reply(other)),
         },
     )
@@ -51,6 +55,24 @@ fn sentence(done: &VerifyReply) -> String {
     }
 }
 
+/// What comparing with the store found, if it was asked for.
+fn compared(done: &VerifyReply, was_asked: bool) -> String {
+    let VerifyReply { same_objects, differing_objects, unverifiable_objects, .. } = done;
+    if !was_asked {
+        return String::new();
+    }
+    let mut text = format!("; {} as the store says", count(*same_objects, "object"));
+    for (objects, what) in [
+        (differing_objects, "not, which the next read fetches anew, once"),
+        (unverifiable_objects, "without a checksum to compare"),
+    ] {
+        if *objects > 0 {
+            text.push_str(&format!(", {objects} {what}"));
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,7 +80,8 @@ mod tests {
     #[test]
     fn it_says_what_was_damaged_and_what_became_of_it() {
         let of = |damaged_chunks, repaired_chunks| {
-            sentence(&VerifyReply { objects: 2, bytes: 7, damaged_chunks, repaired_chunks })
+            let checked = VerifyReply { objects: 2, bytes: 7, ..VerifyReply::default() };
+            sentence(&VerifyReply { damaged_chunks, repaired_chunks, ..checked })
         };
         assert_eq!(of(0, 0), "checked 2 objects, 7 B: nothing is damaged");
         assert_eq!(of(1, 1), "checked 2 objects, 7 B: 1 chunk was damaged and repaired");
@@ -66,5 +89,18 @@ mod tests {
             of(3, 0).ends_with("3 chunks were damaged and dropped; the next read fetches anew")
         );
         assert!(of(3, 1).contains("3 chunks were damaged; 1 repaired, 2 dropped"));
+    }
+
+    #[test]
+    fn it_says_what_the_store_says() {
+        let done = VerifyReply { same_objects: 1, ..VerifyReply::default() };
+        assert_eq!(compared(&done, false), "");
+        assert_eq!(compared(&done, true), "; 1 object as the store says");
+        let done = VerifyReply { differing_objects: 2, unverifiable_objects: 3, ..done };
+        assert_eq!(
+            compared(&done, true),
+            "; 1 object as the store says, 2 not, which the next read fetches anew, once, 3 \
+             without a checksum to compare"
+        );
     }
 }

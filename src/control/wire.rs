@@ -161,6 +161,9 @@ pub struct VerifyRequest {
     /// An absolute path in a mount; without one, all that the cache holds.
     #[serde(default)]
     pub path: Option<PathBuf>,
+    /// Whole objects are compared with the store's checksums, too.
+    #[serde(default)]
+    pub remote: bool,
 }
 
 /// Asks for folders to be listed anew.
@@ -303,6 +306,15 @@ pub struct VerifyReply {
     pub damaged_chunks: u64,
     /// Of these, fetched again; the next read fetches the others.
     pub repaired_chunks: u64,
+    /// Whole objects that are as their store says.
+    #[serde(default)]
+    pub same_objects: u64,
+    /// Those that are not; the next read fetches them anew, once.
+    #[serde(default)]
+    pub differing_objects: u64,
+    /// Those of which their store does not say, or cannot be asked.
+    #[serde(default)]
+    pub unverifiable_objects: u64,
 }
 
 /// What is pinned.

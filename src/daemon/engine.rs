@@ -55,8 +55,12 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<Evicted, ErrorReply>;
 
     /// Compares what is cached with its checksums, and repairs it.
-    async fn verify(&self, scope: &Scope, progress: &Arc<Progress>)
-    -> Result<Verified, ErrorReply>;
+    async fn verify(
+        &self,
+        scope: &Scope,
+        remote: bool,
+        progress: &Arc<Progress>,
+    ) -> Result<Verified, ErrorReply>;
 
     /// Fetches a node and what is below it, and keeps it.
     async fn pin(

@@ -13,11 +13,11 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
-    AttachError, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree,
-    Verified, Warming,
+    AttachError, Audited, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope,
+    Tree, Verified, Warming,
 };
 use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest, RemoteOptions};
-use crate::control::wire::{CacheStatus, DownloadStatus, ErrorCode, ErrorReply};
+use crate::control::wire::{CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
 use crate::fs::trace::Recorder;
@@ -109,6 +109,7 @@ impl Engine for ReadThrough {
             expected_hit_rate: figures.expected_hit_rate(),
             pins: figures.pins,
             hidden_keys: figures.hidden_keys,
+            compared: compared(self.cache.store().audited()),
         }
     }
 
@@ -132,9 +133,10 @@ impl Engine for ReadThrough {
     async fn verify(
         &self,
         scope: &Scope,
+        remote: bool,
         progress: &Arc<Progress>,
     ) -> Result<Verified, ErrorReply> {
-        self.cache.verify(scope, progress).await.map_err(|error| explain_cache(&error))
+        self.cache.verify(scope, remote, progress).await.map_err(|error| explain_cache(&error))
     }
 
     async fn pin(
@@ -165,6 +167,11 @@ impl Engine for ReadThrough {
             tracing::error!(%error, "the cache was not closed");
         }
     }
+}
+
+fn compared(audited: Audited) -> ComparedStatus {
+    let Audited { same, unverifiable, skipped, dropped, disputed, last } = audited;
+    ComparedStatus { same, unverifiable, skipped, dropped, disputed, last }
 }
 
 impl ReadThrough {

@@ -161,12 +161,15 @@ impl Daemon {
             }
             UpkeepRequest::Verify(request) => {
                 let scope = self.scope(request.path.as_deref()).await?;
-                let done = engine.verify(&scope, progress).await?;
+                let done = engine.verify(&scope, request.remote, progress).await?;
                 UpkeepReply::Verify(VerifyReply {
                     objects: done.objects,
                     bytes: done.bytes,
                     damaged_chunks: done.damaged_chunks,
                     repaired_chunks: done.repaired_chunks,
+                    same_objects: done.same_objects,
+                    differing_objects: done.differing_objects,
+                    unverifiable_objects: done.unverifiable_objects,
                 })
             }
             UpkeepRequest::Pin(request) => {

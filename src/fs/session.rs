@@ -206,6 +206,8 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
             // The copy of the listing goes, not the mtime alone: the kernel drops
             // the answer to a GETATTR that this overtakes, and with it the mtime.
             Event::Folder(node) => notifier.inval_inode(ino(*node), 0, 0),
+            // What a compare with the store found wrong must not be read again.
+            Event::Contents(node) => notifier.inval_inode(ino(*node), 0, 0),
             // A negative offset drops attributes and keeps pages.
             Event::Blocks(node) => notifier.inval_inode(ino(*node), -1, 0),
         };

@@ -24,8 +24,9 @@ use serde_json::json;
 
 use super::answer::Asked;
 use super::base_url::BaseUrl;
+use super::checksum::{Algorithm, Checksum};
 use super::origin::Cluster;
-use super::rest::{self, Call, Document, Rest};
+use super::rest::{self, Call, Document, Rest, header};
 use super::token::Tokens;
 use super::uri::AisProvider;
 use super::{
@@ -108,6 +109,25 @@ impl Remote for AisRemote {
         }
         // Whichever of the two is older: this makes it the cloud's.
         self.get(&what, call.query("latest-ver", "true"), &range).await
+    }
+
+    /// Of the copy that the cluster has. What it computes by default (xxhash) is nobody
+    /// else's.
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = self.what("HEAD", &object.key.0);
+        let call = self.object(Method::HEAD, &object.key).query("presence", ANYWHERE);
+        let headers = self.document(Asked::Head, &what, call).await?.headers;
+        if version::of_answer(&headers, self.is_of_a_cloud(), &what)? != object.version {
+            return Ok(None);
+        }
+        let algorithm = match header(&headers, "ais-checksum-type") {
+            Some("crc32c") => Algorithm::Crc32c,
+            Some("md5") => Algorithm::Md5,
+            Some("sha256") => Algorithm::Sha256,
+            _ => return Ok(None),
+        };
+        let value = header(&headers, "ais-checksum-value");
+        Ok(value.and_then(|value| Checksum::of_hex(algorithm, value)))
     }
 }
 

@@ -36,6 +36,8 @@ use self::listing::FOLDER_MARK;
 use self::shared_key::SharedKey;
 use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;
+use super::checksum::{Algorithm, Checksum};
+use super::customer_key::CustomerKey;
 use super::rest::{Call, Rest, header, last_modified, size};
 use super::token::Tokens;
 use super::{
@@ -66,6 +68,8 @@ pub struct AzureRemote {
     endpoint: BaseUrl,
     rest: Rest,
     signer: Signer,
+    /// <https://learn.microsoft.com/azure/storage/blobs/encryption-customer-provided-keys>
+    customer_key: Option<CustomerKey>,
 }
 
 /// What requests are authorised by.
@@ -142,6 +146,18 @@ impl Remote for AzureRemote {
         let version = version(&answer.headers, &what)?;
         Ok(RangeBody { version, total_size: answer.total_size, body: answer.body })
     }
+
+    /// The MD5 is the store's of a blob that was put at once, else of who wrote it.
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = self.what("HEAD", &object.key.0);
+        let call = self
+            .blob(Method::HEAD, &object.key)
+            .header("if-match", &format!("\"{}\"", object.version.0));
+        let request = |call| self.rest.document(Asked::Head, &what, call);
+        let headers = self.authorised(call, request).await?.headers;
+        let md5 = header(&headers, "content-md5");
+        Ok(md5.and_then(|md5| Checksum::of_base64(Algorithm::Md5, md5)))
+    }
 }
 
 impl AzureRemote {
@@ -158,7 +174,14 @@ impl AzureRemote {
     }
 
     fn blob(&self, method: Method, key: &Key) -> Call {
-        self.container(method).path("/").path(&key.0)
+        let call = self.container(method).path("/").path(&key.0);
+        match &self.customer_key {
+            Some(customer_key) => call
+                .header("x-ms-encryption-algorithm", CustomerKey::ALGORITHM)
+                .secret("x-ms-encryption-key", &customer_key.base64())
+                .secret("x-ms-encryption-key-sha256", &customer_key.sha256()),
+            None => call,
+        }
     }
 
     /// Makes a request in the name of whom the container is mounted for.

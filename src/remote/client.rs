@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout};
 
 use super::answer::late;
 use super::bandwidth::Bandwidth;
+use super::checksum::Checksum;
 use super::download_cap::DownloadCap;
 use super::endpoint::{Endpoint, by_class};
 use super::later::Known;
@@ -123,6 +124,8 @@ pub struct RemoteClient {
     pub(super) download: Arc<DownloadCap>,
     /// Whether what is late may be asked for a second time.
     pub(super) is_hedging: bool,
+    /// Whether what came is compared with the store's checksums.
+    verifies: bool,
 }
 
 /// An attempt that failed, and what it failed of.
@@ -181,6 +184,7 @@ impl RemoteClient {
         let bandwidth = |rate| Bandwidth::new(rate, Instant::now());
         RemoteClient {
             // What is late there is fetched for all who wait, once.
+            verifies: traffic.verify_remote,
             is_hedging: !traffic.no_hedge && !remote.fetches_first(),
             limits: Limits::of(&*remote),
             login: Login::new(remote),
@@ -212,6 +216,20 @@ impl RemoteClient {
     /// What was downloaded, and the cap on it.
     pub fn download(&self) -> Download {
         self.download.state()
+    }
+
+    /// Whether objects that came as a whole are to be compared with their
+    /// [`RemoteClient::checksum`].
+    pub fn verifies(&self) -> bool {
+        self.verifies
+    }
+
+    /// What the store says that all bytes of an object sum up to. Nobody waits for it.
+    pub async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = || format!("HEAD {}", object.key.0);
+        let (metrics, limit) = (&self.metrics.head, self.limits.response);
+        let ask = |remote: Arc<dyn Remote>| async move { remote.checksum(object).await };
+        self.retried(metrics, limit, &Class::Prefetch.into(), what, ask).await
     }
 
     /// The remote's identity.

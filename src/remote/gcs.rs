@@ -22,9 +22,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::{HeaderMap, Method};
 
-use self::answer::{Item, Listing, read};
+use self::answer::{Item, Listing, Sums, read};
 use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;
+use super::checksum::{Algorithm, Checksum};
+use super::customer_key::CustomerKey;
 use super::rest::{Call, Rest, header};
 use super::token::Tokens;
 use super::{
@@ -51,6 +53,8 @@ pub struct GcsRemote {
     tokens: Option<Tokens>,
     /// The project that pays.
     payer: Option<String>,
+    /// <https://cloud.google.com/storage/docs/encryption/customer-supplied-keys>
+    customer_key: Option<CustomerKey>,
     metrics: Arc<RemoteMetrics>,
 }
 
@@ -66,7 +70,7 @@ impl Remote for GcsRemote {
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = self.what("HEAD", &key.0);
-        let call = self.call().segment(&key.0).query("fields", OBJECT_FIELDS);
+        let call = self.object(key).query("fields", OBJECT_FIELDS);
         let item: Item = self.document(Asked::Get, &what, call).await?;
         item.into_object(key.clone(), &what)
     }
@@ -101,8 +105,7 @@ impl Remote for GcsRemote {
     ) -> Result<RangeBody, RemoteError> {
         let what = self.what("GET", &object.key.0);
         let call = self
-            .call()
-            .segment(&object.key.0)
+            .object(&object.key)
             .query("alt", "media")
             .query("generation", &object.version.0)
             .header("accept-encoding", "gzip");
@@ -122,6 +125,16 @@ impl Remote for GcsRemote {
             body: answer.body,
         })
     }
+
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = self.what("HEAD", &object.key.0);
+        let call = self
+            .object(&object.key)
+            .query("generation", &object.version.0)
+            .query("fields", "crc32c");
+        let sums: Sums = self.document(Asked::Get, &what, call).await?;
+        Ok(sums.crc32c.and_then(|crc| Checksum::of_base64(Algorithm::Crc32c, &crc)))
+    }
 }
 
 impl GcsRemote {
@@ -138,6 +151,18 @@ impl GcsRemote {
             .path("/o");
         match &self.payer {
             Some(project) => call.query("userProject", project),
+            None => call,
+        }
+    }
+
+    /// A question about one of them.
+    fn object(&self, key: &Key) -> Call {
+        let call = self.call().segment(&key.0);
+        match &self.customer_key {
+            Some(customer_key) => call
+                .header("x-goog-encryption-algorithm", CustomerKey::ALGORITHM)
+                .secret("x-goog-encryption-key", &customer_key.base64())
+                .secret("x-goog-encryption-key-sha256", &customer_key.sha256()),
             None => call,
         }
     }

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
+use super::checksum::Checksum;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
     RemoteError, RemoteId,
@@ -106,6 +107,10 @@ impl Remote for Later {
         range: Range<u64>,
     ) -> Result<RangeBody, RemoteError> {
         self.remote().await?.get_range(object, range).await
+    }
+
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        self.remote().await?.checksum(object).await
     }
 }
 

@@ -9,8 +9,10 @@ pub mod answer;
 pub mod azure;
 mod bandwidth;
 pub mod base_url;
+pub mod checksum;
 pub mod client;
 pub mod credentials;
+mod customer_key;
 mod download_cap;
 pub mod endpoint;
 pub mod error;
@@ -48,6 +50,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
+use checksum::Checksum;
 pub use error::{ErrorKind, RemoteError};
 pub use uri::RemoteUri;
 
@@ -96,6 +99,13 @@ pub trait Remote: Send + Sync + fmt::Debug {
         object: &ObjectMeta,
         range: Range<u64>,
     ) -> Result<RangeBody, RemoteError>;
+
+    /// What the store says that all bytes of `object` sum up to, if it says so of that
+    /// version. It was computed where the object was written, or by whoever wrote it.
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let _ = object;
+        Ok(None)
+    }
 }
 
 /// The identity of a remote, such as `s3://s3.amazonaws.com/bucket`.
@@ -236,6 +246,12 @@ pub async fn connect(
     let is_before_a_cloud = matches!(uri, RemoteUri::Ais { provider: Some(_), .. });
     if options.origin.is_some() && !is_before_a_cloud {
         return Err(no_origin());
+    }
+    let takes_key =
+        options.origin.is_some() || !matches!(uri, RemoteUri::File { .. } | RemoteUri::Ais { .. });
+    if options.customer_key_file.is_some() && !takes_key {
+        let message = "--customer-key-file is for s3://, gs:// and az://; leave it out";
+        return Err(RemoteError::new(ErrorKind::Invalid, message));
     }
     match uri {
         RemoteUri::S3 { bucket, .. } => {

@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout};
 use self::large::LargeObjects;
 use self::reachable::Reachable;
 use super::answer::late;
+use super::checksum::Checksum;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
     RemoteError, RemoteId, RemoteUri, VersionGuard,
@@ -178,6 +179,17 @@ impl Remote for WithOrigin {
             origin_first: self.is_cold_and_large(object, &range).await,
         };
         self.ask(format!("GET {}", object.key.0), ways).await
+    }
+
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let ways = Ways {
+            cluster: self.cluster.checksum(object),
+            origin: self.origin.checksum(object),
+            metrics: &self.metrics.head,
+            // It is the one to know: the cluster's bytes are what is to be told apart.
+            origin_first: true,
+        };
+        self.ask(format!("HEAD {}", object.key.0), ways).await
     }
 }
 

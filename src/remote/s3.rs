@@ -7,6 +7,7 @@
 //!
 //! Every GET names its version (`If-Match`) and its range ([`super::ranged`]).
 
+mod checksum;
 mod connect;
 mod error;
 #[cfg(test)]
@@ -19,14 +20,18 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::operation::head_object::builders::HeadObjectFluentBuilder;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::{EncodingType, Object, RequestPayer};
+use aws_sdk_s3::types::{ChecksumMode, EncodingType, Object, RequestPayer};
 use http_body_util::BodyDataStream;
 
-use self::error::classify;
+use self::error::{S3, S3_WITH_KEY, classify};
 use self::keys::Keys;
-use super::answer::{Asked, believable, lacks};
+use super::answer::{Asked, Dialect, believable, lacks};
+use super::checksum::Checksum;
+use super::customer_key::CustomerKey;
 use super::ranged::{self, Sent};
 use super::{
     Capabilities, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote, RemoteError, RemoteId,
@@ -42,6 +47,8 @@ pub struct S3Remote {
     /// None for requests without a signature.
     keys: Option<Keys>,
     payer: Option<RequestPayer>,
+    /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html>
+    customer_key: Option<CustomerKey>,
 }
 
 #[async_trait]
@@ -56,16 +63,7 @@ impl Remote for S3Remote {
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let what = self.what("HEAD", &key.0);
-        let call = self
-            .client
-            .head_object()
-            .bucket(&self.bucket)
-            .key(&key.0)
-            .set_request_payer(self.payer.clone());
-        let ask = || async {
-            call.clone().send().await.map_err(|error| classify(Asked::Head, &what, &error))
-        };
-        let answer = self.signed(ask).await?;
+        let answer = self.head_object(key, &what, |request| request).await?;
         Ok(ObjectMeta {
             key: key.clone(),
             size: answer.content_length().and_then(to_size).ok_or_else(|| lacks(&what, "size"))?,
@@ -89,7 +87,7 @@ impl Remote for S3Remote {
             .encoding_type(EncodingType::Url)
             .set_request_payer(self.payer.clone());
         let ask = || async {
-            call.clone().send().await.map_err(|error| classify(Asked::List, &what, &error))
+            call.clone().send().await.map_err(|error| classify(&S3, Asked::List, &what, &error))
         };
         let mut page = list_page(self.signed(ask).await?, &what)?;
         page.begin_after(request.start_after.as_deref());
@@ -102,6 +100,7 @@ impl Remote for S3Remote {
         range: Range<u64>,
     ) -> Result<RangeBody, RemoteError> {
         let what = self.what("GET", &object.key.0);
+        let [algorithm, customer_key, md5] = self.key_headers();
         let call = self
             .client
             .get_object()
@@ -109,9 +108,13 @@ impl Remote for S3Remote {
             .key(&object.key.0)
             .range(ranged::header(&range, &what)?)
             .if_match(format!("\"{}\"", object.version.0))
+            .set_sse_customer_algorithm(algorithm)
+            .set_sse_customer_key(customer_key)
+            .set_sse_customer_key_md5(md5)
             .set_request_payer(self.payer.clone());
         let ask = || async {
-            call.clone().send().await.map_err(|error| classify(Asked::Get, &what, &error))
+            let answer = call.clone().send().await;
+            answer.map_err(|error| classify(self.dialect(), Asked::Get, &what, &error))
         };
         let answer = self.signed(ask).await?;
         let length = answer.content_length().and_then(to_size);
@@ -120,6 +123,16 @@ impl Remote for S3Remote {
         let body = BodyDataStream::new(answer.body.into_inner());
         let body = sent.cut(body, &range, what)?;
         Ok(RangeBody { version, total_size: sent.total_size, body })
+    }
+
+    async fn checksum(&self, object: &ObjectMeta) -> Result<Option<Checksum>, RemoteError> {
+        let what = self.what("HEAD", &object.key.0);
+        let etag = format!("\"{}\"", object.version.0);
+        let with_checksum = |request: HeadObjectFluentBuilder| {
+            request.checksum_mode(ChecksumMode::Enabled).if_match(etag)
+        };
+        let answer = self.head_object(&object.key, &what, with_checksum).await?;
+        Ok(checksum::of_whole(&answer, &self.bucket))
     }
 }
 
@@ -134,6 +147,41 @@ impl S3Remote {
             Some(keys) => keys.authorised(|_| request()).await,
             None => request().await,
         }
+    }
+
+    /// How the store says no about an object.
+    fn dialect(&self) -> &'static Dialect {
+        if self.customer_key.is_some() { &S3_WITH_KEY } else { &S3 }
+    }
+
+    async fn head_object(
+        &self,
+        key: &Key,
+        what: &str,
+        with: impl FnOnce(HeadObjectFluentBuilder) -> HeadObjectFluentBuilder,
+    ) -> Result<HeadObjectOutput, RemoteError> {
+        let [algorithm, customer_key, md5] = self.key_headers();
+        let call = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(&key.0)
+            .set_sse_customer_algorithm(algorithm)
+            .set_sse_customer_key(customer_key)
+            .set_sse_customer_key_md5(md5)
+            .set_request_payer(self.payer.clone());
+        let call = with(call);
+        let ask = || async {
+            let answer = call.clone().send().await;
+            answer.map_err(|error| classify(self.dialect(), Asked::Head, what, &error))
+        };
+        self.signed(ask).await
+    }
+
+    /// What goes with each HEAD and GET: algorithm, key, and the key's MD5.
+    fn key_headers(&self) -> [Option<String>; 3] {
+        let Some(key) = &self.customer_key else { return [None, None, None] };
+        [CustomerKey::ALGORITHM.to_owned(), key.base64(), key.md5()].map(Some)
     }
 
     /// What a message says was asked.

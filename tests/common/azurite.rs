@@ -125,6 +125,12 @@ impl Azurite {
         }
     }
 
+    /// Moves a blob into the archive.
+    pub async fn archive(&self, container: &str, key: &str) {
+        let call = self.blob(Method::PUT, container, key).query("comp", "tier");
+        self.send(call.header("x-ms-access-tier", "Archive").header("content-length", "0")).await;
+    }
+
     /// Deletes a blob.
     pub async fn delete(&self, container: &str, key: &str) {
         self.send(self.blob(Method::DELETE, container, key)).await;

@@ -3,6 +3,7 @@
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ChecksumAlgorithm, StorageClass};
 use warmfs::config::{CallerEnv, RemoteOptions};
 use warmfs::remote::http::HttpClient;
 
@@ -58,6 +59,19 @@ impl Moto {
     pub async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) {
         let body = ByteStream::from(bytes);
         self.client().await.put_object().bucket(bucket).key(key).body(body).send().await.unwrap();
+    }
+
+    /// Puts an object with a checksum of this kind, which the server keeps and tells.
+    pub async fn put_with(&self, bucket: &str, key: &str, bytes: Vec<u8>, sum: ChecksumAlgorithm) {
+        let put = self.client().await.put_object().bucket(bucket).key(key);
+        put.checksum_algorithm(sum).body(ByteStream::from(bytes)).send().await.unwrap();
+    }
+
+    /// Puts an object into an archive, from which it is not restored.
+    pub async fn put_archived(&self, bucket: &str, key: &str, bytes: Vec<u8>) {
+        let put = self.client().await.put_object().bucket(bucket).key(key);
+        let put = put.storage_class(StorageClass::Glacier).body(ByteStream::from(bytes));
+        put.send().await.unwrap();
     }
 
     /// Deletes an object.

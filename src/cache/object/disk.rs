@@ -138,6 +138,7 @@ impl CachedObject {
         self.store.chunk_written(disk);
         if self.complete.load(Ordering::Acquire) {
             self.store.emit(Event::Blocks(self.node));
+            self.became_whole();
         }
         true
     }

@@ -163,6 +163,27 @@ pub struct CacheStatus {
     /// `warmfs ls --hidden` names them.
     #[serde(default)]
     pub hidden_keys: u64,
+    /// What came of `--verify-remote`.
+    #[serde(default)]
+    pub compared: ComparedStatus,
+}
+
+/// Objects that were compared with the checksums of their stores, since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComparedStatus {
+    /// Those that are as the store says.
+    pub same: u64,
+    /// Those of which the store does not say, or could not be asked.
+    pub unverifiable: u64,
+    /// Those that were not compared, since too many waited.
+    pub skipped: u64,
+    /// Those that differed, and were dropped to be fetched again.
+    pub dropped: u64,
+    /// Those that differed again, and are kept as they came.
+    pub disputed: u64,
+    /// The key of the last one that differed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
 }
 
 /// Requests sent to remotes, one per attempt.

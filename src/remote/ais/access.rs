@@ -43,11 +43,25 @@ pub(super) static DIALECT: Dialect = Dialect {
     credentials: "name another token with AIS_AUTHN_TOKEN or AIS_AUTHN_TOKEN_FILE",
     // 404 of an object may be its bucket's; that 409, 429 and 507 pass, and 410 is an
     // object that is gone, is what HTTP's own meanings say.
-    kind: |_| None,
+    kind: |refusal| is_archived(refusal).then_some(ErrorKind::Denied),
     next_step,
 };
 
+/// Whether the cloud behind the cluster has the object in an archive, as its code in the
+/// cluster's words says: that of S3, or of Azure, whose status would be read as "again".
+fn is_archived(refusal: &Refusal<'_>) -> bool {
+    let code = match refusal.status {
+        403 => "InvalidObjectState",
+        409 => "BlobArchived",
+        _ => return false,
+    };
+    refusal.said.is_some_and(|said| said.contains(code))
+}
+
 fn next_step(refusal: &Refusal<'_>) -> Option<&'static str> {
+    if is_archived(refusal) {
+        return Some("it is archived; restore it at the cloud first");
+    }
     Some(match refusal.status {
         507 => "the cluster has no room for it: make some, or name the cloud with --origin",
         409 => "others are fetching it into the cluster, read it again",
@@ -199,6 +213,20 @@ mod tests {
         }
         let error = refusal(405, &said(&HeaderMap::new(), b"<html>"));
         assert!(error.message.ends_with("not how AIStore says no, check AIS_ENDPOINT"), "{error}");
+    }
+
+    #[test]
+    fn what_a_cloud_has_archived_is_no_permission() {
+        for (status, message) in [
+            (403, "aws-error[InvalidObjectState: The operation is not valid]"),
+            (409, "azure-error[BlobArchived: This operation is not permitted]"),
+        ] {
+            let said = Said { code: None, message: Some(message.to_owned()) };
+            let error = refusal(status, &said);
+            assert_eq!(error.kind, ErrorKind::Denied);
+            assert!(error.message.ends_with("restore it at the cloud first"), "{error}");
+            assert_eq!(refusal(404, &said).kind, ErrorKind::NotFound, "that is its name");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::{AzureRemote, Signer};
 use crate::config::{CallerEnv, RemoteOptions};
 use crate::metrics::RemoteMetrics;
 use crate::remote::base_url::BaseUrl;
+use crate::remote::customer_key::CustomerKey;
 use crate::remote::http::HttpClient;
 use crate::remote::rest::Rest;
 use crate::remote::settle::{self, Probe, Reached};
@@ -39,6 +40,7 @@ impl AzureRemote {
             false => connection_string(account, env)?,
         };
         let endpoint = find_endpoint(account, connection.as_ref(), options, env)?;
+        let customer_key = CustomerKey::find(options, env, &endpoint).await?;
         let http = HttpClient::open(options, env, None).await?;
         let found = find(account, &endpoint, connection, options, env, &http)?;
         let connector = Connector {
@@ -46,6 +48,7 @@ impl AzureRemote {
             container,
             endpoint,
             rest: Rest::new(http, &AZURE, said),
+            customer_key,
             metrics: Arc::clone(metrics),
         };
         match found {
@@ -69,6 +72,7 @@ struct Connector<'a> {
     container: &'a str,
     endpoint: BaseUrl,
     rest: Rest,
+    customer_key: Option<CustomerKey>,
     metrics: Arc<RemoteMetrics>,
 }
 
@@ -127,6 +131,7 @@ impl Connector<'_> {
             endpoint: self.endpoint.clone(),
             rest: self.rest.clone(),
             signer,
+            customer_key: self.customer_key.clone(),
         }
     }
 }

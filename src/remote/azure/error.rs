@@ -11,6 +11,7 @@ use http::header::DATE;
 use super::xml::walk;
 use crate::remote::ErrorKind;
 use crate::remote::answer::{Asked, Dialect};
+use crate::remote::customer_key::{GIVE_KEY, LEAVE_KEY_OUT, OTHER_KEY};
 use crate::remote::rest::{Said, header};
 
 /// Azure lets clocks differ by a quarter of an hour. What is refused and differs by
@@ -95,6 +96,8 @@ fn kind_of_code(code: &str, asked: Asked) -> Option<ErrorKind> {
             "BlobArchived"
             | "BlobBeingRehydrated"
             | "BlobUsesCustomerSpecifiedEncryption"
+            | "BlobDoesNotUseCustomerSpecifiedEncryption"
+            | "BlobCustomerSpecifiedEncryptionMismatch"
             | "PublicAccessNotPermitted",
             _,
         ) => ErrorKind::Denied,
@@ -124,6 +127,9 @@ fn next_step(code: &str, said: &str) -> Option<&'static str> {
         }
         "BlobArchived" => "it is archived; rehydrate it first",
         "BlobBeingRehydrated" => "it is archived; wait until it is rehydrated",
+        "BlobUsesCustomerSpecifiedEncryption" => GIVE_KEY,
+        "BlobDoesNotUseCustomerSpecifiedEncryption" => LEAVE_KEY_OUT,
+        "BlobCustomerSpecifiedEncryptionMismatch" => OTHER_KEY,
         "KeyBasedAuthenticationNotPermitted" => {
             "the account takes no keys; unset the key, and log in by `az login`"
         }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::remote::answer::{Asked, Dialect, Refusal, believable, lacks, refused, rfc3339};
+use crate::remote::customer_key::{GIVE_KEY, LEAVE_KEY_OUT, OTHER_KEY};
 use crate::remote::rest::Said;
 use crate::remote::{ErrorKind, Key, ListPage, ObjectMeta, RemoteError, Version};
 
@@ -47,7 +48,7 @@ fn kind(refusal: &Refusal<'_>) -> Option<ErrorKind> {
         (403, Some("rateLimitExceeded" | "userRateLimitExceeded")) => {
             ErrorKind::Throttled { retry_after: None }
         }
-        (400, Some("resourceIsEncryptedWithCustomerEncryptionKey")) => ErrorKind::Denied,
+        (400, Some(code)) if step_for_key(code).is_some() => ErrorKind::Denied,
         // Bytes are refused in plain text, without a reason.
         (404, _) if says(refusal, "bucket does not exist") => ErrorKind::NoSuchBucket,
         _ => return None,
@@ -61,8 +62,17 @@ fn next_step(refusal: &Refusal<'_>) -> Option<&'static str> {
     if says(refusal, "serviceusage.services.use") {
         return Some("name a project with --billing-project that these credentials may bill");
     }
-    (refusal.code == Some("resourceIsEncryptedWithCustomerEncryptionKey"))
-        .then_some("only who has the key that it was stored with can read it")
+    step_for_key(refusal.code?)
+}
+
+/// What to do where the key is wrong that an object was stored with.
+fn step_for_key(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "resourceIsEncryptedWithCustomerEncryptionKey" => GIVE_KEY,
+        "resourceNotEncryptedWithCustomerEncryptionKey" => LEAVE_KEY_OUT,
+        "customerEncryptionKeyIsIncorrect" => OTHER_KEY,
+        _ => return None,
+    })
 }
 
 fn wants_payer(refusal: &Refusal<'_>) -> bool {
@@ -126,6 +136,12 @@ pub(super) struct Item {
     size: Option<String>,
     generation: Option<String>,
     time_created: Option<String>,
+}
+
+/// What the bytes of an object sum up to. Each object has this one, composed ones too.
+#[derive(Debug, Deserialize)]
+pub(super) struct Sums {
+    pub(super) crc32c: Option<String>,
 }
 
 impl Listing {

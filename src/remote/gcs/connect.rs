@@ -11,6 +11,7 @@ use crate::config::{CallerEnv, RemoteOptions};
 use crate::metrics::RemoteMetrics;
 use crate::remote::answer::Asked;
 use crate::remote::base_url::BaseUrl;
+use crate::remote::customer_key::CustomerKey;
 use crate::remote::http::HttpClient;
 use crate::remote::rest::Rest;
 use crate::remote::settle::{self, Probe, Reached};
@@ -35,6 +36,7 @@ impl GcsRemote {
         metrics: &Arc<RemoteMetrics>,
     ) -> Result<GcsRemote, RemoteError> {
         let (endpoint, is_emulator) = find_endpoint(options, env)?;
+        let customer_key = CustomerKey::find(options, env, &endpoint).await?;
         let http = HttpClient::open(options, env, None).await?;
         let handed = || hook::given(format!("gs://{bucket}"), options, env);
         let found = match options.no_sign_request || is_emulator {
@@ -49,6 +51,7 @@ impl GcsRemote {
             bucket: bucket.to_owned(),
             endpoint,
             http,
+            customer_key,
             payer: payer.map(str::to_owned),
             other_payer: env.get("GOOGLE_CLOUD_PROJECT").map(str::to_owned),
             metrics: Arc::clone(metrics),
@@ -72,6 +75,7 @@ struct Connector {
     bucket: String,
     endpoint: BaseUrl,
     http: HttpClient,
+    customer_key: Option<CustomerKey>,
     payer: Option<String>,
     /// Pays if the store asks for somebody.
     other_payer: Option<String>,
@@ -143,6 +147,7 @@ impl Connector {
             rest: Rest::new(self.http.clone(), dialect, said),
             tokens,
             payer: self.payer.clone(),
+            customer_key: self.customer_key.clone(),
             metrics: Arc::clone(&self.metrics),
         }
     }

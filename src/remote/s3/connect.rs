@@ -18,13 +18,14 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::region::Region;
 
 use super::S3Remote;
-use super::error::{bucket_region, classify};
+use super::error::{S3, bucket_region, classify};
 use super::keys::{Keys, Signer, provided};
 use crate::config::{CallerEnv, RemoteOptions};
 use crate::metrics::RemoteMetrics;
 use crate::remote::answer::Asked;
 use crate::remote::base_url::BaseUrl;
 use crate::remote::credentials::{CallerConfig, DEFAULT_REGION, Found, nothing_found};
+use crate::remote::customer_key::CustomerKey;
 use crate::remote::http::HttpClient;
 use crate::remote::settle::{self, Probe, Reached};
 use crate::remote::token::Tokens;
@@ -51,6 +52,8 @@ impl S3Remote {
     ) -> Result<S3Remote, RemoteError> {
         let config = CallerConfig::load(options, env).await?;
         let endpoint = find_endpoint(options, env, &config)?;
+        // AWS itself is asked over https only.
+        let customer_key = CustomerKey::find(options, env, endpoint.as_ref()).await?;
         let http = HttpClient::open(options, env, Some("AWS_CA_BUNDLE")).await?.for_sdk();
         let region = options
             .region
@@ -68,6 +71,7 @@ impl S3Remote {
             endpoint,
             path_style: !options.virtual_host_style,
             payer: options.requester_pays.then_some(RequestPayer::Requester),
+            customer_key,
             http,
             region: region.unwrap_or(DEFAULT_REGION).to_owned(),
             metrics: Arc::clone(metrics),
@@ -89,6 +93,7 @@ struct Connector {
     endpoint: Option<BaseUrl>,
     path_style: bool,
     payer: Option<RequestPayer>,
+    customer_key: Option<CustomerKey>,
     http: SharedHttpClient,
     region: String,
     metrics: Arc<RemoteMetrics>,
@@ -153,7 +158,7 @@ impl Connector {
                 .max_keys(1)
                 .set_request_payer(self.payer.clone());
             let answer = request.send().await;
-            answer.map(drop).map_err(|e| (classify(Asked::List, &what, &e), bucket_region(&e)))
+            answer.map(drop).map_err(|e| (classify(&S3, Asked::List, &what, &e), bucket_region(&e)))
         })
         .await
     }
@@ -166,6 +171,7 @@ impl Connector {
             client: self.client(keys.clone()),
             keys,
             payer: self.payer.clone(),
+            customer_key: self.customer_key.clone(),
         }
     }
 

@@ -88,6 +88,7 @@ impl Fuzzed {
             client: Client::from_conf(config),
             keys: None,
             payer: None,
+            customer_key: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let fuzzed = Fuzzed { remote, canned, runtime };

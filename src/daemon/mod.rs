@@ -137,8 +137,9 @@ impl Daemon {
             let message = format!("{} is not an absolute path", request.dir.display());
             return Err(ErrorReply::new(ErrorCode::Invalid, message));
         }
-        let checked = request.clone();
-        let uri = blocking(move || preflight::check_uri(&checked)).await??.to_string();
+        let uri = preflight::check_uri(&request)?;
+        preflight::check_source(&uri, &request.dir).await?;
+        let uri = uri.to_string();
         let _turn = self.table.lock_dir(&request.dir).await;
         let dir = request.dir.clone();
         if let Some(reply) = self.find_same(&request, &uri).await? {

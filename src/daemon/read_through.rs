@@ -58,8 +58,7 @@ impl Engine for ReadThrough {
         request: &MountRequest,
         dir: &Path,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
-        let checked = request.clone();
-        let uri = super::blocking(move || super::preflight::check_uri(&checked)).await??;
+        let uri = super::preflight::check_uri(request)?;
         let options = &request.options;
         let metrics = &self.remote_metrics;
         let client = client(&uri, options, &request.env, metrics, &self.endpoints).await?;

@@ -30,8 +30,8 @@ use self::exchange::Google;
 use self::file::CredentialFile;
 use crate::config::CallerEnv;
 use crate::remote::base_url::BaseUrl;
+use crate::remote::blocking;
 use crate::remote::http::HttpClient;
-use crate::remote::local::blocking;
 use crate::remote::token::{Given, Token, TokenSource};
 use crate::remote::{ErrorKind, RemoteError};
 

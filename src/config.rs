@@ -108,8 +108,11 @@ impl CallerEnv {
     /// How the clouds' own variables begin, all of which are taken along.
     const PREFIXES: [&str; 5] = ["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_"];
     /// What is taken along besides.
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 15] = [
         "HOME",
+        // Programs that are run for the caller are the caller's.
+        "PATH",
+        "REQUESTS_CA_BUNDLE",
         "GCE_METADATA_HOST",
         "STORAGE_EMULATOR_HOST",
         "IDENTITY_ENDPOINT",
@@ -124,7 +127,8 @@ impl CallerEnv {
         "no_proxy",
     ];
     /// Those of them that name a file or a folder.
-    const PATHS: [&str; 14] = [
+    const PATHS: [&str; 15] = [
+        "REQUESTS_CA_BUNDLE",
         "AWS_CA_BUNDLE",
         "AWS_CONFIG_FILE",
         "AWS_SHARED_CREDENTIALS_FILE",
@@ -271,6 +275,7 @@ mod tests {
         assert_eq!(env.get("GOOGLE_APPLICATION_CREDENTIALS"), Some("/at/adc.json"));
         assert_eq!(env.get("AIS_AUTHN_TOKEN_FILE"), Some("/at/../token"));
         assert_eq!(env.get("no_proxy"), Some("host"));
-        assert_eq!(env.0.len(), 8);
+        assert_eq!(env.get("PATH"), Some("/bin"));
+        assert_eq!(env.0.len(), 9);
     }
 }

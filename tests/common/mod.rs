@@ -211,7 +211,8 @@ impl Warmfs {
         let mut command = Command::new(&self.binary);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if text.starts_with("WARMFS_") || (text != "HOME" && CallerEnv::is_taken(&text)) {
+            let is_needed = ["HOME", "PATH"].contains(&&*text);
+            if text.starts_with("WARMFS_") || (!is_needed && CallerEnv::is_taken(&text)) {
                 command.env_remove(name);
             }
         }

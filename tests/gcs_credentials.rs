@@ -140,6 +140,21 @@ fn federation(server: &Stub, source: Value) -> Value {
 }
 
 #[tokio::test]
+async fn a_token_server_that_is_ill_for_a_moment_costs_no_mount() {
+    let files = Files::new();
+    let store = store_for("t").await;
+    let asked = AtomicUsize::new(0);
+    let google = Stub::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => refused(503, "ill"),
+        1 => Reply::reset(&[], b"{", 20),
+        _ => token_reply("t"),
+    })
+    .await;
+    connect_with(&store, &files.put("user.json", user(&google))).await.unwrap();
+    assert_eq!(google.requests().len(), 3);
+}
+
+#[tokio::test]
 async fn the_quota_project_of_a_login_pays_where_somebody_has_to() {
     const PROJECT: (&str, &str) = ("GOOGLE_CLOUD_PROJECT", "mine");
     const QUOTA: (&str, &str) = ("GOOGLE_CLOUD_QUOTA_PROJECT", "quota");
@@ -467,6 +482,9 @@ async fn credentials_that_fail_never_become_anonymous() {
     let google = Stub::start(|_| refused(503, "ill")).await;
     let error = connect_with(&store, &files.put("user.json", user(&google))).await.unwrap_err();
     assert!(error.is_retryable() && !error.message.contains("gcloud"), "{error}");
+    let host = google.url().strip_prefix("http://").unwrap();
+    let said = format!("a token from {host}: the token server answered 503 ill");
+    assert!(error.message.contains(&said), "{error}");
     assert!(store.requests().is_empty());
     // What is not the token server's answer is none.
     let store = Stub::start(|_| empty()).await;

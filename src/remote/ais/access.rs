@@ -37,6 +37,7 @@ const TLS: TlsVariables = TlsVariables {
 
 /// How a cluster says no.
 pub(super) static DIALECT: Dialect = Dialect {
+    server: "the store",
     store: "AIStore",
     bucket: "bucket",
     endpoint: "AIS_ENDPOINT",

@@ -81,7 +81,7 @@ pub fn refused(dialect: &Dialect, what: &str, refusal: &Refusal<'_>) -> RemoteEr
         message.push_str("; ");
         message.push_str(&step);
     }
-    RemoteError::new(kind, message)
+    RemoteError { status: Some(refusal.status), ..RemoteError::new(kind, message) }
 }
 
 fn kind_of_status(refusal: &Refusal<'_>) -> ErrorKind {

@@ -87,9 +87,9 @@ async fn in_time<T>(
 ) -> Result<T, RemoteError> {
     let answer = timeout(OPEN_LIMIT, call).await;
     answer.unwrap_or_else(|_| {
-        let RemoteError { kind, message } = late(&format!("file://{}", path.display()), OPEN_LIMIT);
-        let message = format!("{message}; see to the server or program behind it");
-        Err(RemoteError { kind, message })
+        let error = late(&format!("file://{}", path.display()), OPEN_LIMIT);
+        let message = format!("{}; see to the server or program behind it", error.message);
+        Err(RemoteError { message, ..error })
     })
 }
 

@@ -61,7 +61,7 @@ impl Login {
     pub(super) fn answered(&self, error: Option<&RemoteError>) {
         match error {
             None => self.set_refusal(None),
-            Some(RemoteError { kind: ErrorKind::Credentials, message }) => {
+            Some(RemoteError { kind: ErrorKind::Credentials, message, .. }) => {
                 self.set_refusal(Some(message));
             }
             // That says nothing of who asked.

@@ -210,7 +210,7 @@ impl Held {
             true => error.kind,
             false => ErrorKind::Credentials,
         };
-        let error = RemoteError { kind, message: error.message };
+        let error = RemoteError { kind, ..error };
         self.failure = Some(Failure { error, at: now, pause });
     }
 

@@ -404,7 +404,7 @@ mod tests {
             "5.00 GiB of 4.00 GiB downloaded",
             "throttled 7 times",
             "of these from the origin",
-            "busy with the object 4",
+            "without the large object 5",
             "3 keys that no path can name",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

@@ -121,12 +121,15 @@ impl CallerEnv {
     /// How the clouds' own variables begin, all of which are taken along.
     const PREFIXES: [&str; 5] = ["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_"];
     /// What is taken along besides.
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 18] = [
         Self::CREDENTIALS,
-        // For the programs that are run: found and begun as the caller would.
-        "PATH",
+        Self::CUSTOMER_KEY,
+        // Where programs that are run for the caller begin.
         "PWD",
         "HOME",
+        // Programs that are run for the caller are the caller's.
+        "PATH",
+        "REQUESTS_CA_BUNDLE",
         "GCE_METADATA_HOST",
         "STORAGE_EMULATOR_HOST",
         "IDENTITY_ENDPOINT",
@@ -141,7 +144,8 @@ impl CallerEnv {
         "no_proxy",
     ];
     /// Those of them that name a file or a folder.
-    const PATHS: [&str; 14] = [
+    const PATHS: [&str; 15] = [
+        "REQUESTS_CA_BUNDLE",
         "AWS_CA_BUNDLE",
         "AWS_CONFIG_FILE",
         "AWS_SHARED_CREDENTIALS_FILE",

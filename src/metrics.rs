@@ -45,13 +45,43 @@ pub struct RemoteMetrics {
     /// Answers that asked for fewer requests: 503 and 429.
     pub throttled: Counter,
     /// Answers of `--origin` in place of its cluster's.
-    pub from_origin: Counter,
+    pub from_origin: OriginMetrics,
     /// Requests that were made again.
     pub retries: RetryMetrics,
     /// GETs sent once more because the first one was slow; also in `get`.
     pub hedges_sent: Counter,
     /// Those of them that brought bytes before the first one did.
     pub hedges_won: Counter,
+}
+
+/// What came from `--origin`, and why not from its cluster.
+#[derive(Debug, Default)]
+pub struct OriginMetrics {
+    /// GETs that it answered; HEADs and LISTs are among the reasons only.
+    pub gets: Counter,
+    /// Body bytes received of these.
+    pub bytes: Counter,
+    /// Answers of any kind: no connection to the cluster could be made.
+    pub unreachable: Counter,
+    /// It asked for fewer requests: 503 and 429.
+    pub throttled: Counter,
+    /// It had no room: 507.
+    pub full: Counter,
+    /// Another reader was having the object fetched: 409.
+    pub busy: Counter,
+    /// It said nothing in time, broke off, or had another trouble.
+    pub failing: Counter,
+    /// A small range of a large object that it did not hold.
+    pub cold_range: Counter,
+}
+
+impl OriginMetrics {
+    /// Answers of any kind.
+    pub fn answers(&self) -> u64 {
+        let reasons = [&self.unreachable, &self.throttled, &self.full, &self.busy];
+        let more = [&self.failing, &self.cold_range];
+        reasons.into_iter().chain(more).map(Counter::get).sum()
+    }
 }
 
 /// Requests that were made again, by what became of the attempt before.

@@ -139,6 +139,71 @@ fn federation(server: &Stub, source: Value) -> Value {
     })
 }
 
+#[tokio::test]
+async fn a_token_server_that_is_ill_for_a_moment_costs_no_mount() {
+    let files = Files::new();
+    let store = store_for("t").await;
+    let asked = AtomicUsize::new(0);
+    let google = Stub::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => refused(503, "ill"),
+        1 => Reply::reset(&[], b"{", 20),
+        _ => token_reply("t"),
+    })
+    .await;
+    connect_with(&store, &files.put("user.json", user(&google))).await.unwrap();
+    assert_eq!(google.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn the_quota_project_of_a_login_pays_where_somebody_has_to() {
+    const PROJECT: (&str, &str) = ("GOOGLE_CLOUD_PROJECT", "mine");
+    const QUOTA: (&str, &str) = ("GOOGLE_CLOUD_QUOTA_PROJECT", "quota");
+    let files = Files::new();
+    let google = Stub::start(|request: &Request| match request.target() {
+        "/impersonate" => {
+            Reply::new(200, &[], r#"{"accessToken": "t", "expireTime": "2100-01-01T00:00:00Z"}"#)
+        }
+        _ => token_reply("t"),
+    })
+    .await;
+    let login = user(&google);
+    let mut unpaid = login.clone();
+    unpaid["quota_project_id"] = Value::Null;
+    let wrapped = json!({
+        "type": "impersonated_service_account",
+        "quota_project_id": "borrowed",
+        "service_account_impersonation_url": format!("{}/impersonate", google.url()),
+        "source_credentials": login,
+    });
+    let [login, unpaid, wrapped] =
+        [("a", login), ("b", unpaid), ("c", wrapped)].map(|(name, file)| files.put(name, file));
+    for (file, env, is_free, payers) in [
+        (&login, &[PROJECT][..], false, &[None, Some("other")][..]),
+        (&login, &[QUOTA, PROJECT], false, &[Some("quota")]),
+        (&unpaid, &[PROJECT], false, &[None, Some("mine")]),
+        (&wrapped, &[], false, &[None, Some("borrowed")]),
+        // Nobody is billed who need not be.
+        (&login, &[PROJECT], true, &[None]),
+    ] {
+        let store = Stub::start(move |request| match request.parameter("userProject") {
+            None if !is_free => {
+                let message = "Bucket is a requester pays bucket but no user project provided.";
+                let error = json!({ "code": 400, "message": message,
+                    "errors": [{ "reason": "required", "message": message }] });
+                Reply::new(400, &[], json!({ "error": error }).to_string())
+            }
+            _ => empty(),
+        })
+        .await;
+        let name = ("GOOGLE_APPLICATION_CREDENTIALS", file.as_str());
+        let env: Vec<_> = [name, NO_METADATA].iter().chain(env).copied().collect();
+        connect(&store, &env, |_| ()).await.0.unwrap();
+        let named = |request: &Request| request.parameter("userProject");
+        let named: Vec<_> = store.requests().iter().map(named).collect();
+        assert_eq!(named.iter().map(Option::as_deref).collect::<Vec<_>>(), payers);
+    }
+}
+
 async fn connect_with(store: &Stub, file: &str) -> Result<GcsRemote, RemoteError> {
     let env = [("GOOGLE_APPLICATION_CREDENTIALS", file), NO_METADATA];
     connect(store, &env, |_| ()).await.0
@@ -417,6 +482,9 @@ async fn credentials_that_fail_never_become_anonymous() {
     let google = Stub::start(|_| refused(503, "ill")).await;
     let error = connect_with(&store, &files.put("user.json", user(&google))).await.unwrap_err();
     assert!(error.is_retryable() && !error.message.contains("gcloud"), "{error}");
+    let host = google.url().strip_prefix("http://").unwrap();
+    let said = format!("a token from {host}: the token server answered 503 ill");
+    assert!(error.message.contains(&said), "{error}");
     assert!(store.requests().is_empty());
     // What is not the token server's answer is none.
     let store = Stub::start(|_| empty()).await;

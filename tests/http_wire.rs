@@ -140,6 +140,7 @@ async fn what_is_wrong_with_tls_is_said() {
 // The REST plumbing.
 
 static TEST: Dialect = Dialect {
+    server: "the store",
     store: "Test",
     bucket: "bucket",
     endpoint: "TEST_ENDPOINT",

@@ -96,7 +96,8 @@ impl Mount {
             metadata: None,
         };
         let cache = Cache::open(&options, handle.clone()).unwrap();
-        let remote = Arc::new(LocalRemote::open(&base.join("source")).unwrap());
+        let remote = runtime.block_on(LocalRemote::open(&base.join("source"))).unwrap();
+        let remote = Arc::new(remote);
         let remote = Arc::new(RemoteClient::new(remote, Arc::new(RemoteMetrics::default())));
         let tree = runtime.block_on(cache.attach(remote, "", ttl)).unwrap();
         let metrics = Arc::new(MountMetrics::default());

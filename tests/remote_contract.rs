@@ -27,7 +27,7 @@ use warmfs::remote::{
 /// A store whose objects the test may change.
 #[async_trait]
 trait Store: Sync {
-    fn remote(&self) -> Arc<dyn Remote>;
+    async fn remote(&self) -> Arc<dyn Remote>;
     async fn put(&self, key: &str, bytes: Vec<u8>);
     async fn delete(&self, key: &str);
     /// Whether it may still serve the bytes of a version that is gone.
@@ -53,8 +53,8 @@ async fn a_folder_keeps_the_contract() {
     struct Folder(tempfile::TempDir);
     #[async_trait]
     impl Store for Folder {
-        fn remote(&self) -> Arc<dyn Remote> {
-            Arc::new(LocalRemote::open(self.0.path()).unwrap())
+        async fn remote(&self) -> Arc<dyn Remote> {
+            Arc::new(LocalRemote::open(self.0.path()).await.unwrap())
         }
         async fn put(&self, key: &str, bytes: Vec<u8>) {
             let path = self.0.path().join(key);
@@ -73,7 +73,7 @@ async fn the_scripted_remote_keeps_the_contract() {
     struct Scripted(ScriptedRemote);
     #[async_trait]
     impl Store for Scripted {
-        fn remote(&self) -> Arc<dyn Remote> {
+        async fn remote(&self) -> Arc<dyn Remote> {
             Arc::new(self.0.clone())
         }
         async fn put(&self, key: &str, bytes: Vec<u8>) {
@@ -91,7 +91,7 @@ async fn s3_keeps_the_contract() {
     struct S3(Moto, Arc<dyn Remote>);
     #[async_trait]
     impl Store for S3 {
-        fn remote(&self) -> Arc<dyn Remote> {
+        async fn remote(&self) -> Arc<dyn Remote> {
             Arc::clone(&self.1)
         }
         async fn put(&self, key: &str, bytes: Vec<u8>) {
@@ -138,7 +138,7 @@ async fn a_bucket_of_a_clusters_own_keeps_the_contract() {
     struct Own(Cluster, Arc<dyn Remote>);
     #[async_trait]
     impl Store for Own {
-        fn remote(&self) -> Arc<dyn Remote> {
+        async fn remote(&self) -> Arc<dyn Remote> {
             Arc::clone(&self.1)
         }
         async fn put(&self, key: &str, bytes: Vec<u8>) {
@@ -163,7 +163,7 @@ async fn a_cloud_bucket_behind_a_cluster_keeps_the_contract() {
     struct Cloud(EmbeddedStore, Arc<dyn Remote>);
     #[async_trait]
     impl Store for Cloud {
-        fn remote(&self) -> Arc<dyn Remote> {
+        async fn remote(&self) -> Arc<dyn Remote> {
             Arc::clone(&self.1)
         }
         async fn put(&self, key: &str, bytes: Vec<u8>) {
@@ -195,7 +195,7 @@ async fn google_cloud_storage_keeps_the_contract() {
     struct Google(Gcs, Arc<dyn Remote>);
     #[async_trait]
     impl Store for Google {
-        fn remote(&self) -> Arc<dyn Remote> {
+        async fn remote(&self) -> Arc<dyn Remote> {
             Arc::clone(&self.1)
         }
         async fn put(&self, key: &str, bytes: Vec<u8>) {
@@ -229,7 +229,7 @@ async fn google_cloud_storage_keeps_the_contract() {
     let object = head(&google, "packed").await.unwrap();
     assert_eq!(object.size, packed.len() as u64);
     assert_eq!(read(&google, &object).await.unwrap(), packed);
-    let mut reader = client(&google).get_range(object, 3..9, Class::Demand);
+    let mut reader = client(&google).await.get_range(object, 3..9, Class::Demand);
     assert_eq!(reader.next().await.unwrap().unwrap(), packed[3..9]);
 }
 
@@ -253,7 +253,7 @@ async fn azure_keeps_the_contract() {
     struct Azure(Azurite, Arc<dyn Remote>);
     #[async_trait]
     impl Store for Azure {
-        fn remote(&self) -> Arc<dyn Remote> {
+        async fn remote(&self) -> Arc<dyn Remote> {
             Arc::clone(&self.1)
         }
         async fn put(&self, key: &str, bytes: Vec<u8>) {
@@ -299,16 +299,16 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n * 31 / 7) as u8).collect()
 }
 
-fn client(store: &dyn Store) -> Arc<RemoteClient> {
-    Arc::new(RemoteClient::new(store.remote(), Arc::default()))
+async fn client(store: &dyn Store) -> Arc<RemoteClient> {
+    Arc::new(RemoteClient::new(store.remote().await, Arc::default()))
 }
 
 async fn head(store: &dyn Store, key: &str) -> Result<ObjectMeta, RemoteError> {
-    store.remote().head(&Key(key.into())).await
+    store.remote().await.head(&Key(key.into())).await
 }
 
 async fn read(store: &dyn Store, object: &ObjectMeta) -> Result<Vec<u8>, RemoteError> {
-    let mut reader = client(store).get_range(object.clone(), 0..object.size, Class::Demand);
+    let mut reader = client(store).await.get_range(object.clone(), 0..object.size, Class::Demand);
     let mut all = Vec::new();
     while let Some(piece) = reader.next().await? {
         all.extend_from_slice(&piece);
@@ -325,9 +325,9 @@ async fn check_objects(store: &dyn Store) {
     assert!(large.mtime.elapsed().is_ok_and(|age| age.as_secs() < 10 * 365 * 86_400));
     assert!(!large.version.0.contains('"'));
     for range in [0..large.size, 0..1, large.size - 1..large.size, 1_000_000..2_500_001] {
-        let answer = store.remote().get_range(&large, range.clone()).await.unwrap();
+        let answer = store.remote().await.get_range(&large, range.clone()).await.unwrap();
         assert_eq!((&answer.version, answer.total_size), (&large.version, large.size));
-        let mut reader = client(store).get_range(large.clone(), range.clone(), Class::Demand);
+        let mut reader = client(store).await.get_range(large.clone(), range.clone(), Class::Demand);
         let mut all = Vec::new();
         while let Some(piece) = reader.next().await.unwrap() {
             all.extend_from_slice(&piece);
@@ -402,6 +402,7 @@ async fn check_listings(store: &dyn Store) {
     }
     let page = store
         .remote()
+        .await
         .list(&ListRequest { prefix: "l/".into(), recursive: true, ..Default::default() })
         .await
         .unwrap();
@@ -421,10 +422,10 @@ fn names(names: &[&str]) -> Vec<String> {
 async fn list(store: &dyn Store, mut request: ListRequest) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     // Who cannot begin after a key is not asked to, and begins at the first.
-    let can_begin = store.remote().capabilities().list_start_after;
+    let can_begin = store.remote().await.capabilities().list_start_after;
     let not_before = request.start_after.take_if(|_| !can_begin);
     loop {
-        let page = store.remote().list(&request).await.unwrap();
+        let page = store.remote().await.list(&request).await.unwrap();
         assert!(page.prefixes.iter().all(|prefix| prefix.ends_with('/')));
         let objects = page.objects.into_iter().map(|object| object.key.0);
         let entries: Vec<_> = objects.chain(page.prefixes).collect();

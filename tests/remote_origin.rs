@@ -14,8 +14,8 @@ use common::{STEP_TIMEOUT, store::BUCKET, store::Store};
 use futures::future::join_all;
 use warmfs::admission::Class;
 use warmfs::config::{CallerEnv, RemoteOptions};
-use warmfs::embedded_store::{EmbeddedStore, StoreOptions};
-use warmfs::metrics::RemoteMetrics;
+use warmfs::embedded_store::{Counts, EmbeddedStore, StoreOptions};
+use warmfs::metrics::{Counter, RemoteMetrics};
 use warmfs::remote::client::RemoteClient;
 use warmfs::remote::{Key, ListRequest, ObjectMeta, RemoteError, RemoteUri, connect};
 
@@ -91,6 +91,15 @@ impl Setup {
     }
 }
 
+/// What is counted is what the store's log has, less what the cluster fetched: whole
+/// objects of [`HELLO`]'s size.
+fn assert_from_origin(metrics: &RemoteMetrics, store: &Counts, by_cluster: usize) {
+    let by_cluster = by_cluster as u64;
+    let origin = &metrics.from_origin;
+    assert_eq!(origin.gets.get(), store.get.requests - by_cluster);
+    assert_eq!(origin.bytes.get(), store.get.bytes - by_cluster * HELLO.len() as u64);
+}
+
 #[tokio::test]
 async fn a_cluster_that_cannot_serve_is_passed_by() {
     for status in [507, 409, 429, 503] {
@@ -104,7 +113,15 @@ async fn a_cluster_that_cannot_serve_is_passed_by() {
                 "{status}"
             );
         }
-        assert_eq!((s.gets_at_origin(), s.metrics.from_origin.get()), (5, 5), "{status}");
+        assert_from_origin(&s.metrics, &s.store.counts(), s.cluster.count(Kind::OriginGet));
+        let origin = &s.metrics.from_origin;
+        let why = [&origin.full, &origin.busy, &origin.throttled].map(Counter::get);
+        let expected = match status {
+            507 => [5, 0, 0],
+            409 => [0, 5, 0],
+            _ => [0, 0, 5],
+        };
+        assert_eq!((why, origin.answers()), (expected, 5), "{status}");
         // Whoever asks for less is left alone for a while.
         if [507, 409].contains(&status) {
             assert_eq!(s.cluster.count(Kind::TargetGet), 5, "{status}");
@@ -135,7 +152,7 @@ async fn a_store_with_other_objects_is_no_origin() {
     let object = s.head(HELLO).await;
     s.cluster.inject(Fault::next(2, Kind::TargetGet, Trouble::Status(507)));
     assert_eq!(s.read(&object, 0..object.size).await.unwrap(), HELLO.as_bytes());
-    assert_eq!(s.metrics.from_origin.get(), 0);
+    assert_eq!(s.metrics.from_origin.answers(), 0);
     s.cluster.inject(Fault::always(Kind::TargetGet, HELLO, Trouble::Status(507)));
     let error = s.read(&object, 0..object.size).await.unwrap_err();
     assert!(error.message.contains("no room for it"), "{error}");
@@ -157,6 +174,9 @@ async fn small_ranges_of_a_large_cold_object_do_not_wait_for_all_of_it() {
     }
     // An eighth of it came from the store, after one look; the next waits.
     assert_eq!(s.store.counts().get.bytes, 8 * MIB);
+    let origin = &s.metrics.from_origin;
+    let counted = [&origin.gets, &origin.bytes, &origin.cold_range].map(Counter::get);
+    assert_eq!((counted, origin.answers()), ([4, 8 * MIB, 4], 4));
     assert_eq!((s.cluster.count(Kind::ProxyHead), s.cluster.count(Kind::ProxyGet)), (1, 0));
     tokio::time::timeout(STEP_TIMEOUT, async {
         while s.cluster.count(Kind::OriginGet) == 0 {
@@ -186,7 +206,7 @@ async fn a_large_object_that_the_cluster_holds_comes_from_there() {
     for n in 0..3 {
         assert_eq!(s.read(&object, n..n + 10).await.unwrap(), body[n as usize..n as usize + 10]);
     }
-    assert_eq!(s.metrics.from_origin.get(), 0);
+    assert_eq!(s.metrics.from_origin.answers(), 0);
     assert_eq!((s.cluster.count(Kind::ProxyHead), s.cluster.count(Kind::ProxyGet)), (1, 3));
     assert_eq!(s.cluster.count(Kind::Prefetch), 0);
 }
@@ -201,7 +221,7 @@ async fn without_a_cluster_everything_comes_from_the_origin() {
     assert_eq!(client.head(&page.objects[0].key).await.unwrap().version, page.objects[0].version);
     let mut reader = client.get_range(page.objects[0].clone(), 0..10, Class::Demand);
     assert_eq!(reader.next().await.unwrap().unwrap(), HELLO);
-    assert_eq!((metrics.from_origin.get(), metrics.get.errors.get()), (3, 0));
+    assert_eq!((metrics.from_origin.answers(), metrics.get.errors.get()), (3, 0));
     drop(store);
 }
 
@@ -219,9 +239,19 @@ fn a_mount_survives_its_cluster() {
     let dir = warmfs.mount_with(&uri, "mnt", &["--origin", &origin, "--no-sign-request"]);
     assert_eq!(std::fs::read(dir.join("a/of-1")).unwrap(), tree.files["a/of-1"]);
     drop(cluster);
+    store.reset_log();
     tree.assert_equals(&dir, "from the origin");
-    let status = warmfs.status();
-    assert!(status["remote"]["from_origin"].as_u64().unwrap() > 0, "{status}");
+    // All of it is the mount's own by now, and the store's log says the same.
+    let (status, counts) = (warmfs.status(), store.counts());
+    let origin = &status["remote"]["from_origin"];
+    assert!(counts.get.requests > 0, "{status}");
+    assert_eq!(origin["gets"], counts.get.requests, "{status}");
+    assert_eq!(origin["bytes"], counts.get.bytes, "{status}");
+    let asked = counts.get.requests + counts.head.requests + counts.list.requests;
+    assert_eq!((&origin["unreachable"], &origin["answers"]), (&asked.into(), &asked.into()));
+    let text = warmfs.ok(&["status"]).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains(&format!("from the origin {} GET", counts.get.requests)), "{text}");
+    assert!(text.contains(&format!("the cluster was not reached {asked}")), "{text}");
     assert_eq!(status["remote"]["get"]["errors"], 0, "{status}");
     warmfs.unmount("mnt");
 

@@ -9,7 +9,8 @@ use clap::Args;
 use super::{args, client_runtime, output};
 use crate::control::client::Client;
 use crate::control::wire::{
-    ComparedStatus, DownloadStatus, ErrorCode, ErrorReply, MountStatus, StatusReply, WarmingStatus,
+    ComparedStatus, DownloadStatus, ErrorCode, ErrorReply, MountStatus, OriginStatus, StatusReply,
+    WarmingStatus,
 };
 use crate::daemon::preflight;
 use crate::units::{format_bytes, format_duration};
@@ -145,6 +146,9 @@ fn text(status: &StatusReply) -> String {
         line("", text);
     }
     line("remote", remote(status));
+    if let Some(text) = origin(&status.remote.from_origin) {
+        line("", text);
+    }
     for mount in &status.mounts {
         line("", String::new());
         line("mount", mount.uri.clone());
@@ -252,6 +256,30 @@ fn remote(status: &StatusReply) -> String {
         remote.list.requests,
         remote.head.requests,
     )
+}
+
+/// What came from `--origin`, and why.
+fn origin(origin: &OriginStatus) -> Option<String> {
+    if origin.answers == 0 {
+        return None;
+    }
+    let reasons = [
+        (origin.unreachable, "not reached"),
+        (origin.throttled, "throttling"),
+        (origin.full, "full"),
+        (origin.busy, "busy with the object"),
+        (origin.failing, "failing"),
+        (origin.cold_range, "without the large object"),
+    ];
+    let reasons = reasons.into_iter().filter(|(times, _)| *times > 0);
+    let reasons: Vec<_> = reasons.map(|(times, why)| format!("{why} {times}")).collect();
+    Some(format!(
+        "of these from the origin {} GET ({}) and {}; the cluster was {}",
+        origin.gets,
+        format_bytes(origin.bytes),
+        count(origin.answers.saturating_sub(origin.gets), "other answer"),
+        reasons.join(", "),
+    ))
 }
 
 fn mode(mount: &MountStatus) -> String {
@@ -384,6 +412,15 @@ mod tests {
             remote: RemoteStatus {
                 get: TransferStatus { requests: u64::MAX, bytes: u64::MAX, errors: 3 },
                 throttled: 7,
+                from_origin: OriginStatus {
+                    gets: u64::MAX,
+                    bytes: u64::MAX,
+                    answers: u64::MAX,
+                    full: u64::MAX,
+                    busy: 4,
+                    cold_range: 5,
+                    ..Default::default()
+                },
                 ..Default::default()
             },
             repairs: 1,
@@ -409,6 +446,8 @@ mod tests {
             "LIST",
             "5.00 GiB of 4.00 GiB downloaded",
             "throttled 7 times",
+            "of these from the origin",
+            "without the large object 5",
             "3 keys that no path can name",
             "4 objects as the store says",
             "a/key)",
@@ -457,7 +496,15 @@ mod tests {
             "/remote/retries/unreachable",
             "/remote/hedges/sent",
             "/remote/hedges/won",
-            "/remote/from_origin",
+            "/remote/from_origin/gets",
+            "/remote/from_origin/bytes",
+            "/remote/from_origin/answers",
+            "/remote/from_origin/unreachable",
+            "/remote/from_origin/throttled",
+            "/remote/from_origin/full",
+            "/remote/from_origin/busy",
+            "/remote/from_origin/failing",
+            "/remote/from_origin/cold_range",
             "/repairs",
             "/passed_by_bytes",
             "/evictions/objects",

@@ -3,17 +3,25 @@
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{client_runtime, output, status};
+use crate::control::cache_lock::{self, CacheLock};
 use crate::control::wire::{ErrorCode, ErrorReply, UnmountRequest};
 use crate::daemon::{kernel, mountinfo, preflight, unmount_failed};
 
 /// How long a daemon may take to save its index.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often to look whether it has let go of its cache.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long it may take to end after that. It does not while a call into a `file:///`
+/// source hangs, which no signal ends; nothing depends on it any more.
+const END_LIMIT: Duration = Duration::from_secs(3);
 
 /// Unmount a folder; returns once the cache is saved
 #[derive(Debug, Args)]
@@ -42,7 +50,9 @@ pub(super) fn run(args: UnmountArgs) -> Result<(), ErrorReply> {
             return output::line(&format!("{dir} is detached; its open files stay readable"));
         }
         match process {
-            Some(process) if reply.daemon_exits => wait_for_exit(&process, pid),
+            Some(process) if reply.daemon_exits => {
+                wait_for_exit(&process, pid, &client.daemon().cache_dir)
+            }
             _ => Ok(()),
         }
     })
@@ -76,14 +86,28 @@ fn open_process(pid: u32) -> Option<OwnedFd> {
 }
 
 /// With the process goes its lock on the cache: the next mount finds it free.
-fn wait_for_exit(process: &OwnedFd, pid: u32) -> Result<(), ErrorReply> {
-    let timeout = PollTimeout::try_from(EXIT_TIMEOUT).unwrap_or(PollTimeout::MAX);
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, timeout) {
-        Ok(0) => {
-            let message = format!("unmounted, but the daemon (process {pid}) has not ended");
-            Err(ErrorReply::new(ErrorCode::Environment, message).with_hint("see its log"))
+fn wait_for_exit(process: &OwnedFd, pid: u32, cache_dir: &Path) -> Result<(), ErrorReply> {
+    let start = Instant::now();
+    let mut free_since = None;
+    let interval = PollTimeout::try_from(LOOK_INTERVAL).unwrap_or(PollTimeout::MAX);
+    while start.elapsed() < EXIT_TIMEOUT {
+        let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        if !matches!(poll(&mut fds, interval), Ok(0)) {
+            return Ok(());
         }
-        _ => Ok(()),
+        if free_since.is_none() && has_let_go(cache_dir, pid) {
+            free_since = Some(Instant::now());
+        }
+        if free_since.is_some_and(|since| since.elapsed() >= END_LIMIT) {
+            return Ok(());
+        }
     }
+    let message = format!("unmounted, but the daemon (process {pid}) has not ended");
+    Err(ErrorReply::new(ErrorCode::Environment, message).with_hint("see its log"))
+}
+
+/// Whether a daemon has cleared its record and dropped its lock, which is its last act.
+fn has_let_go(cache_dir: &Path, pid: u32) -> bool {
+    cache_lock::read_record(cache_dir).is_none_or(|record| record.pid != pid)
+        && matches!(CacheLock::try_take(cache_dir), Ok(Some(_)))
 }

@@ -171,7 +171,7 @@ impl Daemon {
 
     async fn restore_one(&self, kept: Kept) -> Result<(), ErrorReply> {
         let Kept { request, remote, created } = kept;
-        let uri = preflight::parse_uri(&request)?.to_string();
+        let uri = preflight::check_uri(&request)?.to_string();
         let (dir, cache_dir) = (request.dir.clone(), self.cache.dir.clone());
         let point =
             blocking(move || MountPoint::prepare_again(&dir, &cache_dir, created)).await??;
@@ -197,8 +197,9 @@ impl Daemon {
             let message = format!("{} is not an absolute path", request.dir.display());
             return Err(ErrorReply::new(ErrorCode::Invalid, message));
         }
-        let checked = request.clone();
-        let uri = blocking(move || preflight::check_uri(&checked)).await??.to_string();
+        let uri = preflight::check_uri(&request)?;
+        preflight::check_source(&uri, &request.dir).await?;
+        let uri = uri.to_string();
         let _turn = self.table.lock_dir(&request.dir).await;
         let dir = request.dir.clone();
         if let Some(reply) = self.find_same(&request, &uri).await? {

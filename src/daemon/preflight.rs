@@ -12,7 +12,7 @@ use super::kernel::find_program;
 use super::mountinfo::overlap;
 use crate::config::MountRequest;
 use crate::control::wire::{ErrorCode, ErrorReply};
-use crate::remote::RemoteUri;
+use crate::remote::{RemoteUri, local};
 
 /// Checks a mount request and this machine.
 ///
@@ -24,31 +24,41 @@ pub fn check(request: &MountRequest, cache_dir: &Path) -> Result<(), ErrorReply>
     check_cache_dir(cache_dir)
 }
 
-/// Parses the request's URI.
+/// Parses the request's URI. A folder that it names is not looked at, so this does not
+/// hang with it.
 ///
 /// # Errors
 /// If it cannot be mounted there.
 pub fn check_uri(request: &MountRequest) -> Result<RemoteUri, ErrorReply> {
-    let uri = parse_uri(request)?;
-    // A mount inside its own source would list itself for ever.
-    if let RemoteUri::File { path } = &uri
-        && overlap(&request.dir, &path.canonicalize().unwrap_or_else(|_| path.clone()))
-    {
-        let message = format!("{} and the mount point {} overlap", uri, request.dir.display());
-        return Err(ErrorReply::new(ErrorCode::MountPoint, message)
-            .with_hint("choose a mount point outside the source"));
+    let uri: RemoteUri = request.uri.parse().map_err(|error: crate::remote::uri::UriError| {
+        ErrorReply::new(ErrorCode::Invalid, error.to_string())
+    })?;
+    if let RemoteUri::File { path } = &uri {
+        check_apart(path, &uri, &request.dir)?;
     }
     Ok(uri)
 }
 
-/// The request's URI, as it was checked before.
+/// Looks at the folder that a URI names, for a bounded time: it may be a link.
 ///
 /// # Errors
-/// If it is none.
-pub fn parse_uri(request: &MountRequest) -> Result<RemoteUri, ErrorReply> {
-    request.uri.parse().map_err(|error: crate::remote::uri::UriError| {
-        ErrorReply::new(ErrorCode::Invalid, error.to_string())
-    })
+/// If it cannot be mounted at `dir`, or does not answer.
+pub async fn check_source(uri: &RemoteUri, dir: &Path) -> Result<(), ErrorReply> {
+    let RemoteUri::File { path } = uri else { return Ok(()) };
+    let path = local::canonical(path).await.map_err(|error| {
+        ErrorReply::new(ErrorCode::Unreachable, format!("cannot mount {uri}: {error}"))
+    })?;
+    check_apart(&path, uri, dir)
+}
+
+/// A mount inside its own source would list itself for ever.
+fn check_apart(source: &Path, uri: &RemoteUri, dir: &Path) -> Result<(), ErrorReply> {
+    if !overlap(dir, source) {
+        return Ok(());
+    }
+    let message = format!("{uri} and the mount point {} overlap", dir.display());
+    Err(ErrorReply::new(ErrorCode::MountPoint, message)
+        .with_hint("choose a mount point outside the source"))
 }
 
 fn check_fuse() -> Result<(), ErrorReply> {
@@ -215,13 +225,20 @@ mod tests {
         assert!(!refusal.contains('\n'), "{refusal}");
     }
 
-    #[test]
-    fn a_mount_inside_its_source_is_refused() {
+    #[tokio::test]
+    async fn a_mount_inside_its_source_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
         let mut request = request("file:///", tmp.path());
         assert!(check_uri(&request).unwrap_err().to_string().contains("overlap"));
+        let link = tmp.path().join("link");
+        std::os::unix::fs::symlink("/", &link).unwrap();
+        request.uri = format!("file://{}", link.display());
+        request.dir = PathBuf::from("/mount");
+        let uri = check_uri(&request).unwrap();
+        let refused = check_source(&uri, &request.dir).await.unwrap_err();
+        assert!(refused.to_string().contains("overlap"), "{refused}");
         request.uri = "s3://bucket".to_owned();
-        check_uri(&request).unwrap();
+        check_source(&check_uri(&request).unwrap(), &request.dir).await.unwrap();
         request.uri = "ftp://bucket".to_owned();
         assert_eq!(check_uri(&request).unwrap_err().code, ErrorCode::Invalid);
     }

@@ -61,7 +61,7 @@ impl Engine for ReadThrough {
         dir: &Path,
         before: Option<Known>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
-        let uri = super::preflight::parse_uri(request)?;
+        let uri = super::preflight::check_uri(request)?;
         let options = &request.options;
         let metrics = &self.remote_metrics;
         let is_new = before.is_none();

@@ -6,11 +6,11 @@ use super::engine::Engine;
 use super::table::Entry;
 use crate::cache::{Doing, Warming};
 use crate::control::wire::{
-    EvictionStatus, FuseStatus, HedgeStatus, MemoryStatus, MountStatus, PrefetchStatus, ReadStatus,
-    RemoteStatus, RequestStatus, RestartStatus, RetryStatus, STATUS_SCHEMA, StatusReply,
-    TransferStatus, WarmingStatus,
+    EvictionStatus, FuseStatus, HedgeStatus, MemoryStatus, MountStatus, OriginStatus,
+    PrefetchStatus, ReadStatus, RemoteStatus, RequestStatus, RestartStatus, RetryStatus,
+    STATUS_SCHEMA, StatusReply, TransferStatus, WarmingStatus,
 };
-use crate::metrics::{RemoteMetrics, RequestMetrics};
+use crate::metrics::{OriginMetrics, RemoteMetrics, RequestMetrics};
 
 pub(super) fn collect(
     engine: &dyn Engine,
@@ -109,7 +109,21 @@ pub(super) fn remote(metrics: &RemoteMetrics) -> RemoteStatus {
             unreachable: metrics.retries.unreachable.get(),
         },
         hedges: HedgeStatus { sent: metrics.hedges_sent.get(), won: metrics.hedges_won.get() },
-        from_origin: metrics.from_origin.get(),
+        from_origin: origin(&metrics.from_origin),
+    }
+}
+
+fn origin(metrics: &OriginMetrics) -> OriginStatus {
+    OriginStatus {
+        gets: metrics.gets.get(),
+        bytes: metrics.bytes.get(),
+        answers: metrics.answers(),
+        unreachable: metrics.unreachable.get(),
+        throttled: metrics.throttled.get(),
+        full: metrics.full.get(),
+        busy: metrics.busy.get(),
+        failing: metrics.failing.get(),
+        cold_range: metrics.cold_range.get(),
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Asked {
 /// How one store says no, and what its users can do about it.
 #[derive(Debug)]
 pub struct Dialect {
+    /// Who answers: "the store", "the token server".
+    pub server: &'static str,
     /// The store's name: "that is not how S3 says no".
     pub store: &'static str,
     /// What it calls that which holds objects: "bucket", "container".
@@ -75,7 +77,7 @@ pub fn refused(dialect: &Dialect, what: &str, refusal: &Refusal<'_>) -> RemoteEr
         }
         kind => kind,
     };
-    let mut message = format!("{what}: the store answered {}", refusal.status);
+    let mut message = format!("{what}: {} answered {}", dialect.server, refusal.status);
     for (separator, text) in [(" ", refusal.code), (": ", refusal.said)] {
         if let Some(text) = text.map(one_line).filter(|text| !text.is_empty()) {
             message.push_str(separator);
@@ -86,7 +88,7 @@ pub fn refused(dialect: &Dialect, what: &str, refusal: &Refusal<'_>) -> RemoteEr
         message.push_str("; ");
         message.push_str(&step);
     }
-    RemoteError::new(kind, message)
+    RemoteError { status: Some(refusal.status), ..RemoteError::new(kind, message) }
 }
 
 fn kind_of_status(refusal: &Refusal<'_>) -> ErrorKind {
@@ -152,7 +154,7 @@ pub fn unanswered(what: &str, endpoint: &str, error: &(dyn Error + 'static)) -> 
     if let Some(proxy) = find::<ProxyError>(error) {
         let variable = proxy.variable;
         let message = format!(
-            "{what}: {proxy}: {reason}; check {variable}, or name the store's host in NO_PROXY"
+            "{what}: {proxy}: {reason}; check {variable}, or name the server's host in NO_PROXY"
         );
         return RemoteError::new(ErrorKind::Unreachable, message);
     }
@@ -168,12 +170,12 @@ fn tls_step(error: &rustls::Error, endpoint: &str) -> String {
     match error {
         rustls::Error::InvalidCertificate(
             Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
-        ) => "set this machine's clock, or have the store's certificate renewed".to_owned(),
+        ) => "set this machine's clock, or have the server's certificate renewed".to_owned(),
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
             format!("check the host in {endpoint}")
         }
         rustls::Error::InvalidCertificate(_) => {
-            format!("check {endpoint}, or name the store's certificate authority with --ca-file")
+            format!("check {endpoint}, or name the server's certificate authority with --ca-file")
         }
         rustls::Error::InvalidMessage(_) => {
             format!("check {endpoint}: that port may speak http, not https")
@@ -184,7 +186,7 @@ fn tls_step(error: &rustls::Error, endpoint: &str) -> String {
 
 /// An answer that cannot be worked with.
 pub fn lacks(what: &str, part: &str) -> RemoteError {
-    RemoteError::new(ErrorKind::Invalid, format!("{what}: the store's answer has no {part}"))
+    RemoteError::new(ErrorKind::Invalid, format!("{what}: the answer has no {part}"))
 }
 
 /// No answer in time.
@@ -203,6 +205,7 @@ mod tests {
     use super::*;
 
     const PLAIN: Dialect = Dialect {
+        server: "the store",
         store: "Test",
         bucket: "bucket",
         endpoint: "--endpoint-url",

@@ -18,7 +18,7 @@ use md5::Md5;
 use sha2::{Digest, Sha256};
 
 use super::base_url::BaseUrl;
-use super::local::blocking;
+use super::blocking;
 use super::{ErrorKind, RemoteError};
 use crate::config::{CallerEnv, RemoteOptions};
 

@@ -18,6 +18,8 @@ pub struct RemoteError {
     pub kind: ErrorKind,
     /// For a person, one line.
     pub message: String,
+    /// The HTTP status, if that was the answer.
+    pub status: Option<u16>,
 }
 
 /// What a failed request means for the one who made it.
@@ -52,7 +54,8 @@ impl RemoteError {
     /// An error of `kind` with a message for a person. A key may hold line
     /// breaks and what steers a terminal: neither gets into a log or a message.
     pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
-        RemoteError { kind, message: message.to_string().replace(char::is_control, " ") }
+        let message = message.to_string().replace(char::is_control, " ");
+        RemoteError { kind, message, status: None }
     }
 
     /// Whether the same request may succeed if it is made again.

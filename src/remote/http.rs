@@ -38,7 +38,7 @@ pub use self::proxy::ProxyError;
 use self::proxy::{Connector, Proxies};
 pub use self::tls::TlsVariables;
 use super::RemoteError;
-use super::local::blocking;
+use super::blocking;
 use crate::config::{CallerEnv, RemoteOptions};
 
 /// Time to make a TCP connection, over all of a host's addresses. Ten times a

@@ -132,7 +132,7 @@ mod tests {
     async fn the_first_request_that_can_connects() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a"), "a").unwrap();
-        let remote: Arc<dyn Remote> = Arc::new(LocalRemote::open(dir.path()).unwrap());
+        let remote: Arc<dyn Remote> = Arc::new(LocalRemote::open(dir.path()).await.unwrap());
         let tries = Arc::new(AtomicU64::new(0));
         let counted = tries.clone();
         let same = remote.clone();
@@ -156,7 +156,8 @@ mod tests {
     #[tokio::test]
     async fn another_remote_is_not_taken() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let [one, other] = dirs.each_ref().map(|dir| LocalRemote::open(dir.path()).unwrap());
+        let [one, other] = dirs.each_ref().map(|dir| LocalRemote::open(dir.path()));
+        let (one, other) = (one.await.unwrap(), other.await.unwrap());
         let other: Arc<dyn Remote> = Arc::new(other);
         let later = Later::new(Known::of(&one), move || {
             let other = other.clone();

@@ -14,7 +14,13 @@
 //! A file has no `If-Match`: its size and mtime are read from the open file
 //! before the first byte and again after each piece, and a difference is
 //! [`ErrorKind::Changed`] instead of that piece. A write that leaves both alone
-//! (a restored mtime) is not seen. Disk I/O happens on tokio's blocking threads.
+//! (a restored mtime) is not seen.
+//!
+//! The folder may lie on a file system that hangs. Whatever asks it anything runs on
+//! [`Threads`] of its own.
+
+mod calls;
+mod threads;
 
 use std::collections::VecDeque;
 use std::fs::{File, FileType, Metadata, OpenOptions};
@@ -24,13 +30,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
+use tokio::time::timeout;
 
+use self::threads::{OpenFile, Threads};
+use super::answer::late;
 use super::{
     Capabilities, ErrorKind, Key, ListPage, ListRequest, ObjectMeta, RangeBody, Remote,
     RemoteError, RemoteId, Version, VersionGuard, not_utf8,
@@ -44,53 +53,65 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// again, so pages are larger than S3's; an entry costs about 200 bytes.
 const PAGE_ENTRIES: usize = 10_000;
 
+/// Time for a folder to be opened at all: as long as a store's answer.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+
 /// A local folder as a remote.
 #[derive(Debug)]
 pub struct LocalRemote {
     id: RemoteId,
     folder: Arc<Folder>,
+    threads: Arc<Threads>,
 }
 
-/// The folder itself, shared with blocking threads.
+/// The folder itself, shared with its threads.
 #[derive(Debug)]
 struct Folder {
     /// Canonical path.
     root: PathBuf,
 }
 
+/// The canonical form of a path, or the path itself if it has none.
+///
+/// # Errors
+/// [`ErrorKind::Transient`] if the file system does not answer.
+pub async fn canonical(path: &Path) -> Result<PathBuf, RemoteError> {
+    let of = path.to_owned();
+    let canonical = move || Ok(of.canonicalize().unwrap_or(of));
+    in_time(path, Threads::of(path).run(canonical)).await
+}
+
+async fn in_time<T>(
+    path: &Path,
+    call: impl Future<Output = Result<T, RemoteError>>,
+) -> Result<T, RemoteError> {
+    let answer = timeout(OPEN_LIMIT, call).await;
+    answer.unwrap_or_else(|_| {
+        let error = late(&format!("file://{}", path.display()), OPEN_LIMIT);
+        let message = format!("{}; see to the server or program behind it", error.message);
+        Err(RemoteError { message, ..error })
+    })
+}
+
 impl LocalRemote {
     /// The folder at `path` as a remote.
     ///
     /// # Errors
-    /// [`ErrorKind::NoSuchBucket`] when it is no folder or cannot be read.
-    pub fn open(path: &Path) -> Result<LocalRemote, RemoteError> {
-        let refuse = |why: &str| {
-            let message = format!("file://{}: {why}", path.display());
-            RemoteError::new(ErrorKind::NoSuchBucket, message)
-        };
-        let root = path.canonicalize().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => refuse("there is no such folder; check the path"),
-            _ => refuse(&format!("cannot be opened: {error}; check its permissions")),
-        })?;
-        if !root.is_dir() {
-            return Err(refuse("is not a folder; name the folder that holds the file"));
-        }
-        if let Err(error) = root.read_dir() {
-            return Err(refuse(&format!("cannot be read: {error}; check its permissions")));
-        }
-        let Some(name) = root.to_str() else {
-            return Err(refuse("the path is not UTF-8; reach it through a link with another name"));
-        };
+    /// [`ErrorKind::NoSuchBucket`] when it is no folder or cannot be read, and
+    /// [`ErrorKind::Transient`] or [`ErrorKind::Unreachable`] when it does not answer.
+    pub async fn open(path: &Path) -> Result<LocalRemote, RemoteError> {
+        let (threads, of) = (Threads::of(path), path.to_owned());
+        let (folder, name) = in_time(path, threads.run(move || Folder::open(&of))).await?;
         let id = RemoteId(format!("file://{name}"));
-        Ok(LocalRemote { id, folder: Arc::new(Folder { root }) })
+        Ok(LocalRemote { id, folder: Arc::new(folder), threads })
     }
 
-    async fn blocking<T: Send + 'static>(
+    async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Folder) -> Result<T, RemoteError> + Send + 'static,
     ) -> Result<T, RemoteError> {
         let folder = Arc::clone(&self.folder);
-        blocking(move || work(&folder)).await
+        self.threads.run(move || work(&folder)).await
     }
 }
 
@@ -107,7 +128,7 @@ impl Remote for LocalRemote {
 
     async fn head(&self, key: &Key) -> Result<ObjectMeta, RemoteError> {
         let key = key.clone();
-        self.blocking(move |folder| {
+        self.run(move |folder| {
             let path = folder.path_of("HEAD", &key)?;
             let metadata = path.metadata().map_err(|e| io_error("HEAD", &key.0, &e))?;
             object_meta(key.clone(), &metadata).ok_or_else(|| not_found("HEAD", &key))
@@ -117,7 +138,7 @@ impl Remote for LocalRemote {
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, RemoteError> {
         let request = request.clone();
-        self.blocking(move |folder| folder.list(&request)).await
+        self.run(move |folder| folder.list(&request)).await
     }
 
     async fn get_range(
@@ -125,11 +146,17 @@ impl Remote for LocalRemote {
         object: &ObjectMeta,
         range: Range<u64>,
     ) -> Result<RangeBody, RemoteError> {
-        let key = object.key.clone();
-        let (file, metadata) = self.blocking(move |folder| folder.open_file(&key)).await?;
+        let (key, threads) = (object.key.clone(), Arc::clone(&self.threads));
+        let slot = threads.file_slot()?;
+        let opened = self.run(move |folder| {
+            let (file, metadata) = folder.open_file(&key)?;
+            Ok((OpenFile::new(file, slot, &threads), metadata))
+        });
+        let (file, metadata) = opened.await?;
         let (version, total_size) = (version_of(&metadata), metadata.len());
         let reader = FileReader {
-            file: Arc::new(file),
+            file,
+            threads: Arc::clone(&self.threads),
             key: object.key.clone(),
             version: version.clone(),
             at: range.start,
@@ -142,7 +169,8 @@ impl Remote for LocalRemote {
 
 /// A file whose version is compared around every read.
 struct FileReader {
-    file: Arc<File>,
+    file: OpenFile,
+    threads: Arc<Threads>,
     key: Key,
     version: Version,
     at: u64,
@@ -150,28 +178,57 @@ struct FileReader {
 }
 
 impl FileReader {
-    async fn next(mut self) -> Result<Option<(Bytes, Self)>, RemoteError> {
+    async fn next(self) -> Result<Option<(Bytes, Self)>, RemoteError> {
         if self.at >= self.end {
             return Ok(None);
         }
-        blocking(move || {
-            let mut piece = vec![0; (self.end - self.at).min(PIECE_BYTES) as usize];
-            let read = self.file.read_exact_at(&mut piece, self.at);
-            let metadata = self.file.metadata();
-            let metadata = metadata.map_err(|e| io_error("GET", &self.key.0, &e))?;
-            if version_of(&metadata) != self.version {
-                let message = format!("GET {}: the file changed while it was read", self.key.0);
-                return Err(RemoteError::new(ErrorKind::Changed, message));
-            }
-            read.map_err(|e| io_error("GET", &self.key.0, &e))?;
-            self.at += piece.len() as u64;
-            Ok(Some((Bytes::from(piece), self)))
-        })
-        .await
+        let threads = Arc::clone(&self.threads);
+        threads.run(move || self.read()).await
+    }
+
+    /// The next piece. With the last one the file is closed.
+    fn read(mut self) -> Result<Option<(Bytes, Self)>, RemoteError> {
+        let failed = |error: io::Error| io_error("GET", &self.key.0, &error);
+        let Some(file) = self.file.file() else { return Ok(None) };
+        let mut piece = vec![0; (self.end - self.at).min(PIECE_BYTES) as usize];
+        let read = file.read_exact_at(&mut piece, self.at);
+        let metadata = file.metadata().map_err(failed)?;
+        if version_of(&metadata) != self.version {
+            let message = format!("GET {}: the file changed while it was read", self.key.0);
+            return Err(RemoteError::new(ErrorKind::Changed, message));
+        }
+        read.map_err(failed)?;
+        self.at += piece.len() as u64;
+        if self.at >= self.end {
+            self.file.close_here();
+        }
+        Ok(Some((Bytes::from(piece), self)))
     }
 }
 
 impl Folder {
+    /// The folder at `path`, and the name of where it is.
+    fn open(path: &Path) -> Result<(Folder, String), RemoteError> {
+        let refuse = |why: &str| {
+            let message = format!("file://{}: {why}", path.display());
+            RemoteError::new(ErrorKind::NoSuchBucket, message)
+        };
+        let root = path.canonicalize().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => refuse("there is no such folder; check the path"),
+            _ => refuse(&format!("cannot be opened: {error}; check its permissions")),
+        })?;
+        if !root.is_dir() {
+            return Err(refuse("is not a folder; name the folder that holds the file"));
+        }
+        if let Err(error) = root.read_dir() {
+            return Err(refuse(&format!("cannot be read: {error}; check its permissions")));
+        }
+        match root.to_str().map(str::to_owned) {
+            Some(name) => Ok((Folder { root }, name)),
+            None => Err(refuse("the path is not UTF-8; reach it through a link with another name")),
+        }
+    }
+
     /// The path a key names, never outside the folder.
     fn path_of(&self, verb: &str, key: &Key) -> Result<PathBuf, RemoteError> {
         let inside = is_plain(&key.0).then(|| self.root.join(&key.0));
@@ -350,19 +407,6 @@ fn io_error(verb: &str, key: &str, error: &io::Error) -> RemoteError {
         _ => ErrorKind::Transient,
     };
     RemoteError::new(kind, format!("{verb} {key}: {error}"))
-}
-
-/// Runs disk I/O where it may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
-) -> Result<T, RemoteError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            let message = format!("disk I/O did not finish: {error}");
-            Err(RemoteError::new(ErrorKind::Transient, message))
-        }
-    }
 }
 
 #[cfg(test)]

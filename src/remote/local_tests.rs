@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
-fn folder() -> (tempfile::TempDir, LocalRemote) {
+async fn folder() -> (tempfile::TempDir, LocalRemote) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     fs::create_dir_all(root.join("a/b/c")).unwrap();
@@ -16,7 +16,7 @@ fn folder() -> (tempfile::TempDir, LocalRemote) {
     fs::write(root.join("a/b/c/deep.bin"), b"deep").unwrap();
     fs::write(root.join("a.txt"), b"text").unwrap();
     fs::write(root.join("z"), vec![9; 3 << 20]).unwrap();
-    let remote = LocalRemote::open(root).unwrap();
+    let remote = LocalRemote::open(root).await.unwrap();
     (dir, remote)
 }
 
@@ -33,7 +33,7 @@ async fn head(remote: &LocalRemote, key: &str) -> Result<ObjectMeta, ErrorKind> 
 
 #[tokio::test]
 async fn lists_empty_folders_links_to_files_and_nothing_that_is_no_file() {
-    let (dir, remote) = folder();
+    let (dir, remote) = folder().await;
     let root = dir.path();
     symlink("../../../a.txt", root.join("a/b/c/link")).unwrap();
     symlink("..", root.join("a/cycle")).unwrap();
@@ -56,7 +56,7 @@ async fn lists_empty_folders_links_to_files_and_nothing_that_is_no_file() {
 
 #[tokio::test]
 async fn names_that_are_not_utf8_are_listed_as_what_no_path_can_name() {
-    let (dir, remote) = folder();
+    let (dir, remote) = folder().await;
     let odd = |name: &[u8]| dir.path().join(OsStr::from_bytes(name));
     fs::write(odd(b"bad\xff"), b"four").unwrap();
     fs::create_dir(odd(b"odd\xe9")).unwrap();
@@ -74,8 +74,8 @@ async fn names_that_are_not_utf8_are_listed_as_what_no_path_can_name() {
 
 #[tokio::test]
 async fn no_key_leads_out_of_the_folder() {
-    let (dir, remote) = folder();
-    let inner = LocalRemote::open(&dir.path().join("a")).unwrap();
+    let (dir, remote) = folder().await;
+    let inner = LocalRemote::open(&dir.path().join("a")).await.unwrap();
     let keys =
         ["../a.txt", "b/../../a.txt", "/etc/passwd", "", "b//c/deep.bin", "./b/c/deep.bin", "b/c/"];
     for key in keys {
@@ -87,7 +87,7 @@ async fn no_key_leads_out_of_the_folder() {
 
 #[tokio::test]
 async fn a_file_that_changes_while_it_is_read_breaks_off() {
-    let (dir, remote) = folder();
+    let (dir, remote) = folder().await;
     let object = head(&remote, "z").await.unwrap();
     let mut range = remote.get_range(&object, 0..object.size).await.unwrap();
     assert_eq!((&range.version, range.total_size), (&object.version, object.size));
@@ -99,7 +99,7 @@ async fn a_file_that_changes_while_it_is_read_breaks_off() {
 
 #[tokio::test]
 async fn a_file_replaced_under_its_name_is_read_to_the_end_as_it_was() {
-    let (dir, remote) = folder();
+    let (dir, remote) = folder().await;
     let object = head(&remote, "z").await.unwrap();
     let range = remote.get_range(&object, 0..object.size).await.unwrap();
     fs::write(dir.path().join("new"), b"other").unwrap();
@@ -109,11 +109,11 @@ async fn a_file_replaced_under_its_name_is_read_to_the_end_as_it_was() {
     assert!(pieces.iter().all(|piece| piece.as_ref().unwrap().iter().all(|&byte| byte == 9)));
 }
 
-#[test]
-fn refuses_what_is_no_folder_with_a_next_step() {
-    let (dir, _) = folder();
+#[tokio::test]
+async fn refuses_what_is_no_folder_with_a_next_step() {
+    let (dir, _) = folder().await;
     for (path, words) in [("nowhere", "check the path"), ("z", "name the folder")] {
-        let error = LocalRemote::open(&dir.path().join(path)).unwrap_err();
+        let error = LocalRemote::open(&dir.path().join(path)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoSuchBucket);
         assert!(error.message.contains(words) && !error.message.contains('\n'), "{error}");
     }

@@ -61,7 +61,7 @@ impl Login {
     pub(super) fn answered(&self, error: Option<&RemoteError>) {
         match error {
             None => self.set_refusal(None),
-            Some(RemoteError { kind: ErrorKind::Credentials, message }) => {
+            Some(RemoteError { kind: ErrorKind::Credentials, message, .. }) => {
                 self.set_refusal(Some(message));
             }
             // That says nothing of who asked.
@@ -104,11 +104,11 @@ mod tests {
         assert_eq!(login.refusal(), None);
     }
 
-    #[test]
-    fn another_remote_is_not_taken() {
+    #[tokio::test]
+    async fn another_remote_is_not_taken() {
         let login = Login::new(Arc::new(ScriptedRemote::new()));
         let dir = tempfile::tempdir().unwrap();
-        let other = crate::remote::local::LocalRemote::open(dir.path()).unwrap();
+        let other = crate::remote::local::LocalRemote::open(dir.path()).await.unwrap();
         assert_eq!(login.renew(Arc::new(other)).unwrap_err().kind, ErrorKind::Invalid);
     }
 }

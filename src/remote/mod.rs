@@ -257,10 +257,7 @@ pub async fn connect(
         RemoteUri::S3 { bucket, .. } => {
             Ok(Arc::new(s3::S3Remote::connect(bucket, options, env, metrics).await?))
         }
-        RemoteUri::File { path } => {
-            let path = path.clone();
-            Ok(Arc::new(local::blocking(move || local::LocalRemote::open(&path)).await?))
-        }
+        RemoteUri::File { path } => Ok(Arc::new(local::LocalRemote::open(path).await?)),
         RemoteUri::Gcs { bucket, .. } => {
             Ok(Arc::new(gcs::GcsRemote::connect(bucket, options, env, metrics).await?))
         }
@@ -281,4 +278,17 @@ pub async fn connect(
 fn no_origin() -> RemoteError {
     let message = "--origin is for a cloud bucket behind a cluster, ais://@PROVIDER/BUCKET";
     RemoteError::new(ErrorKind::Invalid, message)
+}
+
+/// Reads files of the machine, such as those with credentials, where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
+) -> Result<T, RemoteError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            let message = format!("disk I/O did not finish: {error}");
+            Err(RemoteError::new(ErrorKind::Transient, message))
+        }
+    }
 }

@@ -11,6 +11,8 @@
 //! (`If-Match`), so of another one it brings nothing, and the cluster's answer stands.
 //! A listing goes on where it began.
 //!
+//! Each answer of the cloud is counted with why it was asked for.
+//!
 //! Which objects count as large and what the cluster is told is [`LargeObjects`]'s to
 //! say; when the cluster is not asked at all for a while, [`Reachable`]'s.
 
@@ -22,6 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -110,7 +114,7 @@ pub async fn connect(
     let origin = Box::pin(super::connect(&origin_uri, &options, env, metrics)).await;
     let origin = origin.map_err(|error| RemoteError {
         message: format!("--origin: {}", of_origin(&error)),
-        kind: error.kind,
+        ..error
     })?;
     if origin.capabilities().version_guard != VersionGuard::IfMatch {
         return Err(invalid(
@@ -193,6 +197,29 @@ impl Remote for WithOrigin {
     }
 }
 
+/// Why the cloud was asked and not the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Unreachable,
+    Throttled,
+    Full,
+    Busy,
+    Failing,
+    ColdRange,
+}
+
+impl Why {
+    fn of(error: &RemoteError) -> Why {
+        match (&error.kind, error.status) {
+            (ErrorKind::Unreachable, _) => Why::Unreachable,
+            (ErrorKind::Throttled { .. }, _) => Why::Throttled,
+            (_, Some(507)) => Why::Full,
+            (_, Some(409)) => Why::Busy,
+            _ => Why::Failing,
+        }
+    }
+}
+
 /// One thing, to be asked of either.
 struct Ways<'a, T> {
     cluster: BoxFuture<'a, Result<T, RemoteError>>,
@@ -221,9 +248,13 @@ impl WithOrigin {
             self.lock().reachable.answered(answer.as_ref().err(), Instant::now());
             answer
         };
-        if origin_first || self.lock().reachable.is_avoided(Instant::now()) {
+        let why = match origin_first {
+            true => Some(Why::ColdRange),
+            false => self.lock().reachable.avoided(Instant::now()),
+        };
+        if let Some(why) = why {
             if let Ok(answer) = origin.await {
-                self.metrics.from_origin.add(1);
+                self.count(why);
                 return Ok(answer);
             }
             metrics.requests.add(1);
@@ -237,7 +268,7 @@ impl WithOrigin {
         match origin.await {
             Ok(answer) => {
                 tracing::debug!(%error, "asked the origin instead");
-                self.metrics.from_origin.add(1);
+                self.count(Why::of(&error));
                 Ok(answer)
             }
             Err(other) => {
@@ -258,7 +289,26 @@ impl WithOrigin {
             let message = format!("GET {}: the origin has another version", object.key.0);
             return Err(RemoteError::new(ErrorKind::Changed, message));
         }
-        Ok(answer)
+        self.metrics.from_origin.gets.add(1);
+        let metrics = Arc::clone(&self.metrics);
+        let count = move |piece: &Result<Bytes, _>| {
+            let bytes = piece.as_ref().map_or(0, Bytes::len) as u64;
+            metrics.from_origin.bytes.add(bytes);
+        };
+        Ok(RangeBody { body: answer.body.inspect(count).boxed(), ..answer })
+    }
+
+    fn count(&self, why: Why) {
+        let origin = &self.metrics.from_origin;
+        let counter = match why {
+            Why::Unreachable => &origin.unreachable,
+            Why::Throttled => &origin.throttled,
+            Why::Full => &origin.full,
+            Why::Busy => &origin.busy,
+            Why::Failing => &origin.failing,
+            Why::ColdRange => &origin.cold_range,
+        };
+        counter.add(1);
     }
 
     /// Whether a range is better fetched from the cloud while the cluster fetches the
@@ -267,7 +317,7 @@ impl WithOrigin {
         let bytes = range.end.saturating_sub(range.start);
         let look = {
             let (mut state, now) = (self.lock(), Instant::now());
-            if state.reachable.is_avoided(now) {
+            if state.reachable.avoided(now).is_some() {
                 return false;
             }
             state.large.look(object, bytes, now)

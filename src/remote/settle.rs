@@ -21,7 +21,7 @@ use crate::metrics::RequestMetrics;
 /// token or a process may be behind them.
 const LIST_LIMIT: Duration = Duration::from_secs(20);
 
-/// Attempts of that LIST while the store asks for patience.
+/// Attempts of that LIST, or at a token, while the server asks for patience.
 const ATTEMPTS: u32 = 3;
 
 /// Time for the metadata service to give credentials, counted from the start. It is a
@@ -38,17 +38,29 @@ pub(super) async fn patiently<T: Default, F>(
 where
     F: Future<Output = Result<(), (RemoteError, T)>>,
 {
+    insist(|| async {
+        metrics.requests.add(1);
+        let listed = timeout(LIST_LIMIT, list()).await;
+        let listed = listed.unwrap_or_else(|_| Err((late(what, LIST_LIMIT), T::default())));
+        listed.inspect_err(|_| metrics.errors.add(1))
+    })
+    .await
+}
+
+/// Asks until there is an answer, or a no that stays one. Three attempts, and what may come
+/// of a wrong address is not made again: who waits wants to hear of it.
+pub(super) async fn insist<T, Told, F>(ask: impl Fn() -> F) -> Result<T, (RemoteError, Told)>
+where
+    F: Future<Output = Result<T, (RemoteError, Told)>>,
+{
     let backoff = Backoff { attempts: ATTEMPTS, ..Backoff::default() };
     let mut attempt = 0;
     loop {
         attempt += 1;
-        metrics.requests.add(1);
-        let (error, told) = match timeout(LIST_LIMIT, list()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(failed)) => failed,
-            Err(_) => (late(what, LIST_LIMIT), T::default()),
+        let (error, told) = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(failed) => failed,
         };
-        metrics.errors.add(1);
         let retry_after = match error.kind {
             ErrorKind::Throttled { retry_after } => retry_after,
             ErrorKind::Transient => None,

@@ -2,7 +2,8 @@
 //!
 //! [`Tokens`] hands out the current token without waiting. Its rules:
 //!
-//! - One fetch at a time, whoever asks. A request that goes away does not end it.
+//! - One fetch at a time, whoever asks. A request that goes away does not end it. Where a
+//!   server is ill it asks three times, as a mount does ([`super::settle`]).
 //! - The first request in the last part of a token's life has the next one fetched
 //!   behind it; a failure is tried again after a pause. A mount that nobody reads
 //!   from asks for nothing, and its first reader then waits for a fetch.
@@ -22,8 +23,10 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::answer::late;
+use super::settle::insist;
 use super::{ErrorKind, RemoteError};
 
 /// A token is replaced when less than this is left of it, or than [`LIFE_PART`] of
@@ -46,7 +49,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// a minute of reads.
 const BLIP_PAUSE: Duration = Duration::from_secs(1);
 
-/// Time for one fetch: a program that asks a server, twice.
+/// Time for one attempt: a program that asks a server, twice.
 const FETCH_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a request is signed or marked with: a text, or keys.
@@ -224,7 +227,7 @@ impl<S: Secret> Held<S> {
             true => error.kind,
             false => ErrorKind::Credentials,
         };
-        let error = RemoteError { kind, message: error.message };
+        let error = RemoteError { kind, ..error };
         self.failure = Some(Failure { error, at: now, pause });
     }
 
@@ -348,8 +351,13 @@ impl<S: Secret> Shared<S> {
         let Some(source) = held.source.clone() else { return };
         let (shared, given) = (Arc::downgrade(self), held.given);
         held.fetch = Some(tokio::spawn(async move {
-            let fetched = tokio::time::timeout(FETCH_LIMIT, source.fetch()).await;
-            let result = fetched.unwrap_or_else(|_| Err(late("a new token", FETCH_LIMIT)));
+            // A server that is ill for a moment must not cost a mount, nor a pause.
+            let result = insist(|| async {
+                let fetched = timeout(FETCH_LIMIT, source.fetch()).await;
+                let fetched = fetched.unwrap_or_else(|_| Err(late("a new token", FETCH_LIMIT)));
+                fetched.map_err(|error| (error, ()))
+            });
+            let result = result.await.map_err(|(error, ())| error);
             Shared::finish(&shared, given, result);
         }));
     }

@@ -24,6 +24,7 @@ pub const KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
 static PLAIN: Dialect = Dialect {
+    server: "the store",
     store: "Azurite",
     bucket: "container",
     endpoint: "the test",

@@ -28,6 +28,7 @@ pub struct Gcs {
 }
 
 static PLAIN: Dialect = Dialect {
+    server: "the store",
     store: "the emulator",
     bucket: "bucket",
     endpoint: "",

@@ -206,7 +206,30 @@ pub struct RemoteStatus {
     pub hedges: HedgeStatus,
     /// Answers of `--origin` in place of its cluster's.
     #[serde(default)]
-    pub from_origin: u64,
+    pub from_origin: OriginStatus,
+}
+
+/// What came from `--origin`, and why not from its cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginStatus {
+    /// Answers to GETs.
+    pub gets: u64,
+    /// Body bytes of these.
+    pub bytes: u64,
+    /// Answers of any kind, HEADs and LISTs too.
+    pub answers: u64,
+    /// Of these: no connection to the cluster could be made.
+    pub unreachable: u64,
+    /// It asked for fewer requests.
+    pub throttled: u64,
+    /// It had no room.
+    pub full: u64,
+    /// Another reader was having the object fetched.
+    pub busy: u64,
+    /// It said nothing in time, broke off, or had another trouble.
+    pub failing: u64,
+    /// A small range of a large object that it did not hold.
+    pub cold_range: u64,
 }
 
 /// Requests that were made again.

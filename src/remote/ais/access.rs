@@ -14,8 +14,8 @@ use super::{AisRemote, bucket_path};
 use crate::config::{CallerEnv, RemoteOptions};
 use crate::remote::answer::{Dialect, Refusal};
 use crate::remote::base_url::BaseUrl;
+use crate::remote::blocking;
 use crate::remote::http::{HttpClient, TlsVariables};
-use crate::remote::local::blocking;
 use crate::remote::rest::{Rest, Said, header};
 use crate::remote::token::{Given, Token, TokenSource, Tokens};
 use crate::remote::uri::AisProvider;
@@ -37,6 +37,7 @@ const TLS: TlsVariables = TlsVariables {
 
 /// How a cluster says no.
 pub(super) static DIALECT: Dialect = Dialect {
+    server: "the store",
     store: "AIStore",
     bucket: "bucket",
     endpoint: "AIS_ENDPOINT",

@@ -30,6 +30,7 @@ const ISSUER: &str = "Issuer validation failed";
 
 /// How Azure says no.
 pub(super) static AZURE: Dialect = Dialect {
+    server: "the store",
     store: "Azure",
     bucket: "container",
     endpoint: "the account's name or --endpoint-url",

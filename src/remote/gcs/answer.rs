@@ -19,6 +19,7 @@ pub(super) const NAME_A_PAYER: &str = "name the project that pays with --billing
 
 /// How it says no to a token.
 pub(super) static GCS: Dialect = Dialect {
+    server: "the store",
     store: "Google Cloud Storage",
     bucket: "bucket",
     endpoint: "--endpoint-url",
@@ -29,6 +30,7 @@ pub(super) static GCS: Dialect = Dialect {
 
 /// How it says no to nobody in particular: 401 is what others say by 403.
 pub(super) static GCS_ANONYMOUS: Dialect = Dialect {
+    server: "the store",
     credentials: "log in with `gcloud auth application-default login`",
     kind: |refusal| match refusal.status {
         401 => Some(ErrorKind::Denied),

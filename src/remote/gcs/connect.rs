@@ -1,6 +1,14 @@
 //! How a bucket is reached: endpoint, credentials, and which project pays.
 //!
 //! One LIST of one key settles it before anything is mounted ([`settle`]).
+//!
+//! The first of these that is there pays: `--billing-project`,
+//! `GOOGLE_CLOUD_QUOTA_PROJECT`, the `quota_project_id` of the login's file,
+//! `GOOGLE_CLOUD_PROJECT`. It is the order of Google's libraries, code before environment
+//! before credentials (<https://cloud.google.com/docs/quotas/set-quota-project>), and a
+//! project that is nobody's choice for this comes last. The two that were not named for it pay
+//! only where the store asks: every `gcloud` login has a quota project, and whoever may
+//! not use it (`serviceusage.services.use`) would be denied what is free.
 
 use std::sync::Arc;
 
@@ -42,18 +50,23 @@ impl GcsRemote {
         let found = match options.no_sign_request || is_emulator {
             true => Found::Unsigned,
             false => match handed()? {
-                Some(given) => Found::Given(given),
+                Some(given) => Found::Given { given, payer: None },
                 None => find(env, &http).await?,
             },
         };
         let payer = options.billing_project.as_deref().or(env.get("GOOGLE_CLOUD_QUOTA_PROJECT"));
+        let of_login = match &found {
+            Found::Given { payer, .. } => payer.as_deref(),
+            Found::Unsigned | Found::Nothing(_) => None,
+        };
+        let other_payer = of_login.or(env.get("GOOGLE_CLOUD_PROJECT"));
         let mut connector = Connector {
             bucket: bucket.to_owned(),
             endpoint,
             http,
             customer_key,
             payer: payer.map(str::to_owned),
-            other_payer: env.get("GOOGLE_CLOUD_PROJECT").map(str::to_owned),
+            other_payer: other_payer.map(str::to_owned),
             metrics: Arc::clone(metrics),
         };
         if options.requester_pays {
@@ -61,7 +74,7 @@ impl GcsRemote {
         }
         match found {
             Found::Unsigned => settle::decided(connector.try_list(None).await),
-            Found::Given(given) => connector.settle(Tokens::new(given)).await,
+            Found::Given { given, .. } => connector.settle(Tokens::new(given)).await,
             Found::Nothing(metadata) => {
                 let tokens = metadata.map(|source| Tokens::new(Given::Source(source)));
                 connector.settle_unconfigured(tokens).await

@@ -31,8 +31,8 @@ use self::exchange::Google;
 use self::file::CredentialFile;
 use crate::config::CallerEnv;
 use crate::remote::base_url::BaseUrl;
+use crate::remote::blocking;
 use crate::remote::http::HttpClient;
-use crate::remote::local::blocking;
 use crate::remote::token::{Given, Token, TokenSource};
 use crate::remote::{ErrorKind, RemoteError};
 
@@ -50,7 +50,11 @@ pub(super) enum Found {
     /// None are wanted.
     Unsigned,
     /// The caller named these.
-    Given(Given),
+    Given {
+        given: Given,
+        /// The project that pays, where somebody has to and nobody else was named.
+        payer: Option<String>,
+    },
     /// Nothing is configured; the metadata service may have some, unless the
     /// caller forbids to ask.
     Nothing(Option<Arc<dyn TokenSource>>),
@@ -68,12 +72,13 @@ pub(super) async fn find(env: &CallerEnv, http: &HttpClient) -> Result<Found, Re
         return login(google, path, name).await;
     }
     if let Some(token) = env.get("CLOUDSDK_AUTH_ACCESS_TOKEN") {
-        return Ok(Found::Given(Given::Token(Token::new(token.trim(), None))));
+        let given = Given::Token(Token::new(token.trim(), None));
+        return Ok(Found::Given { given, payer: None });
     }
     if let Some((name, path)) = named("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE") {
         let source = TokenFile { path, name };
         source.fetch().await?;
-        return Ok(Found::Given(Given::Source(Arc::new(source))));
+        return Ok(Found::Given { given: Given::Source(Arc::new(source)), payer: None });
     }
     let folder = match named("CLOUDSDK_CONFIG") {
         Some((_, folder)) => Some(folder),
@@ -107,8 +112,8 @@ fn in_home(path: &str, home: Option<&Path>) -> PathBuf {
 
 async fn login(google: Google, path: PathBuf, name: &'static str) -> Result<Found, RemoteError> {
     let source = Login { google, path, name };
-    source.read().await?;
-    Ok(Found::Given(Given::Source(Arc::new(source))))
+    let payer = source.read().await?.payer;
+    Ok(Found::Given { given: Given::Source(Arc::new(source)), payer })
 }
 
 /// The machine's metadata service, unless the caller forbids to ask it.

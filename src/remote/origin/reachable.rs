@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Why;
 use crate::remote::{ErrorKind, RemoteError};
 
 /// After this many attempts in a row that reached nobody it is not tried for a while:
@@ -23,7 +24,7 @@ const THROTTLED_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Reachable {
     in_vain: u32,
-    avoided_until: Option<Instant>,
+    avoided: Option<(Instant, Why)>,
 }
 
 impl Reachable {
@@ -33,20 +34,20 @@ impl Reachable {
             Some(ErrorKind::Unreachable) => {
                 self.in_vain += 1;
                 if self.in_vain >= FAILURES {
-                    self.avoided_until = Some(now + AVOIDED);
+                    self.avoided = Some((now + AVOIDED, Why::Unreachable));
                 }
             }
             Some(ErrorKind::Throttled { retry_after }) => {
                 let rest = retry_after.unwrap_or(THROTTLED).min(THROTTLED_MAX);
-                self.avoided_until = Some(now + rest);
+                self.avoided = Some((now + rest, Why::Throttled));
             }
             _ => self.in_vain = 0,
         }
     }
 
-    /// Whether to ask the origin at once.
-    pub(super) fn is_avoided(&self, now: Instant) -> bool {
-        self.avoided_until.is_some_and(|until| now < until)
+    /// Why to ask the origin at once, if that is so.
+    pub(super) fn avoided(&self, now: Instant) -> Option<Why> {
+        self.avoided.filter(|(until, _)| now < *until).map(|(_, why)| why)
     }
 }
 
@@ -61,18 +62,18 @@ mod tests {
         for _ in 0..FAILURES - 1 {
             cluster.answered(Some(&gone), now);
         }
-        assert!(!cluster.is_avoided(now));
+        assert_eq!(cluster.avoided(now), None);
         cluster.answered(None, now);
         cluster.answered(Some(&gone), now);
-        assert!(!cluster.is_avoided(now), "others were reached");
+        assert_eq!(cluster.avoided(now), None, "others were reached");
         for _ in 1..FAILURES {
             cluster.answered(Some(&gone), now);
         }
-        assert!(cluster.is_avoided(now));
-        assert!(!cluster.is_avoided(now + AVOIDED));
+        assert_eq!(cluster.avoided(now), Some(Why::Unreachable));
+        assert_eq!(cluster.avoided(now + AVOIDED), None);
         // One more in vain is enough now.
         cluster.answered(Some(&gone), now + AVOIDED);
-        assert!(cluster.is_avoided(now + AVOIDED));
+        assert_eq!(cluster.avoided(now + AVOIDED), Some(Why::Unreachable));
     }
 
     #[test]
@@ -84,8 +85,11 @@ mod tests {
             let error = RemoteError::new(ErrorKind::Throttled { retry_after }, "429");
             let (mut cluster, now) = (Reachable::default(), Instant::now());
             cluster.answered(Some(&error), now);
-            assert!(cluster.is_avoided(now + rest - Duration::from_millis(1)));
-            assert!(!cluster.is_avoided(now + rest));
+            assert_eq!(
+                cluster.avoided(now + rest - Duration::from_millis(1)),
+                Some(Why::Throttled)
+            );
+            assert_eq!(cluster.avoided(now + rest), None);
         }
     }
 }

@@ -102,7 +102,7 @@ async fn the_cluster_is_asked_first_and_the_origin_where_it_cannot_serve() {
     assert_eq!(s.read().await, Ok('o'));
     assert_eq!(s.gets(), (2, 1));
     // The client has counted one for each of the two reads itself.
-    assert_eq!((s.metrics.get.requests.get(), s.metrics.from_origin.get()), (1, 1));
+    assert_eq!((s.metrics.get.requests.get(), s.metrics.from_origin.answers()), (1, 1));
     // What is an answer is one.
     for kind in [ErrorKind::NotFound, ErrorKind::Denied, ErrorKind::Changed, ErrorKind::Invalid] {
         s.fail(kind.clone());
@@ -167,7 +167,7 @@ async fn another_version_of_the_origin_is_not_used() {
     let error = s.read().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Transient);
     assert!(error.message.contains("; and the origin: "), "{error}");
-    assert_eq!(s.metrics.from_origin.get(), 0);
+    assert_eq!(s.metrics.from_origin.answers(), 0);
     // The cluster is asked where the origin has not what it was preferred for.
     let large = setup(64 << 20);
     large.origin.put(KEY, vec![b'x'; 64 << 20]);

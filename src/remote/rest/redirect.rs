@@ -29,7 +29,7 @@ impl Route {
         what: &str,
     ) -> Result<Call, RemoteError> {
         let refuse = |why: &str| {
-            let message = format!("{what}: the store's redirect {why}");
+            let message = format!("{what}: the redirect {why}");
             Err(RemoteError::new(ErrorKind::Invalid, message))
         };
         let from = call.uri(what)?;

@@ -13,6 +13,7 @@ use crate::remote::{ErrorKind, RemoteError};
 
 /// How S3 says no.
 pub(super) static S3: Dialect = Dialect {
+    server: "the store",
     store: "S3",
     bucket: "bucket",
     endpoint: "--endpoint-url",

@@ -1,6 +1,7 @@
 //! Who is logged in to the Azure CLI: `az` is asked for a token.
 //!
-//! It is found on the daemon's `PATH`, and gets the home and the proxies of the caller.
+//! It is found on the caller's `PATH`, and gets what it needs of the caller's environment:
+//! the daemon that runs it may have been started by another environment, for another mount.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,9 +21,15 @@ const LIMIT: Duration = Duration::from_secs(15);
 
 const WHAT: &str = "az account get-access-token";
 
+/// Where programs are if the caller has no `PATH`: as a shell would say.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
 /// The caller's variables that it needs.
-const VARIABLES: [&str; 11] = [
+const VARIABLES: [&str; 13] = [
     "HOME",
+    "PATH",
+    // The authorities that a firewall before it needs.
+    "REQUESTS_CA_BUNDLE",
     "AZURE_CONFIG_DIR",
     "AZURE_EXTENSION_DIR",
     "HTTPS_PROXY",
@@ -59,7 +66,8 @@ impl Cli {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(["account", "get-access-token", "--output", "json", "--resource", RESOURCE]);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        // std looks for the program on this `PATH`, not on that of the process.
+        command.env_clear().env("PATH", DEFAULT_PATH);
         let given = VARIABLES.into_iter().filter_map(|name| Some((name, self.env.get(name)?)));
         command.envs(given);
         command
@@ -92,7 +100,12 @@ mod tests {
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let home = dir.path().to_str().unwrap();
-        let env = [("HOME", home), ("AZURE_STORAGE_KEY", "hidden"), ("NO_PROXY", "h")];
+        let env = [
+            ("HOME", home),
+            ("PATH", "/usr/bin:/bin"),
+            ("AZURE_STORAGE_KEY", "hidden"),
+            ("NO_PROXY", "h"),
+        ];
         let env = env.into_iter().collect();
         (dir, Cli { program, env })
     }
@@ -110,6 +123,17 @@ mod tests {
         let env = read("env");
         assert!(env.contains("NO_PROXY=h") && !env.contains("hidden"), "{env}");
         assert!(!env.contains("CARGO"), "nothing of this process's own: {env}");
+    }
+
+    #[tokio::test]
+    async fn az_is_found_on_the_callers_path_alone() {
+        let (dir, mut cli) = cli("echo '{\"accessToken\":\"hidden\"}'");
+        cli.program = PathBuf::from("az");
+        let error = cli.fetch().await.unwrap_err();
+        assert!(error.message.contains("see to its PATH"), "{error}");
+        let path = format!("{}:/usr/bin:/bin", dir.path().display());
+        cli.env = [("PATH", path.as_str())].into_iter().collect();
+        assert_eq!(cli.fetch().await.unwrap().secret(), "hidden");
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use crate::remote::{ErrorKind, RemoteError};
 
 /// How Entra ID says no.
 static ENTRA: Dialect = Dialect {
+    server: "the token server",
     store: "Entra ID",
     bucket: "tenant",
     endpoint: "AZURE_AUTHORITY_HOST",
@@ -93,8 +94,8 @@ impl Entra {
 impl TokenSource for Entra {
     async fn fetch(&self) -> Result<Token, RemoteError> {
         let Authority { host, tenant, client } = &self.authority;
-        let what =
-            format!("the token of client {client} in tenant {tenant}").escape_debug().to_string();
+        let what = format!("the token of client {client} in tenant {tenant}");
+        let what = format!("{} from {}", what.escape_debug(), host.host());
         let call = Call::new(Method::POST, host)
             .segment(tenant)
             .path("/oauth2/v2.0/token")

@@ -17,6 +17,7 @@ use crate::remote::{ErrorKind, RemoteError};
 
 /// How metadata services say no.
 static METADATA: Dialect = Dialect {
+    server: "the metadata service",
     store: "a metadata service of Azure",
     bucket: "identity",
     endpoint: "this machine's network",
@@ -41,7 +42,7 @@ const METADATA_HOST: &str = "http://169.254.169.254";
 #[derive(Clone, Debug)]
 pub(in crate::remote::azure) struct Managed {
     rest: Rest,
-    what: &'static str,
+    what: String,
     question: Call,
     /// What the question needs besides to be answered.
     proof: (&'static str, String),
@@ -59,7 +60,7 @@ impl Managed {
         let question = question(&host, "2018-02-01", env).path("/metadata/identity/oauth2/token");
         Ok(Managed {
             rest: Rest::new(http, &METADATA, said),
-            what: "the token of this machine",
+            what: format!("the token of this machine from {}", host.host()),
             question,
             proof: ("metadata", "true".to_owned()),
         })
@@ -74,10 +75,11 @@ impl Managed {
         let (Some(url), Some(header)) = (env.get(ENDPOINT), env.get("IDENTITY_HEADER")) else {
             return Ok(None);
         };
-        let question = question(&confidential(ENDPOINT, url)?, "2019-08-01", env);
+        let host = confidential(ENDPOINT, url)?;
+        let question = question(&host, "2019-08-01", env);
         Ok(Some(Managed {
             rest: Rest::new(http, &METADATA, said),
-            what: "the token of this service",
+            what: format!("the token of this service from {}", host.host()),
             question: if url.ends_with('/') { question.path("/") } else { question },
             proof: ("x-identity-header", header.to_owned()),
         }))
@@ -86,7 +88,7 @@ impl Managed {
     /// Whether there is such a service at all. Azure's refuses what does not say that it
     /// is meant; those of other clouds do not know the question.
     pub(in crate::remote::azure) async fn is_there(&self) -> Result<(), ()> {
-        let answer = self.rest.document(Asked::Get, self.what, self.question.clone()).await;
+        let answer = self.rest.document(Asked::Get, &self.what, self.question.clone()).await;
         match answer {
             Err(error) if error.kind == ErrorKind::Credentials => Ok(()),
             _ => Err(()),
@@ -108,7 +110,7 @@ impl TokenSource for Managed {
     async fn fetch(&self) -> Result<Token, RemoteError> {
         let (name, value) = &self.proof;
         let call = self.question.clone().secret(name, value);
-        let answer = self.rest.document(Asked::Get, self.what, call).await?;
-        token(&answer.body, self.what)
+        let answer = self.rest.document(Asked::Get, &self.what, call).await?;
+        token(&answer.body, &self.what)
     }
 }

@@ -40,6 +40,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 
 /// How token servers say no.
 static TOKENS: Dialect = Dialect {
+    server: "the token server",
     store: "a token server",
     bucket: "bucket",
     endpoint: "the URLs in the credentials file",

@@ -29,6 +29,8 @@ impl fmt::Debug for Secret {
 pub(in crate::remote::gcs) struct CredentialFile {
     pub(super) login: LoginKind,
     pub(super) impersonation: Option<Impersonation>,
+    /// `quota_project_id`, the project that pays where somebody has to.
+    pub(super) payer: Option<String>,
 }
 
 /// The ways to prove who one is.
@@ -110,7 +112,7 @@ impl CredentialFile {
         if impersonation.is_none() {
             return Err(lacks(IMPERSONATION_URL));
         }
-        Ok(CredentialFile { login, impersonation })
+        Ok(CredentialFile { login, impersonation, payer: fields.optional(PAYER) })
     }
 
     fn parse_login(fields: &Fields<'_>) -> Parsed<CredentialFile> {
@@ -148,7 +150,8 @@ impl CredentialFile {
                     .to_owned());
             }
         };
-        Ok(CredentialFile { login, impersonation: fields.impersonation()? })
+        let impersonation = fields.impersonation()?;
+        Ok(CredentialFile { login, impersonation, payer: fields.optional(PAYER) })
     }
 }
 
@@ -193,6 +196,8 @@ impl Place {
         Ok(Place::Url { url: base("url", &url)?, query, headers: headers.collect::<Parsed<_>>()? })
     }
 }
+
+const PAYER: &str = "quota_project_id";
 
 const IMPERSONATION_URL: &str = "service_account_impersonation_url";
 

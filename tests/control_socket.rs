@@ -13,7 +13,7 @@ use warmfs::control::BODY_BYTES_MAX;
 use warmfs::control::client::Client;
 use warmfs::control::server::{Listener, Service};
 use warmfs::control::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
+    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
     UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 
@@ -49,6 +49,10 @@ impl Service for Refuser {
         Ok(())
     }
     async fn wait(&self, _: WaitRequest) -> Result<(), ErrorReply> {
+        Ok(())
+    }
+
+    async fn hint(&self, _: HintRequest) -> Result<(), ErrorReply> {
         Ok(())
     }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
-use warmfs::cache::{Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree, Verified};
+use warmfs::cache::{
+    Evicted, NodeId, Pinned, PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree, Verified,
+};
 use warmfs::config::{
     CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
     TrafficOptions, WarmOption,
@@ -121,6 +123,15 @@ impl Engine for FakeEngine {
 
     async fn pin(&self, _: &Arc<Tree>, _: NodeId, _: &Arc<Progress>) -> Result<Pinned, ErrorReply> {
         unreachable!("there is nothing to pin in a fake mount")
+    }
+
+    async fn prefetch(
+        &self,
+        _: &[(Arc<Tree>, NodeId)],
+        _: PrefetchOrder,
+        _: &Arc<Progress>,
+    ) -> Result<Prefetched, ErrorReply> {
+        unreachable!("there is nothing to fetch in a fake mount")
     }
 
     async fn unpin(&self, _: &Arc<Tree>, _: NodeId) -> Result<bool, ErrorReply> {

@@ -488,7 +488,7 @@ async fn credentials_that_fail_never_become_anonymous() {
     assert!(store.requests().is_empty());
     // What is not the token server's answer is none.
     let store = Stub::start(|_| empty()).await;
-    let google = Stub::start(|_| Reply::new(200, &[], r#"{"token": "hidden"}"#)).await;
+    let google = Stub::start(|_| Reply::new(200, &[], r#"{"id_token": "hidden"}"#)).await;
     let file = files.put("user.json", user(&google));
     let error = connect_with(&store, &file).await.unwrap_err();
     assert!(error.message.contains("usable token"), "{error}");

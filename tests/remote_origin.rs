@@ -248,10 +248,13 @@ fn a_mount_survives_its_cluster() {
     assert_eq!(origin["gets"], counts.get.requests, "{status}");
     assert_eq!(origin["bytes"], counts.get.bytes, "{status}");
     let asked = counts.get.requests + counts.head.requests + counts.list.requests;
-    assert_eq!((&origin["unreachable"], &origin["answers"]), (&asked.into(), &asked.into()));
+    assert_eq!(origin["answers"], asked, "{status}");
+    // One may have been on a connection that broke, which is another reason.
+    let unreachable = origin["unreachable"].as_u64().unwrap();
+    assert!((asked - 1..=asked).contains(&unreachable), "{status}");
     let text = warmfs.ok(&["status"]).split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains(&format!("from the origin {} GET", counts.get.requests)), "{text}");
-    assert!(text.contains(&format!("the cluster was not reached {asked}")), "{text}");
+    assert!(text.contains(&format!("the cluster was not reached {unreachable}")), "{text}");
     assert_eq!(status["remote"]["get"]["errors"], 0, "{status}");
     warmfs.unmount("mnt");
 

@@ -131,6 +131,7 @@ impl Cache {
             listing_failed: Mutex::default(),
             refused: Mutex::default(),
             warmer: OnceLock::new(),
+            hinter: OnceLock::new(),
             ended: watch::Sender::new(false),
         });
         super::lock(&self.trees).push(Arc::downgrade(&tree));

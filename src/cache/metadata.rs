@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::given::Given;
+use super::hint::Hinter;
 use super::index::Index;
 use super::list_ahead::Walk;
 use super::lister::Listings;
@@ -60,6 +61,8 @@ pub struct Tree {
     pub(super) refused: Mutex<Option<Instant>>,
     /// Fetches ahead, unless that is off.
     pub(super) warmer: OnceLock<Warmer>,
+    /// Goes along the order that readers told.
+    pub(super) hinter: OnceLock<Hinter>,
     /// Nobody can reach it any more.
     pub(super) ended: watch::Sender<bool>,
 }

@@ -27,7 +27,7 @@ const VERIFIED_AT_ONCE: usize = 4;
 
 /// Objects that a pin fetches side by side. Small ones are bound by the round
 /// trip; what is in flight in all is bounded elsewhere.
-const FETCHED_AT_ONCE: usize = 32;
+pub(super) const FETCHED_AT_ONCE: usize = 32;
 
 /// Folders that are listed again side by side.
 const LISTED_AT_ONCE: usize = 32;
@@ -132,7 +132,7 @@ impl Progress {
         let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
     }
 
-    fn expect(&self, objects: u64, bytes: u64) {
+    pub(super) fn expect(&self, objects: u64, bytes: u64) {
         self.objects_total.fetch_add(objects, Ordering::Relaxed);
         self.bytes_total.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -381,7 +381,7 @@ impl Cache {
         let missing = size.saturating_sub(self.store.present_bytes(node));
         let cache = self.clone();
         let wanted = Excess { bytes: missing, files: 1 };
-        let fits = self.blocking(move || Ok(cache.store.has_room_by_force(wanted))).await?;
+        let fits = self.blocking(move || Ok(cache.store.has_room_for(wanted, true))).await?;
         if missing == 0 || !fits || progress.is_cancelled() {
             progress.done(0, size);
             return Ok(());
@@ -399,7 +399,7 @@ impl Cache {
     }
 
     /// Every object at or below `node`, with its size. Lists what is not listed.
-    async fn list_objects(
+    pub(super) async fn list_objects(
         self: &Arc<Self>,
         tree: &Arc<Tree>,
         node: NodeId,
@@ -507,7 +507,7 @@ impl Cache {
         }
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, CacheError> + Send + 'static,
     ) -> Result<T, CacheError> {

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
+pub(super) use self::pace::Pace;
 use super::lock;
 use super::metadata::Tree;
 use super::object::CachedObject;
@@ -125,6 +126,7 @@ impl Tree {
 
     /// `bytes` of an object were read; `missed` if they had to be waited for.
     pub fn was_read(&self, object: &CachedObject, bytes: u64, missed: bool) {
+        self.hear(object.node());
         let Some(warmer) = self.warmer.get() else { return };
         if object.size() <= policy::OBJECT_MAX_BYTES && object.is_read_through(bytes, missed) {
             let missed = object.was_missed();

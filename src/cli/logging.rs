@@ -3,7 +3,7 @@
 //! What is logged says the first of these that is there: the file `log-level` in the
 //! cache directory, which `warmfs log --level` writes and SIGHUP has read again;
 //! `WARMFS_LOG`; or `info`. Each filters as `RUST_LOG` does elsewhere: `debug`,
-//! `warmfs::cache=trace`.
+//! `warmfs=trace`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -121,7 +121,7 @@ fn check_level(level: &str) -> Result<(), ErrorReply> {
     match known {
         true => Ok(()),
         false => Err(ErrorReply::new(ErrorCode::Invalid, format!("{level:?} names no level"))
-            .with_hint("use error, warn, info, debug or trace, or a part: warmfs::cache=debug")),
+            .with_hint("use error, warn, info, debug or trace, or warmfs=debug for warmfs alone")),
     }
 }
 
@@ -159,9 +159,9 @@ mod tests {
     #[test]
     fn a_level_is_written_checked_and_forgotten() {
         let tmp = tempfile::tempdir().unwrap();
-        write_level(tmp.path(), Some("warmfs::cache=debug")).unwrap();
+        write_level(tmp.path(), Some("warmfs=debug")).unwrap();
         let logged = wanted(&level_file(tmp.path())).to_string();
-        assert!(logged.contains("warmfs::cache=debug") && logged.contains(NEVER_LOGGED));
+        assert!(logged.contains("warmfs=debug") && logged.contains(NEVER_LOGGED));
         for wrong in ["", "a=b=c", "warmfs=loud", "info\ndebug"] {
             let error = write_level(tmp.path(), Some(wrong)).unwrap_err();
             assert!(error.to_string().contains("names no level"), "{wrong:?}: {error}");

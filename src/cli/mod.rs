@@ -20,6 +20,7 @@ mod mount;
 mod mount_o;
 mod output;
 mod pin;
+mod prefetch;
 mod progress;
 mod refresh;
 mod renew;
@@ -55,6 +56,7 @@ enum Verb {
     Mount(Box<args::MountArgs>),
     Unmount(unmount::UnmountArgs),
     Status(status::StatusArgs),
+    Prefetch(prefetch::PrefetchArgs),
     Pin(pin::PinArgs),
     Unpin(pin::UnpinArgs),
     Evict(evict::EvictArgs),
@@ -93,6 +95,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Mount(args) => report(mount::run(*args)),
         Verb::Unmount(args) => report(unmount::run(args)),
         Verb::Status(args) => report(status::run(args)),
+        Verb::Prefetch(args) => prefetch::run(args),
         Verb::Pin(args) => pin::pin(args),
         Verb::Unpin(args) => pin::unpin(args),
         Verb::Evict(args) => evict::run(args),

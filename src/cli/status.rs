@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::progress::figures;
 use super::{args, client_runtime, output};
 use crate::control::client::Client;
 use crate::control::wire::{
@@ -144,6 +145,9 @@ fn text(status: &StatusReply) -> String {
     line("", cache(status));
     for text in [dataset(status), hidden(status), compared(status)].into_iter().flatten() {
         line("", text);
+    }
+    for report in &status.prefetching {
+        line("", format!("prefetching, {}", figures(report)));
     }
     line("remote", remote(status));
     if let Some(text) = origin(&status.remote.from_origin) {
@@ -427,6 +431,7 @@ mod tests {
             passed_by_bytes: 0,
             prefetched: PrefetchStatus::default(),
             evictions: EvictionStatus { objects: 2, bytes: 1 << 30 },
+            prefetching: Vec::new(),
             memory: MemoryStatus { rss_bytes: 100 << 20 },
         }
     }

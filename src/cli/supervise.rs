@@ -7,7 +7,7 @@
 //! which is passed on. A daemon that dies again and again is given up, and nothing is
 //! left mounted.
 //!
-//! This process holds requests with credentials, and is prepared for that as a daemon is.
+//! This process holds requests with credentials, and nobody reads its memory.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -30,7 +30,7 @@ use super::launch::own_program;
 use super::{client_runtime, logging, report};
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::supervision::{Change, Kept, RESUME_LIMIT, Resume};
-use crate::daemon::{clear_dead, prepare_process};
+use crate::daemon::{clear_dead, prepare_to_hold_secrets};
 
 /// Daemons started within [`WINDOW`] before the next one is not any more: more than
 /// whoever is out of memory now and then needs, and few enough that a defect is not
@@ -53,7 +53,8 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 /// Supervises a daemon until it ends.
 pub(super) fn run(args: &DaemonArgs) -> ExitCode {
     logging::init(None, args.log_format, &args.cache_dir);
-    prepare_process();
+    // What the daemon inherits besides is to be the caller's.
+    prepare_to_hold_secrets();
     let status = client_runtime().and_then(|runtime| runtime.block_on(supervise(args)));
     match status {
         Ok(status) => ExitCode::from(u8::from(!status.success())),

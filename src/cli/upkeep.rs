@@ -61,13 +61,25 @@ pub(super) fn run(
     make: impl FnOnce(Option<PathBuf>) -> UpkeepRequest,
     sentence: impl FnOnce(&UpkeepReply) -> Result<String, ErrorReply>,
 ) -> ExitCode {
+    let make = |paths: Vec<PathBuf>| make(paths.into_iter().next());
+    run_on(verb, common, path.map(Path::to_owned).as_slice(), make, sentence)
+}
+
+/// The same for several paths, which lie in mounts of one daemon.
+pub(super) fn run_on(
+    verb: &'static str,
+    common: &CommonArgs,
+    paths: &[PathBuf],
+    make: impl FnOnce(Vec<PathBuf>) -> UpkeepRequest,
+    sentence: impl FnOnce(&UpkeepReply) -> Result<String, ErrorReply>,
+) -> ExitCode {
     let mut display = Display::new(verb, common.json);
     let mut show = |line: UpkeepLine| {
         if let UpkeepLine::Progress(report) = line {
             display.show(report);
         }
     };
-    let end = run_daemon(carry_out(common, path, make, &mut show));
+    let end = run_daemon(carry_out(common, paths, make, &mut show));
     display.clear();
     let printed = match end {
         Err(error) => Err(error),
@@ -129,8 +141,8 @@ pub(super) fn rows(
                 printed = output::line(&lines.join("\n"));
             }
         };
-        let make = |path: Option<PathBuf>| make(path.unwrap_or_default());
-        run_daemon(carry_out(common, Some(path), make, &mut show))
+        let make = |paths: Vec<PathBuf>| make(paths.into_iter().next().unwrap_or_default());
+        run_daemon(carry_out(common, &[path.to_owned()], make, &mut show))
     };
     match end {
         Ok(End::Interrupted(code)) => ExitCode::from(code),
@@ -146,20 +158,20 @@ pub(super) fn wrong_reply(reply: &UpkeepReply) -> ErrorReply {
 
 async fn carry_out(
     common: &CommonArgs,
-    path: Option<&Path>,
-    make: impl FnOnce(Option<PathBuf>) -> UpkeepRequest,
+    paths: &[PathBuf],
+    make: impl FnOnce(Vec<PathBuf>) -> UpkeepRequest,
     show: &mut (dyn FnMut(UpkeepLine) + Send),
 ) -> Result<End, ErrorReply> {
     let mut interrupt = Interrupt::new()?;
-    if let Some(path) = path {
-        let (client, path) = tokio::select! {
-            found = find(path, common) => found?,
+    if !paths.is_empty() {
+        let (client, paths) = tokio::select! {
+            found = find(paths, common) => found?,
             code = interrupt.received() => return Ok(End::Interrupted(code)),
         };
-        let request = make(Some(path));
+        let request = make(paths);
         return ask(&client, &request, &mut interrupt, show).await;
     }
-    let request = make(None);
+    let request = make(Vec::new());
     let cache = args::resolve_cache_dir(common.cache_dir.as_deref())?;
     for attempt in 1.. {
         let again = attempt < ATTEMPTS_MAX;
@@ -240,31 +252,57 @@ async fn open_engine(cache: CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply>
     read_through::open(&cache).await
 }
 
-/// The daemon that serves `path`, and the path in canonical form.
-async fn find(path: &Path, common: &CommonArgs) -> Result<(Client, PathBuf), ErrorReply> {
+/// The daemon that serves `paths`, and these in canonical form.
+async fn find(
+    paths: &[PathBuf],
+    common: &CommonArgs,
+) -> Result<(Client, Vec<PathBuf>), ErrorReply> {
     let daemons = status::daemons(common.cache_dir.as_deref()).await?;
     let mut mounts: Vec<(Client, MountStatus)> = Vec::new();
     for (client, status) in daemons {
         let attached = status.mounts.into_iter().filter(|mount| !mount.detached);
         mounts.extend(attached.map(|mount| (client.clone(), mount)));
     }
+    let around = walk::mounts();
+    let mut of_all: Option<&Client> = None;
+    let mut canonical = Vec::with_capacity(paths.len());
+    for path in paths {
+        let (client, path) = locate(path, &mounts, &around)?;
+        if of_all.is_some_and(|other| other.socket() != client.socket()) {
+            let message = "the paths lie in mounts of several caches";
+            return Err(ErrorReply::new(ErrorCode::Invalid, message)
+                .with_hint("run the command for each of them"));
+        }
+        of_all = Some(client);
+        canonical.push(path);
+    }
+    let client = of_all.ok_or_else(|| ErrorReply::new(ErrorCode::Invalid, "no path was given"))?;
+    Ok((client.clone(), canonical))
+}
+
+/// The daemon of the mount that a path or URI is in, and the path in canonical form.
+fn locate<'a>(
+    path: &Path,
+    mounts: &'a [(Client, MountStatus)],
+    around: &[PathBuf],
+) -> Result<(&'a Client, PathBuf), ErrorReply> {
     let text = path.to_str().ok_or_else(|| {
         ErrorReply::new(ErrorCode::Invalid, format!("{} is not UTF-8", path.display()))
             .with_hint("name the folder that it is in")
     })?;
     if text.contains("://") {
         let within = mounts
-            .into_iter()
-            .filter_map(|(client, mount)| Some((client, below_uri(text, &mount.uri)?, mount.dir)));
+            .iter()
+            .filter_map(|(client, mount)| Some((client, below_uri(text, &mount.uri)?, &mount.dir)));
         if let Some((client, rest, dir)) = within.min_by_key(|(_, rest, _)| rest.len()) {
-            return Ok((client, if rest.is_empty() { dir } else { dir.join(rest) }));
+            return Ok((client, if rest.is_empty() { dir.clone() } else { dir.join(rest) }));
         }
         let message = format!("{text} is not mounted");
         return Err(ErrorReply::new(ErrorCode::NotMounted, message)
             .with_hint(format!("mount it first: `warmfs mount {text} DIR`")));
     }
-    let canonical = walk::walk(path)?;
-    let above = mounts.into_iter().filter(|(_, mount)| canonical.starts_with(&mount.dir));
+    let canonical = walk::walk(path, around)?;
+    let above = mounts.iter().filter(|(_, mount)| canonical.starts_with(&mount.dir));
     match above.max_by_key(|(_, mount)| mount.dir.as_os_str().len()) {
         Some((client, _)) => Ok((client, canonical)),
         None => {

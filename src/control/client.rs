@@ -162,6 +162,12 @@ impl Client {
             UpkeepRequest::Verify(body) => begin(stream, Method::POST, "/v1/verify", body).await,
             UpkeepRequest::Pin(body) => begin(stream, Method::POST, "/v1/pin", body).await,
             UpkeepRequest::Unpin(body) => begin(stream, Method::POST, "/v1/unpin", body).await,
+            UpkeepRequest::Prefetch(body) => {
+                begin(stream, Method::POST, "/v1/prefetch", body).await
+            }
+            UpkeepRequest::StopPrefetch(body) => {
+                begin(stream, Method::POST, "/v1/prefetch/stop", body).await
+            }
             UpkeepRequest::Refresh(body) => begin(stream, Method::POST, "/v1/refresh", body).await,
             UpkeepRequest::Export(body) => {
                 begin(stream, Method::POST, "/v1/index/export", body).await

@@ -109,6 +109,7 @@ fn status() -> StatusReply {
         passed_by_bytes: u64::MAX,
         evictions: EvictionStatus::default(),
         prefetched: PrefetchStatus::default(),
+        prefetching: Vec::new(),
         memory: MemoryStatus { rss_bytes: 1 << 20 },
     }
 }

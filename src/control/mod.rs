@@ -8,10 +8,13 @@
 //! DELETE /v1/mounts       UnmountRequest -> UnmountReply
 //! POST   /v1/mounts/wait  WaitRequest    -> {} once the mount has ended
 //! POST   /v1/renew        RenewRequest   -> {}
+//! POST   /v1/hint         HintRequest    -> {} once it is taken
 //! POST   /v1/evict        EvictRequest   -> lines of UpkeepLine
 //! POST   /v1/verify       VerifyRequest  -> lines of UpkeepLine
 //! POST   /v1/pin          PinRequest     -> lines of UpkeepLine
 //! POST   /v1/unpin        PinRequest     -> lines of UpkeepLine
+//! POST   /v1/prefetch      PrefetchRequest     -> lines of UpkeepLine
+//! POST   /v1/prefetch/stop StopPrefetchRequest -> lines of UpkeepLine
 //! POST   /v1/refresh      RefreshRequest -> lines of UpkeepLine
 //! POST   /v1/index/export ExportRequest -> lines of UpkeepLine
 //! POST   /v1/ls           LsRequest      -> lines of UpkeepLine
@@ -48,6 +51,9 @@ pub const VERSION_HEADER: &str = "warmfs-version";
 /// Largest body in either direction. A mount request is a few KiB and a status
 /// about 1 KiB a mount; a peer that sends more is not one of ours.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// The same for a request that names files: half a million of them.
+pub const NAMES_BYTES_MAX: usize = 64 << 20;
 
 /// Longest line of an answer that comes in lines: figures, or one error.
 pub const LINE_BYTES_MAX: usize = 64 << 10;

@@ -30,10 +30,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
+    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
     UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
-use super::{BODY_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER};
+use super::{BODY_BYTES_MAX, NAMES_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER};
 use crate::config::MountRequest;
 
 /// Connections served at once. Commands use one each for a moment; only
@@ -62,6 +62,8 @@ pub trait Service: Send + Sync + 'static {
     async fn wait(&self, request: WaitRequest) -> Result<(), ErrorReply>;
     /// Gives a mount other credentials.
     async fn renew(&self, request: RenewRequest) -> Result<(), ErrorReply>;
+    /// Takes a part of the order in which a mount will be read.
+    async fn hint(&self, request: HintRequest) -> Result<(), ErrorReply>;
     /// Starts an upkeep command, which tells how far it is and at last how it
     /// ended. It is stopped when nobody listens any more.
     async fn upkeep(
@@ -245,6 +247,9 @@ async fn dispatch(
         (&Method::DELETE, "/v1/mounts") => json(&service.unmount(read(request).await?).await?),
         (&Method::POST, "/v1/mounts/wait") => json(&service.wait(read(request).await?).await?),
         (&Method::POST, "/v1/renew") => json(&service.renew(read(request).await?).await?),
+        (&Method::POST, "/v1/hint") => {
+            json(&service.hint(read_up_to(NAMES_BYTES_MAX, request).await?).await?)
+        }
         (&Method::POST, "/v1/evict") => {
             lines(service, UpkeepRequest::Evict(read(request).await?)).await
         }
@@ -256,6 +261,13 @@ async fn dispatch(
         }
         (&Method::POST, "/v1/unpin") => {
             lines(service, UpkeepRequest::Unpin(read(request).await?)).await
+        }
+        (&Method::POST, "/v1/prefetch") => {
+            let request = read_up_to(NAMES_BYTES_MAX, request).await?;
+            lines(service, UpkeepRequest::Prefetch(request)).await
+        }
+        (&Method::POST, "/v1/prefetch/stop") => {
+            lines(service, UpkeepRequest::StopPrefetch(read(request).await?)).await
         }
         (&Method::POST, "/v1/refresh") => {
             lines(service, UpkeepRequest::Refresh(read(request).await?)).await
@@ -272,7 +284,14 @@ async fn dispatch(
 }
 
 async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ErrorReply> {
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX);
+    read_up_to(BODY_BYTES_MAX, request).await
+}
+
+async fn read_up_to<T: DeserializeOwned>(
+    bytes_max: usize,
+    request: Request<Incoming>,
+) -> Result<T, ErrorReply> {
+    let body = Limited::new(request.into_body(), bytes_max);
     let body = tokio::time::timeout(REQUEST_TIMEOUT, body.collect())
         .await
         .map_err(|_| ErrorReply::new(ErrorCode::Invalid, "the request did not arrive in time"))?

@@ -211,6 +211,37 @@ pub struct PinRequest {
     pub path: PathBuf,
 }
 
+/// Asks for objects to be fetched before they are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefetchRequest {
+    /// Absolute paths in mounts: files, and folders with all that is below them.
+    pub paths: Vec<PathBuf>,
+    /// Fetched in any order but the listed one.
+    #[serde(default)]
+    pub shuffled: bool,
+    /// Nobody waits: the answer comes at once, and it goes on without a client.
+    #[serde(default)]
+    pub detached: bool,
+}
+
+/// Tells a part of the order in which the files of a mount will be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintRequest {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// Names the order: another one takes the place of the one before. Empty to ask
+    /// whether orders are understood.
+    pub order: String,
+    /// How many turns of it were told before.
+    pub first: u64,
+    /// The files of the next turns, relative to the mount point.
+    pub paths: Vec<String>,
+}
+
+/// Asks for everything to end that was asked for with [`PrefetchRequest::detached`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopPrefetchRequest {}
+
 /// A request that is answered line by line; see [`UpkeepLine`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpkeepRequest {
@@ -222,6 +253,10 @@ pub enum UpkeepRequest {
     Pin(PinRequest),
     /// `POST /v1/unpin`
     Unpin(PinRequest),
+    /// `POST /v1/prefetch`
+    Prefetch(PrefetchRequest),
+    /// `POST /v1/prefetch/stop`
+    StopPrefetch(StopPrefetchRequest),
     /// `POST /v1/refresh`
     Refresh(RefreshRequest),
     /// `POST /v1/index/export`
@@ -263,7 +298,7 @@ pub struct ProgressReport {
 
 /// What a command did. Also what it prints with `--json`: fields are added,
 /// never renamed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum UpkeepReply {
     /// To [`EvictRequest`].
@@ -274,6 +309,10 @@ pub enum UpkeepReply {
     Pin(PinReply),
     /// To [`PinRequest`] as well.
     Unpin(UnpinReply),
+    /// To [`PrefetchRequest`].
+    Prefetch(PrefetchReply),
+    /// To [`StopPrefetchRequest`].
+    StopPrefetch(StopPrefetchReply),
     /// To [`RefreshRequest`].
     Refresh(RefreshReply),
     /// To [`ExportRequest`].
@@ -326,6 +365,36 @@ pub struct PinReply {
     pub bytes: u64,
     /// Bytes of them that are in the cache; fewer than `bytes` if it has no room.
     pub cached_bytes: u64,
+}
+
+/// What was fetched, or began to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefetchReply {
+    /// It goes on without a client, and the other figures are not known.
+    #[serde(default)]
+    pub detached: bool,
+    /// Objects that were wanted.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of them that are in the cache.
+    pub cached_bytes: u64,
+    /// Objects that were left out for want of room.
+    pub unfit: u64,
+    /// `--max-download` was reached.
+    pub capped: bool,
+    /// Paths that do not exist.
+    pub missing: u64,
+    /// One of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_missing: Option<PathBuf>,
+}
+
+/// What was stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopPrefetchReply {
+    /// How many such commands.
+    pub stopped: u64,
 }
 
 /// What became of a pin.

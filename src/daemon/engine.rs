@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::cache::{Evicted, NodeId, Pinned, Progress, Refreshed, Scope, Tree, Verified, Warming};
+use crate::cache::{
+    Evicted, NodeId, Pinned, PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree, Verified,
+    Warming,
+};
 use crate::config::{CallerEnv, MountRequest};
-use crate::control::wire::{CacheStatus, DownloadStatus, ErrorReply};
+use crate::control::wire::{CacheStatus, DownloadStatus, ErrorReply, HintRequest};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 use crate::remote::later::Known;
 
@@ -70,6 +73,14 @@ pub trait Engine: Send + Sync + 'static {
         progress: &Arc<Progress>,
     ) -> Result<Pinned, ErrorReply>;
 
+    /// Fetches nodes and what is below them, as far as there is room.
+    async fn prefetch(
+        &self,
+        tops: &[(Arc<Tree>, NodeId)],
+        order: PrefetchOrder,
+        progress: &Arc<Progress>,
+    ) -> Result<Prefetched, ErrorReply>;
+
     /// Undoes a pin; `false` if there was none of this very node.
     async fn unpin(&self, tree: &Arc<Tree>, node: NodeId) -> Result<bool, ErrorReply>;
 
@@ -116,6 +127,14 @@ pub trait ActiveMount: Send + Sync + 'static {
     /// # Errors
     /// If the remote cannot be reached with them; it goes on with those that it has.
     async fn renew(&self, _env: &CallerEnv) -> Result<(), ErrorReply> {
+        Ok(())
+    }
+
+    /// Goes along an order in which it will be read.
+    ///
+    /// # Errors
+    /// If part of the order is not known; the rest is gone along all the same.
+    async fn hint(&self, _request: &HintRequest) -> Result<(), ErrorReply> {
         Ok(())
     }
 

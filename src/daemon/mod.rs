@@ -35,13 +35,13 @@ use tokio::sync::mpsc;
 use crate::config::{CacheOptions, CallerEnv, MountRequest};
 use crate::control::server::Service;
 use crate::control::wire::{
-    ErrorCode, ErrorReply, MountReply, Ping, RenewRequest, RestartStatus, StatusReply,
+    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, RestartStatus, StatusReply,
     UnmountReply, UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 use engine::Engine;
 use mount_point::MountPoint;
 pub use mount_point::clear_dead;
-pub use process::prepare as prepare_process;
+pub use process::prepare_to_hold_secrets;
 pub use serve::{Running, StartError, Supervision, start};
 use supervision::{Change, Kept, Supervisor};
 use table::{Entry, Table};
@@ -82,7 +82,10 @@ impl Service for Daemon {
 
     async fn status(&self) -> StatusReply {
         let restarts = RestartStatus::clone(&self.restarts);
-        status::collect(self.engine.as_ref(), &self.table.all(), restarts)
+        StatusReply {
+            prefetching: self.jobs.prefetching(),
+            ..status::collect(self.engine.as_ref(), &self.table.all(), restarts)
+        }
     }
 
     /// Runs to its end although the client may go away. A client that was
@@ -125,6 +128,14 @@ impl Service for Daemon {
     async fn renew(&self, request: RenewRequest) -> Result<(), ErrorReply> {
         let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
         self.renew(&entry, &request.env).await
+    }
+
+    async fn hint(&self, request: HintRequest) -> Result<(), ErrorReply> {
+        let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
+        if request.order.is_empty() {
+            return Ok(());
+        }
+        entry.mount.hint(&request).await
     }
 
     async fn upkeep(

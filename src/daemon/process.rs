@@ -15,11 +15,16 @@ use nix::sys::stat::{Mode, umask};
 static CALLERS_UMASK: OnceLock<Mode> = OnceLock::new();
 
 /// Prepares this process to hold credentials and somebody's data.
-pub fn prepare() {
+pub(super) fn prepare() {
     raise_fd_limit();
     refuse_core_dumps();
     keep_files_private();
     outlive_file_size_limit();
+}
+
+/// Prepares this process to hold credentials, and nothing else.
+pub fn prepare_to_hold_secrets() {
+    refuse_core_dumps();
 }
 
 /// Creates a folder as the caller's umask has it: one on the way to a mount

@@ -13,11 +13,13 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
-    AttachError, Audited, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope,
-    Tree, Verified, Warming,
+    AttachError, Audited, Cache, CacheError, Evicted, HintError, NodeId, Pinned, PrefetchOrder,
+    Prefetched, Progress, Refreshed, Scope, Tree, Verified, Warming,
 };
 use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest, RemoteOptions};
-use crate::control::wire::{CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply};
+use crate::control::wire::{
+    CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply, HintRequest,
+};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
 use crate::fs::trace::Recorder;
@@ -146,6 +148,15 @@ impl Engine for ReadThrough {
         progress: &Arc<Progress>,
     ) -> Result<Pinned, ErrorReply> {
         self.cache.pin(tree, node, progress).await.map_err(|error| explain_cache(&error))
+    }
+
+    async fn prefetch(
+        &self,
+        tops: &[(Arc<Tree>, NodeId)],
+        order: PrefetchOrder,
+        progress: &Arc<Progress>,
+    ) -> Result<Prefetched, ErrorReply> {
+        self.cache.prefetch(tops, order, progress).await.map_err(|error| explain_cache(&error))
     }
 
     async fn unpin(&self, tree: &Arc<Tree>, node: NodeId) -> Result<bool, ErrorReply> {
@@ -287,6 +298,27 @@ impl ActiveMount for Mounted {
         })?;
         *current = env.clone();
         Ok(())
+    }
+
+    async fn hint(&self, request: &HintRequest) -> Result<(), ErrorReply> {
+        let tree = self.session.file_system().tree();
+        let hinted = tree.hint(&request.order, request.first, &request.paths).await;
+        let hinted = hinted.map_err(|error| match error {
+            HintError::Cache(error) => explain_cache(&error),
+            HintError::Gap { .. } | HintError::TooLong => {
+                ErrorReply::new(ErrorCode::Invalid, error.to_string())
+                    .with_hint("tell the order from its beginning, under another name")
+            }
+        })?;
+        match hinted.first_unknown {
+            None => Ok(()),
+            Some(path) => {
+                let (unknown, all) = (hinted.unknown, request.paths.len());
+                let message = format!("{unknown} of {all} paths are no files here, such as {path}");
+                Err(ErrorReply::new(ErrorCode::NotFound, message)
+                    .with_hint("`warmfs refresh` if they are new; the others are gone along"))
+            }
+        }
     }
 
     fn refusal(&self) -> Option<String> {

@@ -36,6 +36,7 @@ pub(super) fn collect(
             objects: cache.prefetched_objects.get(),
             bytes: cache.prefetched_bytes.get(),
         },
+        prefetching: Vec::new(),
         memory: MemoryStatus { rss_bytes: rss_bytes() },
     }
 }

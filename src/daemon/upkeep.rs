@@ -4,13 +4,14 @@
 //! Without a daemon, [`Offline`] does what needs no mount in the caller's own
 //! process, which holds the cache's lock meanwhile.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::engine::Engine;
@@ -18,12 +19,13 @@ use super::look::Rows;
 use super::serve::{StartError, say_who_holds, take_lock};
 use super::table::{Entry, shutting_down};
 use super::{Daemon, internal};
-use crate::cache::{NodeId, Progress, Scope, Tree};
+use crate::cache::{NodeId, PrefetchOrder, Progress, Scope, Tree};
 use crate::config::CacheOptions;
 use crate::control::cache_lock::CacheLock;
 use crate::control::wire::{
-    ErrorCode, ErrorReply, EvictReply, PinReply, ProgressReport, RefreshReply, UnpinReply,
-    UpkeepLine, UpkeepReply, UpkeepRequest, VerifyReply,
+    ErrorCode, ErrorReply, EvictReply, PinReply, PrefetchReply, PrefetchRequest, ProgressReport,
+    RefreshReply, StopPrefetchReply, UnpinReply, UpkeepLine, UpkeepReply, UpkeepRequest,
+    VerifyReply,
 };
 
 /// Jobs at once. Each is bound by the one disk or the one remote that all of
@@ -49,25 +51,81 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Jobs {
     work: Arc<Semaphore>,
     looks: Arc<Semaphore>,
+    detached: Arc<Mutex<Detached>>,
+}
+
+/// Prefetches that no client waits for.
+#[derive(Debug, Default)]
+struct Detached {
+    next_id: u64,
+    jobs: BTreeMap<u64, (ProgressReport, oneshot::Sender<()>)>,
 }
 
 impl Default for Jobs {
     fn default() -> Self {
         let slots = |max| Arc::new(Semaphore::new(max));
-        Jobs { work: slots(JOBS_MAX), looks: slots(LOOKS_MAX) }
+        Jobs { work: slots(JOBS_MAX), looks: slots(LOOKS_MAX), detached: Arc::default() }
     }
 }
 
 impl Jobs {
     fn begin(&self, request: &UpkeepRequest) -> Result<OwnedSemaphorePermit, ErrorReply> {
         let (slots, max) = match request {
-            UpkeepRequest::Ls(_) | UpkeepRequest::Du(_) => (&self.looks, LOOKS_MAX),
+            UpkeepRequest::Ls(_) | UpkeepRequest::Du(_) | UpkeepRequest::StopPrefetch(_) => {
+                (&self.looks, LOOKS_MAX)
+            }
             _ => (&self.work, JOBS_MAX),
         };
         Arc::clone(slots).try_acquire_owned().map_err(|_| {
             let message = format!("{max} such commands are running, the most at once");
             ErrorReply::new(ErrorCode::Busy, message).with_hint("wait for one to end")
         })
+    }
+
+    /// How far the prefetches are that nobody waits for.
+    pub(super) fn prefetching(&self) -> Vec<ProgressReport> {
+        self.detached().jobs.values().map(|(report, _)| *report).collect()
+    }
+
+    fn detached(&self) -> MutexGuard<'_, Detached> {
+        self.detached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends them, and says how many there were.
+    fn stop_detached(&self) -> u64 {
+        std::mem::take(&mut self.detached().jobs).len() as u64
+    }
+
+    /// Is the client of a job that has none, until it is done or stopped.
+    async fn follow(self, mut lines: mpsc::Receiver<UpkeepLine>) {
+        let (stop, stopped) = oneshot::channel();
+        let id = {
+            let mut detached = self.detached();
+            detached.next_id += 1;
+            let id = detached.next_id;
+            detached.jobs.insert(id, (ProgressReport::default(), stop));
+            id
+        };
+        let told = async {
+            while let Some(line) = lines.recv().await {
+                match line {
+                    UpkeepLine::Progress(report) => {
+                        if let Some((known, _)) = self.detached().jobs.get_mut(&id) {
+                            *known = report;
+                        }
+                    }
+                    UpkeepLine::Done(reply) => tracing::info!("prefetched: {reply:?}"),
+                    UpkeepLine::Error(error) => tracing::warn!("not all was prefetched: {error}"),
+                    UpkeepLine::Rows(_) => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = told => {}
+            // Its sender is dropped. So are the lines, which ends the job.
+            _ = stopped => tracing::info!("a prefetch was stopped"),
+        }
+        self.detached().jobs.remove(&id);
     }
 
     /// Returns once none is left, or too much time has passed.
@@ -91,6 +149,9 @@ impl Daemon {
         if self.table.is_closed() {
             return Err(shutting_down());
         }
+        if let UpkeepRequest::Prefetch(PrefetchRequest { detached: true, .. }) = &request {
+            return self.detach(request);
+        }
         let slot = self.jobs.begin(&request)?;
         let (lines, receiver) = mpsc::channel(LINES_MAX);
         let daemon = self.clone();
@@ -98,6 +159,20 @@ impl Daemon {
             daemon.run_upkeep(request, &lines).await;
             drop(slot);
         });
+        Ok(receiver)
+    }
+
+    /// Starts a prefetch that goes on without its client.
+    fn detach(&self, request: UpkeepRequest) -> Result<mpsc::Receiver<UpkeepLine>, ErrorReply> {
+        let UpkeepRequest::Prefetch(request) = request else {
+            return self.start_upkeep(request);
+        };
+        let attached = PrefetchRequest { detached: false, ..request };
+        let lines = self.start_upkeep(UpkeepRequest::Prefetch(attached))?;
+        tokio::spawn(self.jobs.clone().follow(lines));
+        let (answer, receiver) = mpsc::channel(1);
+        let reply = PrefetchReply { detached: true, ..PrefetchReply::default() };
+        let _ = answer.try_send(UpkeepLine::Done(UpkeepReply::Prefetch(reply)));
         Ok(receiver)
     }
 
@@ -186,6 +261,13 @@ impl Daemon {
                 let was_pinned = engine.unpin(&tree, node).await?;
                 UpkeepReply::Unpin(UnpinReply { was_pinned })
             }
+            UpkeepRequest::Prefetch(request) => {
+                UpkeepReply::Prefetch(self.prefetch(&request, progress).await?)
+            }
+            UpkeepRequest::StopPrefetch(_) => {
+                let stopped = self.jobs.stop_detached();
+                UpkeepReply::StopPrefetch(StopPrefetchReply { stopped })
+            }
             UpkeepRequest::Refresh(request) => {
                 let mut reply = RefreshReply::default();
                 for (tree, node) in self.tops(request.path.as_deref()).await? {
@@ -204,6 +286,45 @@ impl Daemon {
             UpkeepRequest::Du(request) => {
                 UpkeepReply::Rows(self.du(&request, Rows::to(lines), progress).await?)
             }
+        })
+    }
+
+    async fn prefetch(
+        &self,
+        request: &PrefetchRequest,
+        progress: &Arc<Progress>,
+    ) -> Result<PrefetchReply, ErrorReply> {
+        let mut reply = PrefetchReply::default();
+        let mut tops = Vec::with_capacity(request.paths.len());
+        let mut last: Option<Arc<Entry>> = None;
+        for path in &request.paths {
+            if progress.is_cancelled() {
+                break;
+            }
+            // Names come by the thousand, mostly of one mount.
+            let entry = match (&last, self.mounts_above(path).into_iter().next()) {
+                (Some(last), Some(now)) if Arc::ptr_eq(last, &now) => now,
+                _ => self.mount_of(path).await?,
+            };
+            match self.find_in(&entry, path).await {
+                Ok(found) => tops.push(found),
+                Err(error) if error.code == ErrorCode::NotFound => {
+                    reply.missing += 1;
+                    reply.first_missing.get_or_insert_with(|| path.clone());
+                }
+                Err(error) => return Err(error),
+            }
+            last = Some(entry);
+        }
+        let order = if request.shuffled { PrefetchOrder::Shuffled } else { PrefetchOrder::Listed };
+        let done = self.engine.prefetch(&tops, order, progress).await?;
+        Ok(PrefetchReply {
+            objects: done.objects,
+            bytes: done.bytes,
+            cached_bytes: done.cached_bytes,
+            unfit: done.unfit,
+            capped: done.capped,
+            ..reply
         })
     }
 
@@ -234,11 +355,19 @@ impl Daemon {
 
     /// What `path` is, which the kernel is not asked about.
     pub(super) async fn find(&self, path: &Path) -> Result<(Arc<Tree>, NodeId), ErrorReply> {
-        let shown = path.display();
-        let entry = self.mount_above(path).await?.ok_or_else(|| {
-            let message = format!("{shown} is in no mount of this cache");
+        let entry = self.mount_of(path).await?;
+        self.find_in(&entry, path).await
+    }
+
+    async fn mount_of(&self, path: &Path) -> Result<Arc<Entry>, ErrorReply> {
+        self.mount_above(path).await?.ok_or_else(|| {
+            let message = format!("{} is in no mount of this cache", path.display());
             ErrorReply::new(ErrorCode::NotMounted, message).with_hint("`warmfs status` lists them")
-        })?;
+        })
+    }
+
+    async fn find_in(&self, entry: &Entry, path: &Path) -> Result<(Arc<Tree>, NodeId), ErrorReply> {
+        let shown = path.display();
         let rest = path.strip_prefix(&entry.dir).ok().and_then(Path::to_str).unwrap_or_default();
         entry.mount.find(rest).await?.ok_or_else(|| {
             ErrorReply::new(ErrorCode::NotFound, format!("{shown} does not exist"))
@@ -246,12 +375,17 @@ impl Daemon {
         })
     }
 
-    /// The innermost mount that `path` is in.
-    async fn mount_above(&self, path: &Path) -> Result<Option<Arc<Entry>>, ErrorReply> {
+    /// The mounts that `path` is in, the innermost first.
+    fn mounts_above(&self, path: &Path) -> Vec<Arc<Entry>> {
         let mut above = self.table.all();
         above.retain(|entry| path.starts_with(&entry.dir) && !entry.is_detached());
         above.sort_by_key(|entry| std::cmp::Reverse(entry.dir.as_os_str().len()));
-        for entry in above {
+        above
+    }
+
+    /// The innermost mount that `path` is in.
+    async fn mount_above(&self, path: &Path) -> Result<Option<Arc<Entry>>, ErrorReply> {
+        for entry in self.mounts_above(path) {
             if self.is_attached(&entry).await? {
                 return Ok(Some(entry));
             }

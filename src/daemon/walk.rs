@@ -13,18 +13,20 @@ use crate::control::wire::{ErrorCode, ErrorReply};
 /// Symlinks followed, as the kernel has it.
 const LINKS_MAX: u32 = 40;
 
+/// Where warmfs is mounted.
+pub fn mounts() -> Vec<PathBuf> {
+    let mounts = mountinfo::read().unwrap_or_default().into_iter();
+    mounts.filter(mountinfo::MountInfo::is_warmfs).map(|mount| mount.dir).collect()
+}
+
 /// The canonical form of a path that may be in a mount, and need not exist.
+///
+/// `mounts` are those of warmfs.
 ///
 /// # Errors
 /// If there is no current folder, or symlinks go round in circles.
-pub fn walk(path: &Path) -> Result<PathBuf, ErrorReply> {
-    let mounts: Vec<PathBuf> = mountinfo::read()
-        .unwrap_or_default()
-        .into_iter()
-        .filter(mountinfo::MountInfo::is_warmfs)
-        .map(|mount| mount.dir)
-        .collect();
-    walk_around(path, &mounts).map_err(|error| {
+pub fn walk(path: &Path, mounts: &[PathBuf]) -> Result<PathBuf, ErrorReply> {
+    walk_around(path, mounts).map_err(|error| {
         let message =
             format!("{} cannot be resolved: {}", path.display(), preflight::describe(&error));
         ErrorReply::new(ErrorCode::Invalid, message).with_hint("give an absolute path")
@@ -104,10 +106,10 @@ mod tests {
                 "{path}"
             );
         }
-        assert_eq!(walk(Path::new("/..")).unwrap(), Path::new("/"));
+        assert_eq!(walk(Path::new("/.."), &[]).unwrap(), Path::new("/"));
         let here = std::env::current_dir().unwrap();
-        assert_eq!(walk(Path::new("a/./b")).unwrap(), here.join("a/b"));
+        assert_eq!(walk(Path::new("a/./b"), &[]).unwrap(), here.join("a/b"));
         symlink("loop", base.join("loop")).unwrap();
-        assert!(walk(&base.join("loop")).is_err());
+        assert!(walk(&base.join("loop"), &[]).is_err());
     }
 }

@@ -303,13 +303,19 @@ impl Store {
         all.saturating_sub(self.budget.used()).saturating_sub(all / SPARED_PART)
     }
 
-    /// Whether there is room for what a user wants kept whatever it costs.
-    pub(in crate::cache) fn has_room_by_force(&self, wanted: Excess) -> bool {
+    /// Bytes that objects may take in all.
+    pub(in crate::cache) fn object_limit_bytes(&self) -> u64 {
+        self.budget.for_objects()
+    }
+
+    /// Whether there is room, or is by giving up what is no longer read; by `force`, for
+    /// what a user wants kept whatever it costs, also what is read.
+    pub(in crate::cache) fn has_room_for(&self, wanted: Excess, force: bool) -> bool {
         let has_room = || self.budget.has_room(wanted.bytes) && self.budget.has_files();
         while !has_room() {
             let free = self.budget.for_objects().saturating_sub(self.budget.used());
             let short = Excess { bytes: wanted.bytes.saturating_sub(free), ..wanted };
-            if self.budget.for_objects() < wanted.bytes || !self.make_room(short, true) {
+            if self.budget.for_objects() < wanted.bytes || !self.make_room(short, force) {
                 return false;
             }
         }

@@ -36,7 +36,7 @@ const BACK_OFF: f64 = 0.9;
 const WINDOW: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(in crate::cache) struct Pace {
     at_once: f64,
     mean_s: f64,
     shortest_s: [f64; 2],
@@ -46,18 +46,18 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(in crate::cache) fn new(now: Instant) -> Self {
         let shortest_s = [f64::INFINITY; 2];
         Pace { at_once: AT_ONCE_MIN, mean_s: 0.0, shortest_s, window_began: now, since_step: 0.0 }
     }
 
     /// Whether one more may be fetched beside so many.
-    pub(super) fn has_room(&self, objects: usize, bytes: u64) -> bool {
+    pub(in crate::cache) fn has_room(&self, objects: usize, bytes: u64) -> bool {
         objects < self.at_once as usize && bytes < BYTES_AT_ONCE
     }
 
     /// An object of `bytes` came, after `took`.
-    pub(super) fn came(&mut self, bytes: u64, took: Duration, now: Instant) {
+    pub(in crate::cache) fn came(&mut self, bytes: u64, took: Duration, now: Instant) {
         if bytes > COMPARED_BYTES_MAX {
             return;
         }

@@ -282,7 +282,9 @@ impl Run {
     /// Why `bytes` more may not be fetched ahead just now.
     fn held_up(&self, tree: &Tree, bytes: u64) -> Option<Doing> {
         let store = tree.store();
-        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+        if tree.is_hinted() {
+            Some(Doing::Waiting) // What comes next is known better.
+        } else if self.paused_until.is_some_and(|until| Instant::now() < until) {
             Some(Doing::RemoteFails)
         } else if !tree.remote.may_speculate(bytes.clamp(1, WHOLE_OBJECT_MAX_BYTES)) {
             Some(Doing::Capped) // Not even the first request of it.

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::ProgressReport;
+
 /// The version of [`StatusReply`].
 pub const STATUS_SCHEMA: u32 = 1;
 
@@ -40,6 +42,9 @@ pub struct StatusReply {
     /// What was fetched before it was read.
     #[serde(default)]
     pub prefetched: PrefetchStatus,
+    /// Prefetches that go on without a client.
+    #[serde(default)]
+    pub prefetching: Vec<ProgressReport>,
     /// The daemon's memory.
     pub memory: MemoryStatus,
 }

@@ -1,0 +1,110 @@
+"""The program that the wheel carries: where it is, and how a verb of it is run.
+
+Mounting and whatever needs a daemon that may not run yet is the program's job. It gets no
+terminal and none of the notebook's pipes, and every run has a time limit. What is running
+when the cell is interrupted is ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Optional
+
+from ._errors import MachineError, UnreachableError, UnsupportedError, WarmfsError, from_command
+
+# What a remote that answers at all takes to be mounted, retries and the start of a daemon
+# that has an index to check included; a little more than the program's own limits.
+MOUNT_TIMEOUT_S = 190.0
+
+# How long a program that was told to end may take before it is killed.
+END_TIMEOUT_S = 5.0
+
+# What a shell reports of a command line that is not understood.
+USAGE_EXIT_CODE = 2
+
+
+def find() -> Path:
+    """The program: ``WARMFS_BINARY``, the one of this package, or the one on ``PATH``."""
+    named = os.environ.get("WARMFS_BINARY")
+    if named:
+        return Path(named)
+    for candidate in _installed():
+        if candidate.is_file():
+            return candidate
+    on_path = shutil.which("warmfs")
+    if on_path:
+        return Path(on_path)
+    raise MachineError(
+        "the program `warmfs` is not installed",
+        "install the wheel that carries it, or name it in WARMFS_BINARY",
+    )
+
+
+def _installed() -> Iterator[Path]:
+    try:
+        files = metadata.files("warmfs") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    yield from (Path(str(file.locate())) for file in files if file.parts[-2:] == ("bin", "warmfs"))
+    yield Path(sysconfig.get_path("scripts")) / "warmfs"
+
+
+def run(args: Sequence[str], timeout_s: float, stdin: Optional[bytes] = None) -> str:
+    """Runs a verb to its end and returns what it printed.
+
+    Raises the exception of its sentence if it fails, and :class:`UnreachableError` if it
+    takes longer than ``timeout_s`` seconds.
+    """
+    with start(args) as child:
+        try:
+            out, err = child.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise UnreachableError(
+                f"`warmfs {args[0]}` took longer than {timeout_s:.0f} s",
+                "see the daemon's log, warmfs.log in the cache directory",
+            ) from None
+        finally:
+            end(child)
+    check(args[0], child.returncode, err.decode(errors="replace"))
+    return out.decode(errors="replace")
+
+
+def check(verb: str, code: int, stderr: str) -> None:
+    """Raises what a run that ended with ``code`` is an error of."""
+    if code == USAGE_EXIT_CODE and "unrecognized subcommand" in stderr:
+        raise UnsupportedError(f"this warmfs has no `{verb}` yet", "install a later version")
+    if code != 0:
+        raise from_command(stderr)
+
+
+def start(args: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Starts a verb in a session of its own: an interrupt of the cell reaches us only."""
+    try:
+        return subprocess.Popen(
+            [str(find()), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise MachineError(f"`warmfs` cannot be started: {error}") from None
+    except ValueError as error:
+        raise WarmfsError(f"`warmfs` cannot be started: {error}", code="invalid") from None
+
+
+def end(child: subprocess.Popen[Any]) -> None:
+    """Ends a program that still runs, politely first."""
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()

@@ -1,0 +1,96 @@
+"""``%load_ext warmfs``: the command line's verbs in a cell, and what a cell's reads cost.
+
+::
+
+    %warmfs mount s3://bucket/prefix /content/data --cache-size 20G
+    %warmfs status
+    %%warmfs epoch cold
+    train()
+
+A verb runs without a terminal, its output comes as it is printed, and an interrupt of the
+cell ends it. ``mount`` is :func:`warmfs.mount`, so that Colab's secrets are found.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from typing import Any, Optional
+
+from . import _binary, _epoch, _mount, _options
+from ._errors import InvalidError, MachineError
+from ._mount import Mount
+
+
+def warmfs(line: str, cell: Optional[str] = None, shell: Any = None) -> Optional[Mount]:
+    """The magic: ``%warmfs VERB …``, or ``%%warmfs epoch [NAME]`` over a cell."""
+    words = _split(line)
+    if cell is not None:
+        _run_epoch(words, cell, shell)
+        return None
+    if not words:
+        raise InvalidError("%warmfs needs a verb", "such as %warmfs status")
+    if words[0] == "mount":
+        return _run_mount(words[1:])
+    _stream(words)
+    return None
+
+
+def register(ipython: Any) -> None:
+    """Adds the magic to a shell."""
+
+    def magic(line: str, cell: Optional[str] = None) -> Optional[Mount]:
+        return warmfs(line, cell, ipython)
+
+    ipython.register_magic_function(magic, "line_cell", "warmfs")
+
+
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise InvalidError(f"%warmfs {line}: {error}", "close the quotes") from None
+
+
+def _run_epoch(words: list[str], cell: str, shell: Any) -> None:
+    if words[:1] != ["epoch"]:
+        raise InvalidError("%%warmfs over a cell measures it", "write %%warmfs epoch")
+    with _epoch.epoch(" ".join(words[1:]) or None) as measured:
+        result = shell.run_cell(cell)
+    print(measured)
+    # The cell's error was shown; it must also stop "run all".
+    result.raise_error()
+
+
+def _run_mount(words: list[str]) -> Mount:
+    arguments, options = _options.parse(words)
+    if len(arguments) != 2:
+        raise InvalidError("mount takes a URI and a folder", "%warmfs mount s3://BUCKET DIR")
+    return _mount.mount(*arguments, **options)
+
+
+def _stream(words: list[str]) -> None:
+    """Runs a verb and prints its output as it comes, but for the sentence it fails with."""
+    try:
+        child = subprocess.Popen(
+            [str(_binary.find()), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+    except (OSError, ValueError) as error:
+        raise MachineError(f"`warmfs` cannot be started: {error}") from None
+    held = ""
+    with child:
+        try:
+            for output in child.stdout or ():
+                print(held, end="")
+                held = output
+        finally:
+            _binary.end(child)
+    if child.returncode:
+        _binary.check(words[0], child.returncode, held)
+    print(held, end="")

@@ -25,6 +25,9 @@ MOUNT_TIMEOUT_S = 190.0
 # How long a program that was told to end may take before it is killed.
 END_TIMEOUT_S = 5.0
 
+# The variables that ask for colours where there is no terminal.
+COLOURS = ("CLICOLOR_FORCE", "FORCE_COLOR")
+
 # What a shell reports of a command line that is not understood.
 USAGE_EXIT_CODE = 2
 
@@ -83,20 +86,29 @@ def check(verb: str, code: int, stderr: str) -> None:
         raise from_command(stderr)
 
 
-def start(args: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts a verb in a session of its own: an interrupt of the cell reaches us only."""
+def start(args: Sequence[str], merged: bool = False) -> subprocess.Popen[bytes]:
+    """Starts a verb in a session of its own: an interrupt of the cell reaches us only.
+
+    With ``merged`` its stdout has what it prints on stderr as well.
+    """
     try:
         return subprocess.Popen(
             [str(find()), *args],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL if merged else subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            env=_environment(),
             start_new_session=True,
         )
     except OSError as error:
         raise MachineError(f"`warmfs` cannot be started: {error}") from None
     except ValueError as error:
         raise WarmfsError(f"`warmfs` cannot be started: {error}", code="invalid") from None
+
+
+def _environment() -> dict[str, str]:
+    """Notebooks ask every program for colours, which a sentence must not have."""
+    return {name: value for name, value in os.environ.items() if name not in COLOURS}
 
 
 def end(child: subprocess.Popen[Any]) -> None:

@@ -111,7 +111,7 @@ _CLASSES = {
 # sentences that tell them apart; the first that matches counts.
 _SENTENCES = (
     (r"answered 40[13]\b|credentials|permission denied", "denied"),
-    (r"/dev/fuse|fusermount3|the cache directory .* cannot be used", "environment"),
+    (r"/dev/fuse|fusermount3|cache directory /", "environment"),
     (r"is in use by|is not empty: |is not a folder: choose|overlap: choose", "mount-point"),
     (r"is busy, ", "busy"),
     (r"is not a warmfs mount|no daemon serves|is in no mount of|is not mounted", "not-mounted"),
@@ -135,7 +135,7 @@ def from_command(text: str) -> WarmfsError:
     line = next((line for line in lines if line.startswith(("warmfs: ", "error: "))), "")
     line = line or (lines[-1] if lines else "the command failed without a word")
     codes = (code for pattern, code in _SENTENCES if re.search(pattern, line))
-    sentence = line[len("warmfs: ") :] if line.startswith("warmfs: ") else line
+    sentence = line[line.startswith(("warmfs: ", "error: ")) and line.index(" ") + 1 :]
     return from_reply({"message": sentence, "code": next(codes, "internal")})
 
 

@@ -14,11 +14,10 @@ cell ends it. ``mount`` is :func:`warmfs.mount`, so that Colab's secrets are fou
 from __future__ import annotations
 
 import shlex
-import subprocess
 from typing import Any, Optional
 
 from . import _binary, _epoch, _mount, _options
-from ._errors import InvalidError, MachineError
+from ._errors import InvalidError
 from ._mount import Mount
 
 
@@ -71,26 +70,24 @@ def _run_mount(words: list[str]) -> Mount:
 
 def _stream(words: list[str]) -> None:
     """Runs a verb and prints its output as it comes, but for the sentence it fails with."""
-    try:
-        child = subprocess.Popen(
-            [str(_binary.find()), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            text=True,
-            errors="replace",
-        )
-    except (OSError, ValueError) as error:
-        raise MachineError(f"`warmfs` cannot be started: {error}") from None
-    held = ""
-    with child:
+    failure = ""
+    with _binary.start(words, merged=True) as child:
         try:
-            for output in child.stdout or ():
-                print(held, end="")
-                held = output
+            for line in child.stdout or ():
+                output = line.decode(errors="replace")
+                if failure or _is_failure(words[0], output):
+                    failure += output
+                else:
+                    print(output, end="")
         finally:
             _binary.end(child)
-    if child.returncode:
-        _binary.check(words[0], child.returncode, held)
-    print(held, end="")
+    if child.returncode == 0:
+        print(failure, end="")
+    _binary.check(words[0], child.returncode, failure)
+
+
+def _is_failure(verb: str, output: str) -> bool:
+    """Whether a line is the sentence of an error, and not of progress."""
+    if output.startswith("warmfs: "):
+        return not output.startswith(f"warmfs: {verb}: ")
+    return output.startswith("error: ")

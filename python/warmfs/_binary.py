@@ -54,7 +54,8 @@ def _installed() -> Iterator[Path]:
         files = metadata.files("warmfs") or []
     except metadata.PackageNotFoundError:
         files = []
-    yield from (Path(str(file.locate())) for file in files if file.parts[-2:] == ("bin", "warmfs"))
+    scripts = (file for file in files if file.parts[-2:] == ("bin", "warmfs"))
+    yield from (Path(os.path.normpath(str(file.locate()))) for file in scripts)
     yield Path(sysconfig.get_path("scripts")) / "warmfs"
 
 

@@ -121,23 +121,23 @@ def epoch(name: Optional[str] = None) -> Iterator[Epoch]:
     """
     measured = Epoch(name or f"epoch {len(_epochs) + 1}")
     before = _daemons()
-    with _watching(measured):
-        started = time.monotonic()
-        try:
+    try:
+        with _watching(measured):
             yield measured
-        finally:
-            measured.wall_s = time.monotonic() - started
-    _subtract(measured, before, _daemons())
-    _epochs.append(measured)
-    del _epochs[:-EPOCHS_MAX]
+    finally:
+        _subtract(measured, before, _daemons())
+        _epochs.append(measured)
+        del _epochs[:-EPOCHS_MAX]
 
 
 @contextlib.contextmanager
 def _watching(measured: Epoch) -> Iterator[None]:
     sampler = _start_sampler()
+    started = time.monotonic()
     try:
         yield
     finally:
+        measured.wall_s = time.monotonic() - started
         if sampler is not None:
             seen = _end_sampler(sampler)
             if seen.get("ok"):

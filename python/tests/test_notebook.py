@@ -98,13 +98,13 @@ def notebook(world: World) -> Iterator[Notebook]:
 def mount_cell(world: World, options: str = "") -> str:
     """The first cell of a user's notebook."""
     return (
-        "import warmfs, os, glob\n"
+        "import warmfs, pathlib\n"
         f"data = warmfs.mount({world.uri!r}, {str(world.point)!r}, warm='off'{options})\n"
         "data"
     )
 
 
-READ_CELL = "sum(len(open(p, 'rb').read()) for p in glob.glob(f'{data.path}/*/*'))"
+READ_CELL = "sum(len(p.read_bytes()) for p in pathlib.Path(data.path).glob('*/*'))"
 
 
 def test_magics_do_what_the_verbs_do(world: World, notebook: Notebook) -> None:
@@ -114,7 +114,7 @@ def test_magics_do_what_the_verbs_do(world: World, notebook: Notebook) -> None:
     assert world.uri in seen["html"][0]
     assert "1.00 GiB" in notebook.run("%warmfs status")["text"]
     assert "000.bin" in notebook.run(f"%warmfs ls {world.point}/0")["text"]
-    seen = notebook.run("import glob, warmfs; data = warmfs.status().mounts[0]; data")
+    seen = notebook.run("import pathlib, warmfs; data = warmfs.status().mounts[0]; data")
     assert "from the cache" in seen["html"][0]
     total = sum(map(len, content.values()))
     cell = f"%%warmfs epoch the first\n{READ_CELL.replace('data.path', 'data.dir')}"
@@ -187,7 +187,7 @@ def test_mount_in_a_shell_line_returns_and_outlives_its_interrupt(
     seen = notebook.run(f"!warmfs mount {world.uri} {world.point} --warm off")
     assert "mounted at" in seen["text"]
     pid = world.daemon_pid()
-    cell = notebook.start("print('sleeps', flush=True)\n!sleep 60")
+    cell = notebook.start("!echo sleeps; sleep 60")
     notebook.wait_for(cell, "sleeps")
     notebook.manager.interrupt_kernel()
     notebook.finish(cell)
@@ -230,7 +230,7 @@ def test_workers_of_a_pool_are_seen_waiting(world: World, notebook: Notebook) ->
     notebook.run(mount_cell(world, ", max_bandwidth='1M'"))
     for method in ("fork", "spawn"):
         notebook.run(
-            "import multiprocessing, pathlib\n"
+            "import multiprocessing\n"
             f"with warmfs.epoch({method!r}) as cost:\n"
             f"    with multiprocessing.get_context({method!r}).Pool(2) as pool:\n"
             "        pool.map(pathlib.Path.read_bytes, sorted(data.path.glob('*/*'))[2:])\n"

@@ -99,6 +99,9 @@ def test_waiting_is_seen_in_threads_mappings_and_other_programs(world: World) ->
 
 
 def test_sleep_and_computing_are_no_waiting_for_files(world: World) -> None:
+    with warmfs.epoch() as nothing:
+        pass
+    assert nothing.wait_s == 0.0
     with warmfs.epoch() as cost:
         time.sleep(0.2)
         sum(range(2_000_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -29,6 +30,10 @@ def test_a_mount_shows_the_files_and_says_who_serves_it(world: World) -> None:
     assert whole.pid == world.daemon_pid() and whole.cache.dir == str(world.cache)
     assert whole.miss_bytes == sum(map(len, content.values()))
     assert data.unmount() and not world.point.exists()
+    with open(world.cache / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Held until the cache is saved.
+    with pytest.raises(warmfs.NotMountedError, match=r"in no mount"):
+        data.status()
 
 
 def test_mounting_again_is_success_and_keeps_daemon_and_cache(world: World) -> None:
@@ -76,10 +81,9 @@ def test_what_a_dead_daemon_left_is_healed(world: World) -> None:
     data = world.mount()
     (data.path / "0/000.bin").read_bytes()
     _die(world)
-    with pytest.raises(warmfs.NotMountedError):
-        data.status()
-    with pytest.raises(warmfs.NotMountedError):
-        warmfs.ls(data)
+    for call in (data.status, lambda: warmfs.ls(data)):
+        with pytest.raises(warmfs.DaemonGoneError, match=r"does not answer: mount it again"):
+            call()
     assert (world.mount().path / "0/000.bin").read_bytes() == content["0/000.bin"]
     assert warmfs.unmount(data)
     world.mount()
@@ -148,6 +152,16 @@ def test_the_same_path_with_other_options_is_refused(world: World) -> None:
         world.mount(file_mode=0o400)
     with pytest.raises(warmfs.InvalidError, match=r"in use with another size"):
         world.mount(cache_size="1G")
+
+
+def test_a_daemon_that_hangs_hangs_no_call(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.fill()
+    data = world.mount()
+    os.kill(world.daemon_pid(), signal.SIGSTOP)
+    monkeypatch.setattr(_client, "QUICK_TIMEOUT_S", 0.2)
+    for call in (lambda: warmfs.ls(data.path / "0/none"), data.status, data.renew):
+        with pytest.raises(warmfs.DaemonGoneError, match=r"does not answer"):
+            call()
 
 
 def test_commands_on_what_is_not_ours_say_so(world: World) -> None:
@@ -303,3 +317,14 @@ def test_errors_of_the_command_line_are_told_apart() -> None:
     assert type(from_command("warmfs: something else")) is warmfs.WarmfsError
     assert str(from_command("")) == "the command failed without a word"
     assert isinstance(from_command("warmfs: LIST: the store answered 403 x"), warmfs.DeniedError)
+
+
+def test_a_request_that_is_refused_unread_is_still_answered(world: World) -> None:
+    """The daemon closes without having read what it does not know."""
+    world.fill()
+    world.mount()
+    client = _client.of_cache(world.cache)
+    assert client
+    for size in (1, 300_000):
+        with pytest.raises(warmfs.InvalidError, match=r"no such request: POST /v1/none"):
+            client.send("POST", "/v1/none", {"x": "y" * size}, 20)

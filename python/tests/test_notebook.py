@@ -44,7 +44,7 @@ class Notebook:
 
     def finish(self, cell: str) -> dict[str, Any]:
         """What a cell printed and showed until it ended."""
-        seen: dict[str, Any] = {"text": "", "html": [], "updates": [], "error": None}
+        seen: dict[str, Any] = {"text": "", "html": [], "updates": [], "error": None, "shown": 0}
         while True:
             message = self.client.get_iopub_msg(timeout=CELL_TIMEOUT_S)
             kind, content = message["msg_type"], message["content"]
@@ -59,6 +59,7 @@ class Notebook:
                 seen["html"].append(content["data"].get("text/html", ""))
             elif kind == "error":
                 seen["error"] = content
+                seen["shown"] += bool(content["traceback"])
             elif kind == "status" and content["execution_state"] == "idle":
                 return seen
 
@@ -143,12 +144,17 @@ def test_magics_do_what_the_verbs_do(world: World, notebook: Notebook) -> None:
 )
 def test_errors_in_a_cell_are_a_sentence(notebook: Notebook, cell: str, error: str) -> None:
     notebook.run("%load_ext warmfs")
-    seen = notebook.finish(notebook.start(cell))
+    cell_id = notebook.start(cell)
+    seen = notebook.finish(cell_id)
     assert seen["error"] is not None
-    lines = seen["error"]["traceback"]
     assert error in f"{seen['error']['ename']}: {seen['error']['evalue']}"
+    assert seen["shown"] == 1
     if "ZeroDivision" not in error:
-        assert len(lines) == 1
+        assert len(seen["error"]["traceback"]) == 1
+    reply = notebook.client.get_shell_msg(timeout=CELL_TIMEOUT_S)
+    while reply["parent_header"]["msg_id"] != cell_id:
+        reply = notebook.client.get_shell_msg(timeout=CELL_TIMEOUT_S)
+    assert reply["content"]["status"] == "error", "it stops `run all`"
 
 
 def test_an_interrupted_cell_leaves_mount_and_cache(world: World, notebook: Notebook) -> None:

@@ -27,7 +27,6 @@ from ._errors import (
     MachineError,
     NotMountedError,
     WarmfsError,
-    from_reply,
 )
 from ._paths import Pathish
 from ._status import MountStatus, Status
@@ -263,10 +262,10 @@ def _wait_for_exit(process: int, pid: int) -> None:
 
 
 def _at(path: Path) -> tuple[Client, MountStatus]:
-    found = _paths.mount_at(path)
-    if found is None:
-        raise from_reply({"message": f"{path} is not a warmfs mount", "code": "not-mounted"})
-    return found
+    found = _paths.find(path)
+    if found.mount.dir != str(path):
+        raise NotMountedError(f"{path} is not a warmfs mount", "warmfs.status() lists them")
+    return found.client, found.mount
 
 
 def _cache_of(options: Mapping[str, Any]) -> Path:

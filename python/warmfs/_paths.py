@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional, Union
 
 from . import _client
 from ._client import Client
-from ._errors import InvalidError, NotMountedError, WarmfsError
+from ._errors import DaemonGoneError, InvalidError, NotMountedError, WarmfsError
 from ._status import MountStatus, Status, decode
 
 Pathish = Union[str, "os.PathLike[str]"]
@@ -65,9 +65,18 @@ def find(path: Pathish) -> Found:
         if canonical == Path(mount.dir) or Path(mount.dir) in canonical.parents
     ]
     if not above:
-        hint = "mount it first: warmfs.mount(uri, path)"
-        raise NotMountedError(f"{canonical} is in no mount of warmfs", hint)
+        raise _not_found(canonical)
     return max(above, key=lambda found: len(found.mount.dir))
+
+
+def _not_found(path: Path) -> WarmfsError:
+    """Nobody who answers serves a path."""
+    stale = [point for point in mount_points() if point == path or point in path.parents]
+    if not stale:
+        hint = "mount it first: warmfs.mount(uri, path)"
+        return NotMountedError(f"{path} is in no mount of warmfs", hint)
+    message = f"the daemon that serves {stale[-1]} does not answer"
+    return DaemonGoneError(message, "mount it again, or end it with warmfs.unmount(path)")
 
 
 def _find_uri(uri: str) -> Found:

@@ -13,6 +13,7 @@ cell ends it. ``mount`` is :func:`warmfs.mount`, so that Colab's secrets are fou
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from typing import Any, Optional
 
@@ -57,8 +58,12 @@ def _run_epoch(words: list[str], cell: str, shell: Any) -> None:
     with _epoch.epoch(" ".join(words[1:]) or None) as measured:
         result = shell.run_cell(cell)
     print(measured)
-    # The cell's error was shown; it must also stop "run all".
-    result.raise_error()
+    error = result.error_before_exec or result.error_in_exec
+    if error is not None:
+        # It was shown, so it shows nothing more; but it must stop "run all".
+        with contextlib.suppress(AttributeError):
+            error._render_traceback_ = list
+        raise error
 
 
 def _run_mount(words: list[str]) -> Mount:

@@ -123,6 +123,7 @@ def _below(world: World) -> list[Path]:
         (None, "/etc/passwd", {}, warmfs.MountPointError, "choose another mount point"),
         (None, "m", {"cash_size": 1}, warmfs.InvalidError, "did you mean 'cache_size'"),
         (None, "m", {"cache_size": "much"}, warmfs.InvalidError, "such as 20G"),
+        (None, "m", {"region": "a\0b"}, warmfs.InvalidError, "embedded null byte"),
         (None, "m", {"warm": "hot"}, warmfs.InvalidError, "invalid value 'hot'"),
         (None, "m", {"cache_dir": "/proc/x"}, warmfs.MachineError, "choose another"),
         (
@@ -271,8 +272,13 @@ def test_a_daemon_that_is_silent_is_given_up(world: World, monkeypatch: pytest.M
     ],
 )
 def test_strange_answers_are_sentences(
-    world: World, answer: bytes, error: type[Exception], text: str
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes,
+    error: type[Exception],
+    text: str,
 ) -> None:
+    monkeypatch.setattr(_client, "QUICK_TIMEOUT_S", 1.0)  # Nobody answers a second time.
     world.cache.mkdir()
     path = world.root / "odd.sock"
     (world.cache / "lock").write_text(f'{{"pid":1,"socket":"{path}"}}')

@@ -16,7 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
-from ._errors import MachineError, UnreachableError, UnsupportedError, WarmfsError, from_command
+from ._errors import (
+    InvalidError,
+    MachineError,
+    UnreachableError,
+    UnsupportedError,
+    from_command,
+)
 
 # What a remote that answers at all takes to be mounted, retries and the start of a daemon
 # that has an index to check included; a little more than the program's own limits.
@@ -104,7 +110,7 @@ def start(args: Sequence[str], merged: bool = False) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise MachineError(f"`warmfs` cannot be started: {error}") from None
     except ValueError as error:
-        raise WarmfsError(f"`warmfs` cannot be started: {error}", code="invalid") from None
+        raise InvalidError(f"`warmfs` cannot be started: {error}") from None
 
 
 def _environment() -> dict[str, str]:

@@ -72,7 +72,7 @@ class Client:
                 if kind == "done" and isinstance(value, dict):
                     return value
                 if kind == "error":
-                    raise from_reply(value)
+                    raise from_reply(value if isinstance(value, dict) else {})
                 if on_line:
                     on_line(kind, value)
         raise _gone(self.socket)
@@ -158,7 +158,7 @@ class _Exchange:
     def whole(self) -> dict[str, Any]:
         """The answer as one JSON object."""
         try:
-            value = json.loads(self._body())
+            value = _json(self._body())
         except ValueError:
             raise _unusable(self._path, "its answer is not JSON") from None
         # An answer without content is `null`.
@@ -175,7 +175,7 @@ class _Exchange:
             if len(line) > LINE_BYTES_MAX:
                 raise _unusable(self._path, "it answers with an endless line")
             try:
-                value = json.loads(line)
+                value = _json(line)
             except ValueError:
                 continue
             if isinstance(value, dict):
@@ -199,9 +199,12 @@ class _Exchange:
 
     def _refusal(self) -> WarmfsError:
         try:
-            return from_reply(json.loads(self._body()))
-        except (ValueError, AttributeError):
-            return _unusable(self._path, f"it answers {self._response.status}")
+            reply = _json(self._body())
+        except ValueError:
+            reply = None
+        if isinstance(reply, dict):
+            return from_reply(reply)
+        return _unusable(self._path, f"it answers {self._response.status}")
 
     def _body(self) -> bytes:
         body: bytes = self._guarded(lambda: self._response.read(BODY_BYTES_MAX + 1))
@@ -220,6 +223,14 @@ class _Exchange:
             raise _gone(self._path) from None
         except OSError as error:
             raise _unusable(self._path, str(error)) from None
+
+
+def _json(text: bytes) -> Any:
+    """A value; ``ValueError`` for all that is none, nested without end included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _gone(path: Path) -> DaemonGoneError:

@@ -100,7 +100,7 @@ class EpochReport:
                 _html.bars(times),
                 _html.legend(((WARM, "from the cache"), (COLD, "from the remote, in bytes"))),
                 _html.bars(reads),
-                _html.note(f"Waiting is sampled. {_html.UNSEEN}"),
+                _html.note(f"Waiting is sampled; where it says - it could not be. {_html.UNSEEN}"),
             )
         )
 

@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-UNSEEN = "What reaches the daemon; reads that the kernel answers from its page cache do not."
+UNSEEN = "Counted is what reaches the daemon, not what the kernel answers from its page cache."
 
 # Told apart in both themes, and by who does not see red or green.
 WARM, COLD, OTHER = "#2a78b8", "#e08a1e", "#8a8f98"
+
+TEXT = 'font-size="12" fill="currentColor"'
+
+# Characters of a label that have room before a bar.
+LABEL_MAX = 18
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -57,7 +62,8 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(column: int) -> str:
-    return f"text-align:{'right' if column else 'left'};padding:1px 12px 1px 0"
+    figure = "text-align:right;white-space:nowrap"
+    return f"{figure if column else 'text-align:left'};padding:1px 12px 1px 0"
 
 
 def note(text: str) -> str:
@@ -80,7 +86,7 @@ def bar(part: float, whole: float, width: int = 360) -> str:
 def areas(
     series: Sequence[tuple[str, Sequence[float]]], width: int = 560, height: int = 120
 ) -> str:
-    """Series one upon the other over time, the newest point at the right."""
+    """Bytes a second, one series upon the other, the newest point at the right."""
     count = max((len(values) for _, values in series), default=0)
     base = [0.0] * count
     shapes, layers = [], []
@@ -95,6 +101,8 @@ def areas(
         points += [(i * step, v) for i, v in reversed(list(enumerate(below)))]
         text = " ".join(f"{x:.1f},{height - v / highest * height:.1f}" for x, v in points)
         shapes.append(f'<polygon points="{text}" fill="{colour}" fill-opacity=".75"/>')
+    if any(base):
+        shapes.append(f'<text x="4" y="14" {TEXT}>{format_bytes(highest)}/s</text>')
     return svg(width, height, "".join(shapes) + _frame(width, height), "throughput")
 
 
@@ -105,8 +113,8 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], width: int = 5
     shapes = []
     for number, (name, parts) in enumerate(rows):
         y, x = number * line, float(label)
-        text = escape(name[:20])
-        shapes.append(f'<text y="{y + 14}" font-size="12" fill="currentColor">{text}</text>')
+        text = escape(name if len(name) <= LABEL_MAX else f"{name[: LABEL_MAX - 1]}…")
+        shapes.append(f'<text y="{y + 14}" {TEXT}>{text}</text>')
         for colour, value in parts:
             wide = value / highest * (width - label)
             shapes.append(

@@ -205,7 +205,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, float):
-        return "inf" if math.isinf(value) else str(round(value))
+        return str(round(value)) if math.isfinite(value) else str(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 

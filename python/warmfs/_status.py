@@ -17,6 +17,9 @@ from ._html import format_bytes, format_duration
 
 _T = TypeVar("_T")
 
+# The daemon's numbers have 64 bits. What is no number is not below it, either.
+NUMBER_MAX = 1 << 64
+
 
 @dataclass(frozen=True)
 class ReadStatus:
@@ -227,6 +230,8 @@ def _decoded(kind: Any, value: Any) -> Any:
         return [item for item in items if item is not None]
     if get_origin(kind) is Union:
         kind = get_args(kind)[0]
+    if isinstance(value, (int, float)) and not -NUMBER_MAX < value < NUMBER_MAX:
+        return None
     if kind is float and isinstance(value, int):
         return float(value)
     return value if isinstance(value, get_origin(kind) or kind) else None

@@ -11,7 +11,7 @@ export WARMFS_BINARY=${WARMFS_BINARY:-$PWD/target/debug/warmfs}
 
 # Each by its series: what a linter finds changes with the next one.
 TOOLS=('mypy==2.4.*' 'ruff==0.17.*' 'pytest==9.*' 'ipykernel==7.*' 'jupyter_client==8.*'
-    'ipython>=9,<10' 'tqdm==4.*' 'types-tqdm==4.*' 'typing_extensions==4.*')
+    'ipython>=8' 'tqdm==4.*' 'types-tqdm==4.*' 'typing_extensions==4.*')
 
 venv=$WARMFS_TEST_HOME/python
 installed=$venv/installed

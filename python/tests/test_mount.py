@@ -16,7 +16,7 @@ import pytest
 from conftest import World
 
 import warmfs
-from warmfs import _binary, _client, _options, _paths, _sockets
+from warmfs import _binary, _client, _errors, _options, _paths, _sockets
 
 
 def test_a_mount_shows_the_files_and_says_who_serves_it(world: World) -> None:
@@ -316,13 +316,31 @@ def test_python_m_warmfs_is_the_command_line(world: World) -> None:
     assert done.returncode == 1 and done.stderr.startswith("warmfs: no daemon serves")
 
 
-def test_errors_of_the_command_line_are_told_apart() -> None:
-    from warmfs._errors import from_command
+@pytest.mark.parametrize(
+    ("printed", "error"),
+    [
+        ("warmfs: LIST s3://b: the store answered 403 AccessDenied", warmfs.DeniedError),
+        ("warmfs: s3://b: not readable without credentials, and none", warmfs.DeniedError),
+        (
+            "warmfs: s3://b keeps the credentials it has: x: no connection: y",
+            warmfs.UnreachableError,
+        ),
+        ("warmfs: s3://b keeps the credentials it has: answered 404 x", warmfs.NotFoundError),
+        ("warmfs: s3://b keeps the credentials it has: answered 403 x", warmfs.DeniedError),
+        ("warmfs: cannot create /x: permission denied", warmfs.WarmfsError),
+        ("warmfs: there is no /dev/fuse: run `modprobe fuse`", warmfs.MachineError),
+        ("warmfs: s3://b: the store answered 404 NoSuchBucket", warmfs.NotFoundError),
+        ("warmfs: something else", warmfs.WarmfsError),
+    ],
+)
+def test_sentences_of_the_command_line_are_told_apart(printed: str, error: type[Exception]) -> None:
+    assert type(_errors.from_command(printed)) is error
 
-    assert str(from_command("error: unexpected x\n\nUsage: y")) == "unexpected x"
-    assert type(from_command("warmfs: something else")) is warmfs.WarmfsError
-    assert str(from_command("")) == "the command failed without a word"
-    assert isinstance(from_command("warmfs: LIST: the store answered 403 x"), warmfs.DeniedError)
+
+def test_a_sentence_is_found_in_what_a_program_printed() -> None:
+    assert str(_errors.from_command("error: unexpected x\n\nUsage: y")) == "unexpected x"
+    assert str(_errors.from_command("warmfs: pin: 1 of 2\nwarmfs: a: b\n")) == "a: b"
+    assert str(_errors.from_command("")) == "the command failed without a word"
 
 
 def test_a_request_that_is_refused_unread_is_still_answered(world: World) -> None:

@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from ._errors import (
     InvalidError,
@@ -65,11 +65,26 @@ def _installed() -> Iterator[Path]:
     yield Path(sysconfig.get_path("scripts")) / "warmfs"
 
 
-def run(args: Sequence[str], timeout_s: float, stdin: Optional[bytes] = None) -> str:
-    """Runs a verb to its end and returns what it printed.
+class Ended(NamedTuple):
+    """A run that came to its end."""
 
-    Raises the exception of its sentence if it fails, and :class:`UnreachableError` if it
-    takes longer than ``timeout_s`` seconds.
+    code: int
+    out: str
+    err: str
+
+
+def run(args: Sequence[str], timeout_s: float, stdin: Optional[bytes] = None) -> str:
+    """Runs a verb to its end and returns what it printed, or raises the exception of its
+    sentence.
+    """
+    ended = finish(args, timeout_s, stdin)
+    check(args[0], ended.code, ended.err)
+    return ended.out
+
+
+def finish(args: Sequence[str], timeout_s: float, stdin: Optional[bytes] = None) -> Ended:
+    """Runs a verb to its end, whatever that is. Raises :class:`UnreachableError` if it takes
+    longer than ``timeout_s`` seconds.
     """
     with start(args) as child:
         try:
@@ -81,8 +96,7 @@ def run(args: Sequence[str], timeout_s: float, stdin: Optional[bytes] = None) ->
             ) from None
         finally:
             end(child)
-    check(args[0], child.returncode, err.decode(errors="replace"))
-    return out.decode(errors="replace")
+    return Ended(child.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
 def check(verb: str, code: int, stderr: str) -> None:

@@ -110,15 +110,19 @@ _CLASSES = {
 # The command line prints sentences without their codes. These are the parts of its own
 # sentences that tell them apart; the first that matches counts.
 _SENTENCES = (
-    (r"answered 40[13]\b|credentials|permission denied", "denied"),
+    (r"no connection: |the connection broke", "unreachable"),
+    (r"answered 40[13]\b|(?<!keeps the )credentials", "denied"),
     (r"/dev/fuse|fusermount3|cache directory /", "environment"),
     (r"is in use by|is not empty: |is not a folder: choose|overlap: choose", "mount-point"),
     (r"is busy, ", "busy"),
     (r"is not a warmfs mount|no daemon serves|is in no mount of|is not mounted", "not-mounted"),
     (r"answered 404\b|there is no such |holds nothing", "not-found"),
-    (r"no connection: |the connection broke", "unreachable"),
     (r"is in use with another|is not supported: |names no valid|^error: ", "invalid"),
 )
+
+
+# How a sentence of the command line begins.
+_MARKS = ("warmfs: ", "error: ")
 
 
 def from_reply(reply: Mapping[str, Any]) -> WarmfsError:
@@ -130,13 +134,15 @@ def from_reply(reply: Mapping[str, Any]) -> WarmfsError:
 
 
 def from_command(text: str) -> WarmfsError:
-    """The exception for what the command line printed on stderr."""
+    """The exception for what the command line printed on stderr: its last sentence. What
+    stands before is progress, what stands behind an ``error:`` how it is used.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
-    line = next((line for line in lines if line.startswith(("warmfs: ", "error: "))), "")
-    line = line or (lines[-1] if lines else "the command failed without a word")
-    codes = (code for pattern, code in _SENTENCES if re.search(pattern, line))
-    sentence = line[line.startswith(("warmfs: ", "error: ")) and line.index(" ") + 1 :]
-    return from_reply({"message": sentence, "code": next(codes, "internal")})
+    lines = [line for line in lines if line.startswith(_MARKS)] or lines
+    line = lines[-1] if lines else "the command failed without a word"
+    code = next((code for pattern, code in _SENTENCES if re.search(pattern, line)), "internal")
+    mark = next((mark for mark in _MARKS if line.startswith(mark)), "")
+    return from_reply({"message": line[len(mark) :], "code": code})
 
 
 def _one_line(text: str) -> str:

@@ -7,7 +7,6 @@ interrupt stops it in the daemon, and what is done until then is kept.
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -195,18 +194,10 @@ def prefetch(
 
 def doctor(uri: Optional[str] = None) -> Diagnosis:
     """Checks this machine, and with a URI the way to it: what is wrong, and what to do."""
-    args = ["doctor", *([uri] if uri else [])]
-    with _binary.start(args) as child:
-        try:
-            out, err = child.communicate(timeout=DOCTOR_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            raise WarmfsError(f"doctor took longer than {DOCTOR_TIMEOUT_S:.0f} s") from None
-        finally:
-            _binary.end(child)
-    text = out.decode(errors="replace").rstrip()
-    if not text:
-        _binary.check("doctor", child.returncode, err.decode(errors="replace"))
-    return Diagnosis(child.returncode == 0, text)
+    ended = _binary.finish(["doctor", *([uri] if uri else [])], DOCTOR_TIMEOUT_S)
+    if not ended.out.strip():
+        _binary.check("doctor", ended.code, ended.err)
+    return Diagnosis(ended.code == 0, ended.out.rstrip())
 
 
 def _rows(target: str, path: Pathish, **fields: Any) -> Rows:

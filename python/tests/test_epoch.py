@@ -111,7 +111,11 @@ def test_sleep_and_computing_are_no_waiting_for_files(world: World) -> None:
 def test_what_cannot_be_sampled_is_not_measured(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for program in ("/nowhere/python", "/bin/true"):
+    monkeypatch.setattr(_epoch, "SAMPLER_TIMEOUT_S", 0.2)
+    silent = world.root / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 60\n")
+    silent.chmod(0o755)
+    for program in ("/nowhere/python", "/bin/true", str(silent)):
         monkeypatch.setattr(sys, "executable", program)
         with warmfs.epoch() as cost:
             pass

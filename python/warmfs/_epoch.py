@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -145,10 +146,10 @@ def _watching(measured: Epoch) -> Iterator[None]:
 
 
 def _start_sampler() -> Optional[subprocess.Popen[bytes]]:
-    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("_sampler.py"))]
+    program = str(Path(__file__).with_name("_sampler.py"))
     try:
         sampler = subprocess.Popen(
-            [*program, str(os.getpid())],
+            [sys.executable or "python3", "-I", "-S", program, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -156,9 +157,13 @@ def _start_sampler() -> Optional[subprocess.Popen[bytes]]:
         )
     except (OSError, ValueError):
         return None
-    if sampler.stdout is not None:
+    # It says when it is ready, unless the interpreter is none that runs programs.
+    if select.select([sampler.stdout], [], [], SAMPLER_TIMEOUT_S)[0] and sampler.stdout:
         sampler.stdout.readline()
-    return sampler
+        return sampler
+    sampler.kill()
+    sampler.communicate()
+    return None
 
 
 def _end_sampler(sampler: subprocess.Popen[bytes]) -> dict[str, float]:

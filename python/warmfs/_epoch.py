@@ -158,8 +158,9 @@ def _start_sampler() -> Optional[subprocess.Popen[bytes]]:
     except (OSError, ValueError):
         return None
     # It says when it is ready, unless the interpreter is none that runs programs.
-    if select.select([sampler.stdout], [], [], SAMPLER_TIMEOUT_S)[0] and sampler.stdout:
-        sampler.stdout.readline()
+    out = sampler.stdout
+    if out is not None and select.select([out], [], [], SAMPLER_TIMEOUT_S)[0]:
+        out.readline()
         return sampler
     sampler.kill()
     sampler.communicate()

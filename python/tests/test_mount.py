@@ -352,3 +352,29 @@ def test_a_request_that_is_refused_unread_is_still_answered(world: World) -> Non
     for size in (1, 300_000):
         with pytest.raises(warmfs.InvalidError, match=r"no such request: POST /v1/none"):
             client.send("POST", "/v1/none", {"x": "y" * size}, 20)
+
+
+def test_a_daemon_of_another_user_is_not_talked_to(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fill()
+    world.mount()
+    client = _client.of_cache(world.cache)
+    assert client
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(warmfs.MachineError, match=rf"belongs to user {os.getuid()}$"):
+        client.get("/v1/ping")
+
+
+def test_two_mounts_of_one_daemon_are_told_apart(world: World) -> None:
+    world.fill()
+    other = world.root / "other"
+    other.mkdir()
+    (other / "only.bin").write_bytes(b"x")
+    world.mount()
+    with warmfs.mount(other.as_uri(), world.root / "mount2", warm="off") as second:
+        assert [row.name for row in warmfs.ls(second)] == ["only.bin"]
+        assert [row.name for row in warmfs.ls(other.as_uri())] == ["only.bin"]
+        assert [row.name for row in warmfs.ls(f"{world.uri}/0/")] == ["000.bin", "002.bin"]
+        assert len(warmfs.status().mounts) == 2
+        assert len(warmfs.login()) == 2

@@ -30,6 +30,10 @@ TEST_TIMEOUT_S = 90.0
 REPOSITORY = Path(__file__).parents[2]
 
 
+# What tests need of the environment they are run in.
+KEPT = ("PATH", "PWD", "HOME", "WARMFS_BINARY", "WARMFS_TEST_HOME", "WARMFS_WHEEL")
+
+
 class World:
     """What one test has for itself."""
 
@@ -91,7 +95,8 @@ def _holders(root: Path) -> list[int]:
             words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
         except OSError:
             continue
-        if b"daemon" in words and any(word.startswith(os.fsencode(root)) for word in words):
+        is_below = any(word.startswith(os.fsencode(root)) for word in words)
+        if is_below and {b"daemon", b"supervise"} & set(words):
             found.append(int(entry.name))
     return found
 
@@ -104,10 +109,8 @@ def _kill(pid: int) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
-        taken = name in _caller_env.NAMES or name.startswith(_caller_env.PREFIXES)
-        if taken or (
-            name.startswith("WARMFS_") and name not in ("WARMFS_BINARY", "WARMFS_TEST_HOME")
-        ):
+        taken = name in _caller_env.NAMES or name.startswith((*_caller_env.PREFIXES, "WARMFS_"))
+        if taken and name not in KEPT:
             monkeypatch.delenv(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import World
+from conftest import REPOSITORY, World
 
 import warmfs
 from warmfs import _binary, _client, _errors, _options, _paths, _sockets
@@ -78,15 +79,15 @@ def test_a_busy_mount_says_who_uses_it_and_goes_lazily(world: World) -> None:
 
 def test_what_a_dead_daemon_left_is_healed(world: World) -> None:
     content = world.fill()
-    data = world.mount()
+    data = world.mount(no_supervisor=True)
     (data.path / "0/000.bin").read_bytes()
     _die(world)
     for call in (data.status, lambda: warmfs.ls(data)):
         with pytest.raises(warmfs.DaemonGoneError, match=r"does not answer: mount it again"):
             call()
-    assert (world.mount().path / "0/000.bin").read_bytes() == content["0/000.bin"]
+    assert (world.mount(no_supervisor=True).path / "0/000.bin").read_bytes() == content["0/000.bin"]
     assert warmfs.unmount(data)
-    world.mount()
+    world.mount(no_supervisor=True)
     _die(world)
     assert warmfs.unmount(data) and not _below(world)
 
@@ -212,6 +213,8 @@ def test_a_request_at_the_socket_is_the_command_lines_own(
         "max_download": 1 << 40,
         "max_download_strict": True,
         "no_hedge": True,
+        "verify_remote": True,
+        "credential_command": "true",
         "metadata_ttl": 90.0,
         "allow_other": True,
         "uid": 3,
@@ -222,7 +225,7 @@ def test_a_request_at_the_socket_is_the_command_lines_own(
         "warm": "off",
     }
     left = set(_options.NAMES) - every.keys() - set(_options.DAEMON)
-    assert left == {"index", "origin"}, "an option is tried by no test"
+    assert left == {"index", "origin", "customer_key_file"}, "an option is tried by no test"
     for options in ({}, every, {"metadata_ttl": "inf"}, {"metadata_ttl": "2d", "warm": None}):
         monkeypatch.setenv("WARMFS_MAX_REQUESTS", "9")
         monkeypatch.setenv("WARMFS_NO_HEDGE", "no")
@@ -233,6 +236,20 @@ def test_a_request_at_the_socket_is_the_command_lines_own(
         reply = client.send("POST", "/v1/mounts", body, 60)
         assert reply["existed"], options
         warmfs.unmount(world.point)
+
+
+@pytest.mark.parametrize(
+    ("struct", "ours"),
+    [
+        ("MountOptions", lambda options: options),
+        ("RemoteOptions", lambda options: options["remote"]),
+        ("TrafficOptions", lambda options: options["traffic"]),
+    ],
+)
+def test_a_request_at_the_socket_has_every_option(struct: str, ours: Any) -> None:
+    source = (REPOSITORY / "src/config.rs").read_text()
+    body = source.partition(f"pub struct {struct} {{")[2].partition("\n}")[0]
+    assert set(re.findall(r"pub (\w+):", body)) == set(ours(_options.request({})["options"]))
 
 
 def test_a_daemon_that_is_silent_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

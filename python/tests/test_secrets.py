@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -237,9 +238,11 @@ def test_what_is_taken_along_is_what_the_command_line_takes() -> None:
         "NAMES": _caller_env.NAMES,
         "PATHS": _caller_env.PATHS,
     }
+    named = dict(re.findall(r"pub const (\w+): &str = \"(\w+)\";", source))
     for name, ours in lists.items():
         theirs = source.partition(f"const {name}: ")[2].partition("= [")[2].partition("];")[0]
-        assert tuple(part.strip(' "\n') for part in theirs.split(",") if part.strip()) == ours
+        entries = re.findall(r"\"(\w+)\"|Self::(\w+)", theirs)
+        assert tuple(text or named[const] for text, const in entries) == ours
 
 
 def test_paths_are_absolute_and_odd_values_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

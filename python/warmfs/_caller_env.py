@@ -15,7 +15,14 @@ PREFIXES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_")
 
 # What is taken along besides.
 NAMES = (
+    "WARMFS_CREDENTIALS",
+    "WARMFS_CUSTOMER_KEY",
+    # Where programs that are run for the caller begin.
+    "PWD",
     "HOME",
+    # Programs that are run for the caller are the caller's.
+    "PATH",
+    "REQUESTS_CA_BUNDLE",
     "GCE_METADATA_HOST",
     "STORAGE_EMULATOR_HOST",
     "IDENTITY_ENDPOINT",
@@ -32,6 +39,7 @@ NAMES = (
 
 # Those of them that name a file or a folder: the daemon works in another folder.
 PATHS = (
+    "REQUESTS_CA_BUNDLE",
     "AWS_CA_BUNDLE",
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
@@ -60,7 +68,7 @@ def of_process(secrets: Mapping[str, str]) -> CallerEnv:
     """What remotes may need of this process's environment, and ``secrets`` over it."""
     variables = {
         name: _absolute(value) if name in PATHS else value
-        for name, value in {**os.environ, **secrets}.items()
+        for name, value in {**os.environ, "PWD": os.getcwd(), **secrets}.items()
         if name in NAMES or name.startswith(PREFIXES)
     }
     return CallerEnv((name, value) for name, value in variables.items() if _is_text(value))

@@ -46,6 +46,10 @@ class Options(TypedDict, total=False):
     """``BUCKET.HOST`` instead of ``HOST/BUCKET`` at the endpoint."""
     ca_file: Text
     """Certificates to trust besides the system's."""
+    credential_command: str
+    """Command that prints credentials as JSON; see ``docs/credentials.md``."""
+    customer_key_file: Text
+    """Key of your own that objects are stored with."""
     origin: str
     """Cloud bucket to read where the ``ais://`` cluster cannot."""
     cache_dir: Text
@@ -68,6 +72,8 @@ class Options(TypedDict, total=False):
     """Refuse readers too past ``max_download``."""
     no_hedge: bool
     """Never ask a second time for what is late."""
+    verify_remote: bool
+    """Compare what came with the store's checksums."""
     metadata_ttl: Time
     """How long a listing is trusted; one hour."""
     allow_other: bool
@@ -86,6 +92,10 @@ class Options(TypedDict, total=False):
     """Take the listing from a file of ``warmfs index export``, or its URI."""
     log_file: Text
     """Where the daemon logs; ``warmfs.log`` in the cache directory."""
+    log_format: str
+    """How its lines look: ``text`` or ``json``."""
+    no_supervisor: bool
+    """Start no other daemon if this one dies."""
 
 
 NAMES = tuple(Options.__annotations__)
@@ -96,11 +106,21 @@ SWITCHES = (
     "virtual_host_style",
     "max_download_strict",
     "no_hedge",
+    "verify_remote",
     "allow_other",
+    "no_supervisor",
 )
 
 # What belongs to the cache's daemon and not to one mount of it.
-DAEMON = ("cache_dir", "cache_size", "memory_limit", "metadata_memory", "log_file")
+DAEMON = (
+    "cache_dir",
+    "cache_size",
+    "memory_limit",
+    "metadata_memory",
+    "log_file",
+    "log_format",
+    "no_supervisor",
+)
 
 _UNITS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
@@ -166,6 +186,8 @@ def request(given: Mapping[str, Any]) -> dict[str, Any]:
         "virtual_host_style": switch("virtual_host_style"),
         "billing_project": get("billing_project", str),
         "ca_file": get("ca_file", os.path.abspath),
+        "customer_key_file": get("customer_key_file", os.path.abspath),
+        "credential_command": get("credential_command", str),
         "origin": get("origin", str),
     }
     traffic = {
@@ -174,6 +196,7 @@ def request(given: Mapping[str, Any]) -> dict[str, Any]:
         "max_download": get("max_download", _bytes),
         "max_download_strict": switch("max_download_strict"),
         "no_hedge": switch("no_hedge"),
+        "verify_remote": switch("verify_remote"),
     }
     look = {
         "metadata_ttl": {"secs": get("metadata_ttl", _seconds, 3_600), "nanos": 0},

@@ -85,6 +85,21 @@ class MountStatus:
 
 
 @dataclass(frozen=True)
+class ComparedStatus:
+    """Objects that were compared with the checksums of their stores."""
+
+    same: int = 0
+    unverifiable: int = 0
+    skipped: int = 0
+    dropped: int = 0
+    """Those that differed, and were dropped to be fetched again."""
+    disputed: int = 0
+    """Those that differed again, and are kept as they came."""
+    last: Optional[str] = None
+    """The key of the last one that differed."""
+
+
+@dataclass(frozen=True)
 class CacheStatus:
     """The cache."""
 
@@ -102,6 +117,7 @@ class CacheStatus:
     pins: int = 0
     hidden_keys: int = 0
     """Keys that no path can name, as far as they are listed."""
+    compared: ComparedStatus = field(default_factory=ComparedStatus)
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,16 @@ class HedgeStatus:
 
 
 @dataclass(frozen=True)
+class OriginStatus:
+    """What came from ``origin`` in place of its cluster."""
+
+    gets: int = 0
+    bytes: int = 0
+    answers: int = 0
+    """Of any kind, HEADs and LISTs too."""
+
+
+@dataclass(frozen=True)
 class RemoteStatus:
     """Requests sent to remotes, one per attempt."""
 
@@ -150,7 +176,7 @@ class RemoteStatus:
     throttled: int = 0
     retries: RetryStatus = field(default_factory=RetryStatus)
     hedges: HedgeStatus = field(default_factory=HedgeStatus)
-    from_origin: int = 0
+    from_origin: OriginStatus = field(default_factory=OriginStatus)
 
 
 @dataclass(frozen=True)
@@ -159,6 +185,15 @@ class CountStatus:
 
     objects: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RestartStatus:
+    """Daemons that died, and whose mounts the next one was given."""
+
+    count: int = 0
+    reason: Optional[str] = None
+    """How the last one died."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +210,7 @@ class Status:
     schema: int = 0
     pid: int = 0
     version: str = ""
+    restarts: RestartStatus = field(default_factory=RestartStatus)
     mounts: list[MountStatus] = field(default_factory=list)
     cache: CacheStatus = field(default_factory=CacheStatus)
     remote: RemoteStatus = field(default_factory=RemoteStatus)
@@ -206,6 +242,9 @@ class Status:
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("daemon", f"warmfs {self.version}, process {self.pid}")]
+        if self.restarts.count:
+            reason = f", the last: {self.restarts.reason}" if self.restarts.reason else ""
+            rows.append(("", f"started again {self.restarts.count} times{reason}"))
         rows += [("memory", format_bytes(self.memory.rss_bytes)), ("cache", self.cache.dir)]
         rows += [("", text) for text in _cache_lines(self)]
         rows.append(("remote", _remote_line(self.remote)))

@@ -106,6 +106,10 @@ class Verified:
     bytes: int = 0
     damaged_chunks: int = 0
     repaired_chunks: int = 0
+    same_objects: int = 0
+    """Whole objects that are as their store says; with ``remote``."""
+    differing_objects: int = 0
+    unverifiable_objects: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,11 @@ def refresh(path: Optional[Pathish] = None, progress: bool = False) -> Refreshed
     return decode(Refreshed, _run("/v1/refresh", path, progress))
 
 
-def verify(path: Optional[Pathish] = None, progress: bool = True) -> Verified:
-    """Compares what is cached with its checksums; what is damaged is fetched again."""
-    return decode(Verified, _run("/v1/verify", path, progress))
+def verify(path: Optional[Pathish] = None, remote: bool = False, progress: bool = True) -> Verified:
+    """Compares what is cached with its checksums, and with ``remote`` whole objects with
+    their store's; what is damaged is fetched again.
+    """
+    return decode(Verified, _run("/v1/verify", path, progress, remote=remote))
 
 
 def prefetch(

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from conftest import REPOSITORY, World
@@ -104,6 +104,24 @@ def _mount_wait(process: int) -> None:
 
     _wait_for_exit(process, 0)
     os.close(process)
+
+
+def test_a_daemon_that_died_is_back_with_its_mounts(
+    world: World, wait_until: Callable[[Callable[[], object]], None]
+) -> None:
+    content = world.fill()
+    data = world.mount()
+    os.kill(world.daemon_pid(), signal.SIGKILL)
+
+    def is_back() -> bool:
+        with contextlib.suppress(warmfs.WarmfsError):
+            return data.status().uri == world.uri
+        return False
+
+    wait_until(is_back)
+    assert (data.path / "0/000.bin").read_bytes() == content["0/000.bin"]
+    assert warmfs.status().restarts.count == 1
+    assert "started again 1 time, the last: " in str(warmfs.status())
 
 
 def _below(world: World) -> list[Path]:

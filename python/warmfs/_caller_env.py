@@ -68,10 +68,16 @@ def of_process(secrets: Mapping[str, str]) -> CallerEnv:
     """What remotes may need of this process's environment, and ``secrets`` over it."""
     variables = {
         name: _absolute(value) if name in PATHS else value
-        for name, value in {**os.environ, "PWD": os.getcwd(), **secrets}.items()
+        for name, value in _variables(secrets).items()
         if name in NAMES or name.startswith(PREFIXES)
     }
     return CallerEnv((name, value) for name, value in variables.items() if _is_text(value))
+
+
+def _variables(secrets: Mapping[str, str]) -> dict[str, str]:
+    """Services may have no home, and what a shell says of the folder need not be so."""
+    home = {"HOME": os.path.expanduser("~")}
+    return {**home, **os.environ, "PWD": os.getcwd(), **secrets}
 
 
 def _absolute(path: str) -> str:

@@ -39,6 +39,11 @@ def format_duration(seconds: float) -> str:
     return f"{s // 60}m {s % 60}s" if s >= 60 else f"{s}s"
 
 
+def format_count(number: int, noun: str) -> str:
+    """How many of something: `1 object`, `2 objects`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def table(rows: Iterable[tuple[str, str]]) -> str:
     """Names and what they stand for."""
     style = "text-align:left;padding:1px 12px 1px 0;vertical-align:top"

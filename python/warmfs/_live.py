@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 from . import _html, _mount, _paths
 from ._client import Client
 from ._errors import InvalidError, MachineError, WarmfsError
-from ._html import COLD, WARM, format_bytes
+from ._html import COLD, WARM, format_bytes, format_count
 from ._paths import Pathish
 from ._status import Status
 
@@ -118,7 +118,7 @@ def picture(status: Status, points: list[_Point], interval_s: float) -> str:
     rows = [
         ("now", f"{format_bytes(latest.warm)}/s warm, {format_bytes(latest.cold)}/s cold"),
         ("hits", f"{rate} of the last {len(points) * interval_s:.0f} s"),
-        ("cache", f"{fill}, {cache.objects} objects"),
+        ("cache", f"{fill}, {format_count(cache.objects, 'object')}"),
     ]
     warm, cold = [point.warm for point in points], [point.cold for point in points]
     return "".join(

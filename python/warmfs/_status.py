@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from . import _html
-from ._html import format_bytes, format_duration
+from ._html import format_bytes, format_count, format_duration
 
 _T = TypeVar("_T")
 
@@ -243,8 +243,9 @@ class Status:
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("daemon", f"warmfs {self.version}, process {self.pid}")]
         if self.restarts.count:
+            times = format_count(self.restarts.count, "time")
             reason = f", the last: {self.restarts.reason}" if self.restarts.reason else ""
-            rows.append(("", f"started again {self.restarts.count} times{reason}"))
+            rows.append(("", f"started again {times}{reason}"))
         rows += [("memory", format_bytes(self.memory.rss_bytes)), ("cache", self.cache.dir)]
         rows += [("", text) for text in _cache_lines(self)]
         rows.append(("remote", _remote_line(self.remote)))
@@ -279,7 +280,7 @@ def _decoded(kind: Any, value: Any) -> Any:
 def _cache_lines(status: Status) -> list[str]:
     cache = status.cache
     used = f"{format_bytes(cache.used_bytes)} of {format_bytes(cache.limit_bytes)}"
-    text = f"{used}, {cache.objects} objects"
+    text = f"{used}, {format_count(cache.objects, 'object')}"
     if cache.state not in ("", "ok"):
         text += f"; {cache.state}"
     if status.evictions.objects:
@@ -301,7 +302,9 @@ def _remote_line(remote: RemoteStatus) -> str:
     text += f", {remote.list.requests} LIST, {remote.head.requests} HEAD"
     failed = remote.get.errors + remote.list.errors + remote.head.errors
     text += f"; {failed} failed" if failed else ""
-    return text + (f"; throttled {remote.throttled} times" if remote.throttled else "")
+    return text + (
+        f"; throttled {format_count(remote.throttled, 'time')}" if remote.throttled else ""
+    )
 
 
 def _mount_rows(mount: MountStatus) -> list[tuple[str, str]]:
@@ -315,7 +318,7 @@ def _mount_rows(mount: MountStatus) -> list[tuple[str, str]]:
         ("reads", f"{hits} from the cache, {misses} from the remote"),
     ]
     if mount.warming.objects:
-        rows.append(("warm", f"{mount.warming.objects} files fetched ahead"))
+        rows.append(("warm", f"{format_count(mount.warming.objects, 'file')} fetched ahead"))
     if mount.refusal:
         text = f"what is not cached is refused: {mount.refusal}"
         rows.append(("access", f"{text}; log in, then mount again or warmfs.login()"))

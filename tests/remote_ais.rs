@@ -439,3 +439,33 @@ async fn folders_are_folders_however_a_cluster_writes_them() {
         }
     }
 }
+
+#[test]
+fn a_token_that_is_not_taken_does_not_replace_one_that_is() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let token = Some("good".to_owned());
+    let cluster = runtime.block_on(async { own(|options| options.token = token) });
+    cluster.put("bucket", "data/a", b"a".to_vec());
+    cluster.put("bucket", "data/b", b"b".to_vec());
+    let warmfs = common::Warmfs::new();
+    let dir = warmfs.path("mount");
+    let dir = dir.to_str().unwrap();
+    let with_token = |args: &[&str], token: Option<&str>| {
+        let mut command = warmfs.command(args);
+        command.env("AIS_ENDPOINT", cluster.url());
+        if let Some(token) = token {
+            command.env("AIS_AUTHN_TOKEN", token);
+        }
+        command
+    };
+    let mount = ["mount", "ais://bucket/data", dir, "--warm", "off"];
+    assert!(with_token(&mount, Some("good")).status().unwrap().success());
+    for token in [None, Some("other")] {
+        let line = warmfs.fails_as(&mut with_token(&["renew", dir], token));
+        assert!(line.contains("keeps the credentials it has"), "{line}");
+    }
+    assert_eq!(std::fs::read(format!("{dir}/a")).unwrap(), b"a");
+    assert!(with_token(&["renew", dir], Some("good")).status().unwrap().success());
+    assert_eq!(std::fs::read(format!("{dir}/b")).unwrap(), b"b");
+    warmfs.unmount("mount");
+}

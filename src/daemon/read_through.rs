@@ -27,7 +27,7 @@ use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 use crate::remote::client::{Download, RemoteClient};
 use crate::remote::endpoint::Endpoints;
 use crate::remote::later::{Known, Later};
-use crate::remote::{self, ErrorKind, Remote, RemoteError, RemoteUri};
+use crate::remote::{self, ErrorKind, ListRequest, Remote, RemoteError, RemoteUri};
 
 /// Opens the engine of a cache directory whose lock the caller holds.
 ///
@@ -290,8 +290,7 @@ impl ActiveMount for Mounted {
         if *current == *env && self.client.refusal().is_none() {
             return Ok(());
         }
-        let renewed = remote::connect(&self.uri, &self.options, env, &self.metrics).await;
-        let renewed = renewed.and_then(|remote| self.client.renew(remote));
+        let renewed = self.connect_as(env).await.and_then(|remote| self.client.renew(remote));
         renewed.map_err(|error| {
             let message = format!("{} keeps the credentials it has: {error}", self.uri);
             ErrorReply::new(code_of(&error), message)
@@ -352,6 +351,25 @@ impl ActiveMount for Mounted {
         let finished = super::blocking(move || fs.recorder().map(Recorder::finish)).await;
         if let Err(error) = finished {
             tracing::error!(%error, "the trace was not finished");
+        }
+    }
+}
+
+impl Mounted {
+    /// The remote with the credentials of `env`, which it takes: not every remote asks
+    /// when it is connected.
+    async fn connect_as(&self, env: &CallerEnv) -> Result<Arc<dyn Remote>, RemoteError> {
+        let remote = remote::connect(&self.uri, &self.options, env, &self.metrics).await?;
+        let prefix = self.uri.prefix().to_owned();
+        let one = ListRequest { prefix, max_keys: Some(1), ..ListRequest::default() };
+        self.metrics.list.requests.add(1);
+        match remote.list(&one).await {
+            Err(error) if error.kind == ErrorKind::Credentials => {
+                self.metrics.list.errors.add(1);
+                Err(error)
+            }
+            // Whoever reads hears of what else is wrong.
+            _ => Ok(remote),
         }
     }
 }

@@ -1,4 +1,4 @@
-"""The order of an epoch, told to a daemon that takes it, and to one that does not."""
+"""The order of an epoch, told to daemons that write it down, refuse it, and go along it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import socketserver
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from conftest import World
@@ -28,6 +28,7 @@ class Daemon(socketserver.ThreadingUnixStreamServer):
         self.mount = mount
         self.hints: list[dict[str, Any]] = []
         self.refusal: dict[str, str] = {}
+        self.refuses_all = False
         self.changed = threading.Condition()
 
     def wait_for(self, count: int) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.server.refusal and body["paths"]:
+        if self.server.refusal and (body["paths"] or self.server.refuses_all):
             return self._send(400, self.server.refusal)
         with self.server.changed:
             self.server.hints += [body] if body["paths"] else []
@@ -182,8 +183,24 @@ def test_a_later_refusal_is_a_warning_and_training_goes_on(
     assert warned.wait(20)
 
 
-def test_a_daemon_that_takes_no_hints_says_so(world: World) -> None:
+def test_a_daemon_that_takes_no_hints_says_so(world: World, daemon: Daemon) -> None:
+    daemon.refusal = {"message": "no such request: POST /v1/hint", "code": "invalid"}
+    daemon.refuses_all = True
+    with pytest.raises(warmfs.UnsupportedError, match=r"train without warmfs.torch.hint"):
+        torch.hint([0], paths(world, 1))
+
+
+def test_a_real_daemon_fetches_in_the_order_of_use(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_until: Callable[[Callable[[], Optional[object]]], None],
+) -> None:
     world.fill()
     data = world.mount()
-    with pytest.raises(warmfs.UnsupportedError, match=r"train without warmfs.torch.hint"):
-        torch.hint([0], [data.path / "0/000.bin"])
+    monkeypatch.setattr(torch, "PATHS_MAX", 3)
+    files = sorted(path for path in data.path.rglob("*.bin"))
+    order = list(range(len(files) - 1, -1, -1))
+    assert list(torch.hint(Shuffled(order), files)) == order
+    wait_until(lambda: warmfs.status().prefetched.objects == len(files))
+    with pytest.raises(warmfs.NotFoundError, match=r"1 of 1 paths are no files here"):
+        list(torch.hint(Shuffled([0]), [data.path / "none.bin"]))

@@ -2,7 +2,7 @@
 the dataset exceeds the cache, gives up what is needed last.
 
 ``hint`` wraps any sampler or batch sampler. Neither torch nor a change of the training loop
-is needed. The request is proposed in ``docs/python.md``; until the daemon knows it, ``hint``
+is needed. The request is in ``docs/python.md``; with a daemon that does not know it, ``hint``
 raises :class:`warmfs.UnsupportedError`.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Optional, TypeVar
 
 from . import _paths
 from ._client import REMOTE_TIMEOUT_S, Client
@@ -21,6 +22,9 @@ from ._errors import InvalidError, UnsupportedError, WarmfsError
 from ._paths import Pathish
 
 _T = TypeVar("_T")
+
+# Parts of an order, and where each begins; none at the end.
+_Waiting = queue.SimpleQueue[Optional[tuple[list[str], int]]]
 
 TARGET = "/v1/hint"
 
@@ -45,14 +49,18 @@ class Hinted(Generic[_T]):
     def __iter__(self) -> Iterator[_T]:
         self._epoch += 1
         items, sent = iter(self._sampler), 0
-        while True:
-            piece = list(itertools.islice(items, ITEMS_MAX))
-            if not piece:
-                return
-            order = [self._path(index) for item in piece for index in _indices(item)]
-            self._announce(order, sent)
-            sent += len(order)
-            yield from piece
+        waiting: _Waiting = queue.SimpleQueue()
+        try:
+            while True:
+                piece = list(itertools.islice(items, ITEMS_MAX))
+                if not piece:
+                    return
+                order = [self._path(index) for item in piece for index in _indices(item)]
+                self._announce(order, sent, waiting)
+                sent += len(order)
+                yield from piece
+        finally:
+            waiting.put(None)
 
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]
@@ -70,23 +78,21 @@ class Hinted(Generic[_T]):
             hint = "give hint() the path of every item of the dataset, in its order"
             raise InvalidError(message, hint) from None
 
-    def _announce(self, order: list[str], first: int) -> None:
-        """Sends the beginning at once, so that what is wrong is heard of; the rest behind the
-        reader.
+    def _announce(self, order: list[str], first: int, waiting: _Waiting) -> None:
+        """Sends the beginning of an epoch at once, so that what is wrong is heard of; the rest
+        behind the reader, one part after the other, as the daemon wants them.
         """
-        self._send(order[:PATHS_MAX], first)
-        rest = range(PATHS_MAX, len(order), PATHS_MAX)
-        if rest:
-            epoch = self._epoch
-            args = (order, first, rest, epoch)
+        if first == 0:
+            self._send(order[:PATHS_MAX], 0)
+            args = (waiting, self._epoch)
             threading.Thread(target=self._send_rest, args=args, daemon=True).start()
+        for start in range(0 if first else PATHS_MAX, len(order), PATHS_MAX):
+            waiting.put((order[start : start + PATHS_MAX], first + start))
 
-    def _send_rest(self, order: list[str], first: int, starts: range, epoch: int) -> None:
+    def _send_rest(self, waiting: _Waiting, epoch: int) -> None:
         try:
-            for start in starts:
-                if self._epoch != epoch:
-                    return  # The next epoch began.
-                self._send(order[start : start + PATHS_MAX], first + start)
+            while (part := waiting.get()) and self._epoch == epoch:
+                self._send(*part)
         except WarmfsError as error:
             warnings.warn(f"warmfs: the order was told in part only: {error}", stacklevel=2)
 

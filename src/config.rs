@@ -197,6 +197,20 @@ impl CallerEnv {
             || Self::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     }
 
+    /// The same without one variable.
+    pub fn without(&self, name: &str) -> CallerEnv {
+        let mut rest = self.0.clone();
+        rest.remove(name);
+        CallerEnv(rest)
+    }
+
+    /// Whether a remote finds the same in both: where the caller is, and what programs
+    /// there are, is about none.
+    pub fn is_same_login(&self, other: &CallerEnv) -> bool {
+        let login = |env: &CallerEnv| env.without("PWD").without("PATH");
+        login(self) == login(other)
+    }
+
     /// All of it, for a program that is run in the caller's name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))

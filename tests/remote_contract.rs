@@ -13,6 +13,7 @@ use common::ais::{Cluster, ClusterOptions, S3Origin};
 use common::azurite::Azurite;
 use common::gcs::Gcs;
 use common::moto::Moto;
+use futures::StreamExt;
 use warmfs::admission::Class;
 use warmfs::config::{CallerEnv, RemoteOptions};
 use warmfs::embedded_store::{EmbeddedStore, StoreOptions};
@@ -63,6 +64,9 @@ async fn a_folder_keeps_the_contract() {
         }
         async fn delete(&self, key: &str) {
             fs::remove_file(self.0.path().join(key)).unwrap();
+        }
+        fn can_hold(&self, key: &str) -> bool {
+            !key.contains("//") && !key.ends_with('/')
         }
     }
     check(&Folder(tempfile::tempdir().unwrap())).await;
@@ -287,12 +291,17 @@ async fn azure_keeps_the_contract() {
     check(&Azure(azurite, remote)).await;
 }
 
+/// Objects put at once, where a test wants thousands.
+const PUTS_AT_ONCE: usize = 32;
+
 /// The contract.
 async fn check(store: &dyn Store) {
     check_objects(store).await;
     check_changes(store).await;
     check_listings(store).await;
     check_odd_keys(store).await;
+    check_many(store).await;
+    check_cancelled(store).await;
 }
 
 fn bytes(len: usize) -> Vec<u8> {
@@ -458,6 +467,8 @@ async fn check_odd_keys(store: &dyn Store) {
         "odd/日本語/ü",
         "odd/~!@$^*(){}[]|;:,",
         "odd/...",
+        "odd/a//b",
+        "odd/folder/",
     ];
     let keys: Vec<_> = keys.into_iter().filter(|key| store.can_hold(key)).collect();
     for key in &keys {
@@ -474,4 +485,34 @@ async fn check_odd_keys(store: &dyn Store) {
     }
     let below = ListRequest { prefix: "odd/日本語/".into(), ..Default::default() };
     assert_eq!(list(store, below).await, ["odd/日本語/ü"]);
+}
+
+/// More keys than a page of any store has.
+async fn check_many(store: &dyn Store) {
+    let keys: Vec<String> = (0..5_050).map(|n| format!("many/{n:05}")).collect();
+    let puts = futures::stream::iter(&keys).map(|key| store.put(key, b"x".to_vec()));
+    puts.buffer_unordered(PUTS_AT_ONCE).collect::<Vec<()>>().await;
+    for recursive in [true, false] {
+        let ask = ListRequest { prefix: "many/".into(), recursive, ..Default::default() };
+        assert_eq!(list(store, ask.clone()).await, keys);
+        let ask = ListRequest { max_keys: Some(1_001), ..ask };
+        assert_eq!(list(store, ask).await, keys);
+    }
+}
+
+/// A reader that goes away in the middle leaves a remote that others read from.
+async fn check_cancelled(store: &dyn Store) {
+    let content = bytes(3 << 20);
+    store.put("cancelled", content.clone()).await;
+    let object = head(store, "cancelled").await.unwrap();
+    let client = client(store).await;
+    for _ in 0..40 {
+        let mut reader = client.get_range(object.clone(), 0..object.size, Class::Demand);
+        assert!(reader.next().await.unwrap().is_some());
+        drop(reader);
+        // And one that has not even begun.
+        let mut reader = client.get_range(object.clone(), 0..object.size, Class::Demand);
+        let _ = futures::poll!(std::pin::pin!(reader.next()));
+    }
+    assert!(read(store, &object).await.unwrap() == content);
 }

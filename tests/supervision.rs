@@ -41,7 +41,7 @@ fn a_daemon_that_dies_gives_its_mounts_back() {
     store.put_tree("data/", &tree);
     store.put(BUCKET, "other/file", Bytes::from("other"));
     let warmfs = store.warmfs();
-    let options = ["--metadata-ttl", "inf", "--warm", "off"];
+    let options = ["--metadata-ttl", "inf", "--warm", "off", "--cache-size", "1G"];
     let mount = warmfs.mount_with("s3://bucket/data", "new/mount", &options);
     let other = warmfs.mount_with("s3://bucket/other", "other", &options);
     tree.assert_equals(&mount, "cold");

@@ -104,7 +104,9 @@ impl Tree {
             }
         }
         let hinter = self.hinter();
-        let is_new = {
+        // First, so that what is noted as told is told: who tells may go away meanwhile.
+        let Ok(place) = hinter.told.reserve().await else { return Ok(hinted) };
+        {
             let mut current = lock(&hinter.current);
             let is_new = *current.0 != *order;
             let expected = if is_new { 0 } else { current.1 };
@@ -116,10 +118,8 @@ impl Tree {
                 return Err(HintError::TooLong);
             }
             *current = (order.into(), end);
-            is_new
-        };
-        // It ends with the mount alone.
-        let _ = hinter.told.send(Told { is_new, turns }).await;
+            place.send(Told { is_new, turns });
+        }
         Ok(hinted)
     }
 

@@ -94,17 +94,18 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
         metadata: args.metadata_memory,
     };
     let supervision = if args.supervised { supervision()? } else { Supervision::default() };
-    let mounts = supervision.resume.mounts.clone();
+    let mounts = supervision.resume.mounts.kept.clone();
     run_daemon(async {
         hear_hang_ups();
         let open = |cache| async move { read_through::open(&cache).await };
         match daemon::start(cache, supervision, open).await {
             Ok(running) => {
                 announce(&Readiness::Listening(running.socket));
-                if let Err(error) = running.finished.await {
+                running.finished.await.map_err(|error| {
                     tracing::error!("the daemon broke: {error}");
-                }
-                Ok(())
+                    let message = format!("a defect in warmfs: {error}");
+                    ErrorReply::new(ErrorCode::Internal, message).with_hint("please report it")
+                })
             }
             Err(StartError::AlreadyServed(socket)) => {
                 announce(&Readiness::AlreadyServed(socket.clone()));
@@ -143,9 +144,14 @@ fn supervision() -> Result<Supervision, ErrorReply> {
 /// Gives the mounts of a daemon that died to one that was started meanwhile.
 async fn hand_over(socket: &Path, mounts: Vec<Kept>) -> Result<(), ErrorReply> {
     for kept in mounts {
-        let Some(client) = Client::connect(socket).await? else { continue };
+        let dir = kept.request.dir.clone();
+        // None: it ended already, and the next try serves by itself.
+        let client = Client::connect(socket).await?.ok_or_else(|| {
+            ErrorReply::new(ErrorCode::ShuttingDown, "the other daemon ended in this moment")
+        })?;
         if let Err(error) = client.mount(&kept.request).await {
-            tracing::error!("{} is not mounted again: {error}", kept.request.dir.display());
+            tracing::error!("{} is not mounted again: {error}", dir.display());
+            daemon::clear_dead(&dir, &kept.created);
         }
     }
     Ok(())

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -72,7 +74,10 @@ pub(super) async fn launch(plan: &MountPlan) -> Result<Launched, ErrorReply> {
     let mut reader = BufReader::new(stdout.take(LINE_BYTES_MAX));
     let read = tokio::time::timeout(START_TIMEOUT, reader.read_line(&mut line)).await;
     if !matches!(read, Ok(Ok(_))) {
-        let _ = child.start_kill();
+        // The supervisor passes it on.
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
         return Err(silent());
     }
     let (socket, child) = match serde_json::from_str(&line) {

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{args, client_runtime, logging, output};
 use crate::config::CacheOptions;
-use crate::control::cache_lock;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::log_file;
@@ -60,11 +60,15 @@ pub(super) fn run(args: &LogArgs) -> Result<(), ErrorReply> {
 fn set_level(cache: &Path, level: &str) -> Result<(), ErrorReply> {
     let level = Some(level).filter(|level| *level != "default");
     logging::write_level(cache, level)?;
-    if let Some(record) = cache_lock::read_record(cache) {
-        record.signal(Signal::SIGHUP);
+    // Asked, not taken from the lock: what stands there may be another process by now.
+    let daemon = client_runtime()?.block_on(Client::of_cache(cache))?;
+    let pid = daemon.as_ref().and_then(|daemon| i32::try_from(daemon.daemon().pid).ok());
+    if let Some(pid) = pid {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGHUP);
     }
-    let cache = output::short(cache);
-    output::line(&format!("the daemon of {cache} logs {} now", level.unwrap_or("the default")))
+    let when = if pid.is_some() { "now" } else { "from its next start on" };
+    let (cache, level) = (output::short(cache), level.unwrap_or("the default"));
+    output::line(&format!("the daemon of {cache} logs {level} {when}"))
 }
 
 /// Where the daemon logs; where one would, if there is none.

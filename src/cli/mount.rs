@@ -79,6 +79,9 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
     launch::create_cache_dir(plan)?;
     let log = plan.log_file.as_deref().map(logging::open).transpose()?;
     logging::init(log, plan.log_format, &plan.cache.dir);
+    if let Some(path) = &plan.log_file {
+        daemon::logs_to(path.clone());
+    }
     hear_hang_ups();
     let open = |cache| async move { read_through::open(&cache).await };
     let running = match daemon::start(plan.cache.clone(), Supervision::default(), open).await {
@@ -87,7 +90,7 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
         Err(StartError::AlreadyServed(_)) => return join(plan).await,
     };
     let mounted = match Client::connect(&running.socket).await? {
-        Some(client) => make_all(plan, &client).await,
+        Some(client) => make_all(plan, &client, &mut Vec::new()).await,
         // Interrupted already.
         None => Err(ErrorReply::new(ErrorCode::ShuttingDown, "interrupted")),
     };
@@ -107,10 +110,11 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
             .with_hint("try again"));
     };
     check_budgets(plan, &client)?;
+    let mut made = Vec::new();
     tokio::select! {
-        made = make_all(plan, &client) => made?,
+        all = make_all(plan, &client, &mut made) => all?,
         // The daemon undoes what its client no longer waits for.
-        _ = interrupt.received() => return unmount_all(plan.requests(), &client).await,
+        _ = interrupt.received() => return unmount_all(&made, &client).await,
     }
     let ends = plan.requests().map(|request| {
         let wait = WaitRequest { dir: request.dir.clone() };
@@ -119,20 +123,23 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
     });
     tokio::select! {
         result = futures::future::try_join_all(ends) => result.map(drop),
-        _ = interrupt.received() => unmount_all(plan.requests(), &client).await,
+        _ = interrupt.received() => unmount_all(&made, &client).await,
     }
 }
 
 /// All of the mounts, or none: who stays for them would wait for a part.
-async fn make_all(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
-    let mut made = Vec::new();
+async fn make_all<'a>(
+    plan: &'a MountPlan,
+    client: &Client,
+    made: &mut Vec<&'a MountRequest>,
+) -> Result<(), ErrorReply> {
     for request in plan.requests() {
         let announced = client.mount(request).await.and_then(|reply| {
             made.extend((!reply.existed).then_some(request));
             announce(plan, &reply)
         });
         if let Err(error) = announced {
-            say(unmount_all(made.into_iter(), client).await);
+            say(unmount_all(made, client).await);
             return Err(error);
         }
     }
@@ -140,10 +147,7 @@ async fn make_all(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
 }
 
 /// Unmounts what of this is mounted, also if it is in use.
-async fn unmount_all(
-    requests: impl Iterator<Item = &MountRequest>,
-    client: &Client,
-) -> Result<(), ErrorReply> {
+async fn unmount_all(requests: &[&MountRequest], client: &Client) -> Result<(), ErrorReply> {
     let mut result = Ok(());
     for request in requests {
         let unmount = |lazy| UnmountRequest { dir: request.dir.clone(), lazy };

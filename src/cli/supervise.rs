@@ -29,12 +29,12 @@ use super::daemon::{DaemonArgs, let_go_of_stdout};
 use super::launch::own_program;
 use super::{client_runtime, logging, report};
 use crate::control::wire::{ErrorCode, ErrorReply};
-use crate::daemon::supervision::{Change, Kept, RESUME_LIMIT, Resume};
+use crate::daemon::supervision::{Change, Mounts, RESUME_LIMIT, Resume};
 use crate::daemon::{clear_dead, prepare_to_hold_secrets};
 
 /// Daemons started within [`WINDOW`] before the next one is not any more: more than
-/// whoever is out of memory now and then needs, and few enough that a defect is not
-/// gone through all day.
+/// whoever is out of memory now and then needs, and few enough that a daemon which dies
+/// at once is not started all day.
 const RESTARTS_MAX: usize = 100;
 const WINDOW: Duration = Duration::from_secs(600);
 
@@ -67,19 +67,33 @@ async fn supervise(args: &DaemonArgs) -> Result<ExitStatus, ErrorReply> {
     let mut resume = Resume { supervisor: std::process::id(), ..Resume::default() };
     let mut restarts = Restarts::default();
     loop {
-        let mut daemon = Daemon::start(args, &resume)?;
-        let_go_of_stdout();
-        let status = daemon.watch(&mut resume.mounts, &mut signals).await?;
-        if status.success() || resume.mounts.is_empty() {
-            return Ok(status);
+        let ended = match Daemon::start(args, &resume) {
+            Ok(mut daemon) => {
+                let_go_of_stdout();
+                daemon.watch(&mut resume.mounts, &mut signals).await
+            }
+            Err(error) => Err(error),
+        };
+        let is_over = match &ended {
+            Ok(status) => status.success() || resume.mounts.is_empty(),
+            Err(_) => resume.mounts.is_empty(),
+        };
+        if is_over {
+            return ended;
         }
-        let reason = describe(status);
+        // That it cannot be started passes as well: there is no memory, or no process left.
+        let reason = match &ended {
+            Ok(status) => describe(*status),
+            Err(error) => error.to_string(),
+        };
         if signals.is_told_to_end {
-            return Ok(give_up(&resume.mounts, status));
+            give_up(&resume.mounts);
+            return ended;
         }
         let Some(pause) = restarts.next(Instant::now()) else {
             tracing::error!("the daemon died too often, last by {reason}: its mounts are removed");
-            return Ok(give_up(&resume.mounts, status));
+            give_up(&resume.mounts);
+            return ended;
         };
         resume.restarts += 1;
         tracing::warn!(restarts = resume.restarts, "the daemon died, {reason}: starting another");
@@ -89,11 +103,13 @@ async fn supervise(args: &DaemonArgs) -> Result<ExitStatus, ErrorReply> {
 }
 
 /// Leaves nothing dead behind.
-fn give_up(mounts: &[Kept], status: ExitStatus) -> ExitStatus {
-    for mount in mounts {
+fn give_up(mounts: &Mounts) {
+    for mount in &mounts.kept {
         clear_dead(&mount.request.dir, &mount.created);
     }
-    status
+    for (dir, created) in &mounts.pending {
+        clear_dead(dir, created);
+    }
 }
 
 /// One daemon.
@@ -129,7 +145,7 @@ impl Daemon {
     /// Notes what becomes of the mounts, until the daemon is gone.
     async fn watch(
         &mut self,
-        mounts: &mut Vec<Kept>,
+        mounts: &mut Mounts,
         signals: &mut Signals,
     ) -> Result<ExitStatus, ErrorReply> {
         let mut hears = true;
@@ -158,7 +174,7 @@ impl Daemon {
 }
 
 /// Notes a line; `false` once there are no more.
-fn note(line: Option<String>, mounts: &mut Vec<Kept>) -> bool {
+fn note(line: Option<String>, mounts: &mut Mounts) -> bool {
     let Some(line) = line else { return false };
     match serde_json::from_str::<Change>(&line) {
         Ok(change) => change.apply(mounts),

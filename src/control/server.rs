@@ -41,6 +41,9 @@ use crate::config::MountRequest;
 /// with all of them waited for there is still one free to unmount.
 const CONNECTIONS_MAX: usize = 128;
 
+/// Requests that name files and are read at once.
+static NAMES_AT_ONCE: Semaphore = Semaphore::const_new(2);
+
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -247,9 +250,7 @@ async fn dispatch(
         (&Method::DELETE, "/v1/mounts") => json(&service.unmount(read(request).await?).await?),
         (&Method::POST, "/v1/mounts/wait") => json(&service.wait(read(request).await?).await?),
         (&Method::POST, "/v1/renew") => json(&service.renew(read(request).await?).await?),
-        (&Method::POST, "/v1/hint") => {
-            json(&service.hint(read_up_to(NAMES_BYTES_MAX, request).await?).await?)
-        }
+        (&Method::POST, "/v1/hint") => json(&service.hint(read_names(request).await?).await?),
         (&Method::POST, "/v1/evict") => {
             lines(service, UpkeepRequest::Evict(read(request).await?)).await
         }
@@ -263,7 +264,7 @@ async fn dispatch(
             lines(service, UpkeepRequest::Unpin(read(request).await?)).await
         }
         (&Method::POST, "/v1/prefetch") => {
-            let request = read_up_to(NAMES_BYTES_MAX, request).await?;
+            let request = read_names(request).await?;
             lines(service, UpkeepRequest::Prefetch(request)).await
         }
         (&Method::POST, "/v1/prefetch/stop") => {
@@ -285,6 +286,13 @@ async fn dispatch(
 
 async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ErrorReply> {
     read_up_to(BODY_BYTES_MAX, request).await
+}
+
+/// The same for a request that names files, of which only a few are read at once: they
+/// are large.
+async fn read_names<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ErrorReply> {
+    let _turn = NAMES_AT_ONCE.acquire().await;
+    read_up_to(NAMES_BYTES_MAX, request).await
 }
 
 async fn read_up_to<T: DeserializeOwned>(

@@ -41,15 +41,19 @@ use crate::control::wire::{
 use engine::Engine;
 use mount_point::MountPoint;
 pub use mount_point::clear_dead;
-pub use process::prepare_to_hold_secrets;
+pub use process::{logs_to, prepare_to_hold_secrets};
 pub use serve::{Running, StartError, Supervision, start};
-use supervision::{Change, Kept, Supervisor};
+use supervision::{Change, Kept, Mounts, Supervisor};
 use table::{Entry, Table};
 use upkeep::Jobs;
 
 /// How long an unmounted session may take to end: the kernel's part is done,
 /// the rest is the engine's threads.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a mount that is made again may take: a folder on a file system that hangs
+/// holds up no other mount.
+const RESTORE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long an unmount waits for a lazily detached mount before it reports
 /// that files are still open. Without any the end comes in milliseconds.
@@ -76,7 +80,7 @@ impl Service for Daemon {
             cache_size: self.cache.size,
             memory_limit: self.cache.memory,
             metadata_memory: self.cache.metadata,
-            log_file: process::stderr_file(),
+            log_file: process::log_file(),
         }
     }
 
@@ -169,10 +173,22 @@ impl Daemon {
     }
 
     /// Makes the mounts that a daemon had which died.
-    async fn restore(&self, mounts: Vec<Kept>) {
+    async fn restore(&self, mounts: Mounts) {
+        let Mounts { kept: mounts, pending } = mounts;
+        let supervisor = self.supervisor.clone();
+        let cleared = blocking(move || {
+            for (dir, created) in pending {
+                clear_dead(&dir, &created);
+                supervisor.tell_gone(&dir);
+            }
+        });
+        let _ = tokio::time::timeout(RESTORE_LIMIT, cleared).await;
         let restored = mounts.into_iter().map(|kept| async move {
             let dir = kept.request.dir.clone();
-            if let Err(error) = self.restore_one(kept).await {
+            let restored = tokio::time::timeout(RESTORE_LIMIT, self.restore_one(kept)).await;
+            let hangs =
+                || Err(ErrorReply::new(ErrorCode::Environment, "its folder does not answer"));
+            if let Err(error) = restored.unwrap_or_else(|_| hangs()) {
                 tracing::error!("{} is not mounted again: {error}", dir.display());
                 self.supervisor.tell_gone(&dir);
             }
@@ -181,12 +197,22 @@ impl Daemon {
     }
 
     async fn restore_one(&self, kept: Kept) -> Result<(), ErrorReply> {
-        let Kept { request, remote, created } = kept;
+        let Kept { request, remote, created, is_restoring } = kept.clone();
         let uri = preflight::check_uri(&request)?.to_string();
         let (dir, cache_dir) = (request.dir.clone(), self.cache.dir.clone());
-        let point =
-            blocking(move || MountPoint::prepare_again(&dir, &cache_dir, created)).await??;
+        let supervisor = self.supervisor.clone();
+        let prepare = move || {
+            // Unmounted meanwhile, by whoever found it dead.
+            if !is_restoring && !mount_point::is_dead(&dir) {
+                let message = "it was unmounted meanwhile";
+                return Err(ErrorReply::new(ErrorCode::NotMounted, message));
+            }
+            supervisor.tell(&Change::Restoring(dir.clone()));
+            MountPoint::prepare_again(&dir, &cache_dir, created)
+        };
+        let point = blocking(prepare).await??;
         let mount = self.engine.mount(&request, &request.dir, Some(remote)).await?;
+        self.supervisor.tell(&Change::Mounted(Box::new(Kept { is_restoring: false, ..kept })));
         tracing::info!("{uri} is mounted at {} again, {}", request.dir.display(), mount.mode());
         self.keep(Entry::new(request, uri, mount, point, self.supervisor.clone())).await
     }
@@ -219,11 +245,14 @@ impl Daemon {
         let cache_dir = self.cache.dir.clone();
         let wanted = dir.clone();
         let point = blocking(move || MountPoint::prepare(&wanted, &cache_dir)).await??;
+        let created = point.created().to_owned();
+        self.supervisor.tell(&Change::Mounting { dir: dir.clone(), created });
         let mount = match self.engine.mount(&request, &dir, None).await {
             Ok(mount) => mount,
             Err(error) => {
                 tracing::warn!("{uri} was not mounted at {}: {error}", dir.display());
                 blocking(move || point.remove()).await?;
+                self.supervisor.tell_gone(&dir);
                 return Err(error);
             }
         };
@@ -233,6 +262,7 @@ impl Daemon {
             request: MountRequest { index: None, ..request.clone() },
             remote: mount.remote(),
             created: point.created().to_owned(),
+            is_restoring: false,
         };
         // Before it can end, which is told too.
         self.supervisor.tell(&Change::Mounted(Box::new(kept)));

@@ -99,6 +99,12 @@ impl MountPoint {
     }
 }
 
+/// Whether a dead mount is at `dir`.
+pub(super) fn is_dead(dir: &Path) -> bool {
+    let there = mountinfo::topmost_at(dir);
+    there.is_ok_and(|mount| mount.is_some_and(|mount| mount.is_fuse()) && kernel::is_stale(dir))
+}
+
 /// Unmounts a dead mount at `dir`, and removes what was created for it.
 pub fn clear_dead(dir: &Path, created: &[PathBuf]) {
     match clear_stale(dir) {

@@ -11,6 +11,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 
+/// Where this process logs, if not to stderr.
+static LOG_FILE: OnceLock<PathBuf> = OnceLock::new();
+
 /// The umask of whoever started this process.
 static CALLERS_UMASK: OnceLock<Mode> = OnceLock::new();
 
@@ -37,8 +40,16 @@ pub(super) fn create_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file that stderr leads to, if it is one.
-pub(super) fn stderr_file() -> Option<PathBuf> {
+/// Says where this process logs, if not to stderr.
+pub fn logs_to(path: PathBuf) {
+    let _ = LOG_FILE.set(path);
+}
+
+/// The file that this process logs to: what was said, or what stderr leads to.
+pub(super) fn log_file() -> Option<PathBuf> {
+    if let Some(path) = LOG_FILE.get() {
+        return Some(path.clone());
+    }
     let path = fs::read_link("/proc/self/fd/2").ok()?;
     path.metadata().is_ok_and(|meta| meta.is_file()).then_some(path)
 }

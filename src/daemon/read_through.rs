@@ -48,6 +48,9 @@ pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply>
     Ok(Arc::new(ReadThrough { cache, remote_metrics, endpoints }))
 }
 
+/// Time for a LIST of one key, by which new credentials are tried.
+const RENEW_LIMIT: Duration = Duration::from_secs(10);
+
 struct ReadThrough {
     cache: Arc<Cache>,
     remote_metrics: Arc<RemoteMetrics>,
@@ -287,7 +290,7 @@ impl ActiveMount for Mounted {
 
     async fn renew(&self, env: &CallerEnv) -> Result<(), ErrorReply> {
         let mut current = self.env.lock().await;
-        if *current == *env && self.client.refusal().is_none() {
+        if current.is_same_login(env) && self.client.refusal().is_none() {
             return Ok(());
         }
         let renewed = self.connect_as(env).await.and_then(|remote| self.client.renew(remote));
@@ -363,8 +366,9 @@ impl Mounted {
         let prefix = self.uri.prefix().to_owned();
         let one = ListRequest { prefix, max_keys: Some(1), ..ListRequest::default() };
         self.metrics.list.requests.add(1);
-        match remote.list(&one).await {
-            Err(error) if error.kind == ErrorKind::Credentials => {
+        let listed = tokio::time::timeout(RENEW_LIMIT, remote.list(&one)).await;
+        match listed {
+            Ok(Err(error)) if error.kind == ErrorKind::Credentials => {
                 self.metrics.list.errors.add(1);
                 Err(error)
             }

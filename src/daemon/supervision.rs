@@ -15,12 +15,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::table::MOUNTS_MAX;
 use crate::config::{CallerEnv, MountRequest};
+use crate::control::BODY_BYTES_MAX;
 use crate::remote::later::Known;
 
-/// Longest line, in bytes: a request's credentials may be a few KiB each, and a daemon
-/// has 64 mounts.
-const LINE_BYTES_MAX: u64 = 16 << 20;
+/// Longest line, in bytes: as many requests as a daemon has mounts, with what was created
+/// for them.
+const LINE_BYTES_MAX: u64 = (MOUNTS_MAX as u64 + 1) * 2 * BODY_BYTES_MAX as u64;
 
 /// A supervisor that takes no line for so long is given up: nobody waits for it.
 const SEND_LIMIT: Duration = Duration::from_secs(2);
@@ -37,6 +39,19 @@ pub struct Kept {
     pub remote: Known,
     /// Folders that were created for it, parents first.
     pub created: Vec<PathBuf>,
+    /// It was being made again when a daemon died: the dead one need not be there.
+    #[serde(default)]
+    pub is_restoring: bool,
+}
+
+/// The mounts of a daemon, as its supervisor knows them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mounts {
+    /// Those there are.
+    pub kept: Vec<Kept>,
+    /// Those that are being made, and what was created for them: who asked for one asks
+    /// again.
+    pub pending: Vec<(PathBuf, Vec<PathBuf>)>,
 }
 
 /// What a daemon begins with.
@@ -49,13 +64,22 @@ pub struct Resume {
     /// How the last of them died.
     pub reason: Option<String>,
     /// The mounts that it had.
-    pub mounts: Vec<Kept>,
+    pub mounts: Mounts,
 }
 
 /// What became of a mount.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Change {
+    /// It is being made.
+    Mounting {
+        /// Where.
+        dir: PathBuf,
+        /// Folders that were created for it, parents first.
+        created: Vec<PathBuf>,
+    },
+    /// It is being made again.
+    Restoring(PathBuf),
     /// It is there.
     Mounted(Box<Kept>),
     /// It has other credentials.
@@ -71,20 +95,44 @@ pub enum Change {
 
 impl Change {
     /// Notes it.
-    pub fn apply(self, mounts: &mut Vec<Kept>) {
+    pub fn apply(self, mounts: &mut Mounts) {
         match self {
+            Change::Mounting { dir, created } => {
+                mounts.forget(&dir);
+                mounts.pending.push((dir, created));
+            }
+            Change::Restoring(dir) => {
+                if let Some(mount) = mounts.find(&dir) {
+                    mount.is_restoring = true;
+                }
+            }
             Change::Mounted(kept) => {
-                mounts.retain(|mount| mount.request.dir != kept.request.dir);
-                mounts.push(*kept);
+                mounts.forget(&kept.request.dir);
+                mounts.kept.push(*kept);
             }
             Change::Renewed { dir, env } => {
-                let mount = mounts.iter_mut().find(|mount| mount.request.dir == dir);
-                if let Some(mount) = mount {
+                if let Some(mount) = mounts.find(&dir) {
                     mount.request.env = env;
                 }
             }
-            Change::Gone(dir) => mounts.retain(|mount| mount.request.dir != dir),
+            Change::Gone(dir) => mounts.forget(&dir),
         }
+    }
+}
+
+impl Mounts {
+    /// Whether there is nothing to make again or to clean up.
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty() && self.pending.is_empty()
+    }
+
+    fn find(&mut self, dir: &Path) -> Option<&mut Kept> {
+        self.kept.iter_mut().find(|mount| mount.request.dir == dir)
+    }
+
+    fn forget(&mut self, dir: &Path) {
+        self.kept.retain(|mount| mount.request.dir != dir);
+        self.pending.retain(|(pending, _)| pending != dir);
     }
 }
 
@@ -160,12 +208,21 @@ mod tests {
     fn mounts_come_change_and_go() {
         let known = Known::of(&ScriptedRemote::new());
         let kept = |dir: &str| {
-            Box::new(Kept { request: request(dir), remote: known.clone(), created: Vec::new() })
+            let created = vec![dir.into()];
+            Box::new(Kept {
+                request: request(dir),
+                remote: known.clone(),
+                created,
+                is_restoring: false,
+            })
         };
         let env: CallerEnv = [("AWS_PROFILE", "new")].into_iter().collect();
-        let mut mounts = Vec::new();
+        let mut mounts = Mounts::default();
         for change in [
+            Change::Mounting { dir: "/a".into(), created: Vec::new() },
+            Change::Mounting { dir: "/z".into(), created: Vec::new() },
             Change::Mounted(kept("/a")),
+            Change::Restoring("/a".into()),
             Change::Mounted(kept("/b")),
             Change::Mounted(kept("/a")),
             Change::Renewed { dir: "/a".into(), env: env.clone() },
@@ -176,9 +233,16 @@ mod tests {
             let line = serde_json::to_vec(&change).unwrap();
             serde_json::from_slice::<Change>(&line).unwrap().apply(&mut mounts);
         }
-        assert_eq!(mounts.len(), 1);
-        assert_eq!(mounts[0].request.dir, Path::new("/a"));
-        assert_eq!(mounts[0].request.env, env);
+        assert_eq!(mounts.kept.len(), 1);
+        assert_eq!(mounts.kept[0].request.dir, Path::new("/a"));
+        assert_eq!(mounts.kept[0].request.env, env);
+        assert!(!mounts.kept[0].is_restoring, "it was mounted since");
+        assert_eq!(mounts.pending, [("/z".into(), Vec::new())]);
+        Change::Restoring("/a".into()).apply(&mut mounts);
+        assert!(mounts.kept[0].is_restoring);
+        Change::Gone("/z".into()).apply(&mut mounts);
+        Change::Gone("/a".into()).apply(&mut mounts);
+        assert!(mounts.is_empty());
     }
 
     #[test]

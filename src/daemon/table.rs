@@ -20,7 +20,7 @@ use crate::control::wire::{ErrorCode, ErrorReply};
 
 /// Mounts of one daemon. Each costs threads and descriptors; the field has
 /// one to a handful.
-const MOUNTS_MAX: usize = 64;
+pub(super) const MOUNTS_MAX: usize = 64;
 
 /// One mount and what the daemon remembers of it.
 pub(super) struct Entry {
@@ -66,12 +66,14 @@ impl Entry {
 
     /// Notes that the folder is free, and puts it back as it was.
     pub(super) fn detach(&self) {
-        self.detached.send_replace(true);
-        let point = lock(&self.point).take();
-        if let Some(point) = point {
+        // Who comes second waits: the folder is put back, and that is told, before
+        // another mount of it can begin.
+        let mut point = lock(&self.point);
+        if let Some(point) = point.take() {
             point.remove();
             self.supervisor.tell_gone(&self.dir);
         }
+        self.detached.send_replace(true);
     }
 
     /// Returns once the mount has left the table.

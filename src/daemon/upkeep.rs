@@ -51,6 +51,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Jobs {
     work: Arc<Semaphore>,
     looks: Arc<Semaphore>,
+    /// Those that go on without a client take no place of the others'.
+    prefetches: Arc<Semaphore>,
     detached: Arc<Mutex<Detached>>,
 }
 
@@ -64,7 +66,12 @@ struct Detached {
 impl Default for Jobs {
     fn default() -> Self {
         let slots = |max| Arc::new(Semaphore::new(max));
-        Jobs { work: slots(JOBS_MAX), looks: slots(LOOKS_MAX), detached: Arc::default() }
+        Jobs {
+            work: slots(JOBS_MAX),
+            looks: slots(LOOKS_MAX),
+            prefetches: slots(JOBS_MAX),
+            detached: Arc::default(),
+        }
     }
 }
 
@@ -96,16 +103,22 @@ impl Jobs {
         std::mem::take(&mut self.detached().jobs).len() as u64
     }
 
-    /// Is the client of a job that has none, until it is done or stopped.
-    async fn follow(self, mut lines: mpsc::Receiver<UpkeepLine>) {
+    /// Notes a job that no client waits for.
+    fn note_detached(&self) -> (u64, oneshot::Receiver<()>) {
         let (stop, stopped) = oneshot::channel();
-        let id = {
-            let mut detached = self.detached();
-            detached.next_id += 1;
-            let id = detached.next_id;
-            detached.jobs.insert(id, (ProgressReport::default(), stop));
-            id
-        };
+        let mut detached = self.detached();
+        detached.next_id += 1;
+        let id = detached.next_id;
+        detached.jobs.insert(id, (ProgressReport::default(), stop));
+        (id, stopped)
+    }
+
+    /// Is the client of such a job, until it is done or stopped.
+    async fn follow(
+        self,
+        mut lines: mpsc::Receiver<UpkeepLine>,
+        (id, stopped): (u64, oneshot::Receiver<()>),
+    ) {
         let told = async {
             while let Some(line) = lines.recv().await {
                 match line {
@@ -133,6 +146,7 @@ impl Jobs {
         let all = async {
             let _work = self.work.acquire_many(JOBS_MAX as u32).await;
             let _looks = self.looks.acquire_many(LOOKS_MAX as u32).await;
+            let _prefetches = self.prefetches.acquire_many(JOBS_MAX as u32).await;
         };
         if tokio::time::timeout(END_TIMEOUT, all).await.is_err() {
             tracing::warn!("a command still runs; the cache is closed under it");
@@ -153,13 +167,21 @@ impl Daemon {
             return self.detach(request);
         }
         let slot = self.jobs.begin(&request)?;
+        Ok(self.start_job(request, slot))
+    }
+
+    fn start_job(
+        &self,
+        request: UpkeepRequest,
+        slot: OwnedSemaphorePermit,
+    ) -> mpsc::Receiver<UpkeepLine> {
         let (lines, receiver) = mpsc::channel(LINES_MAX);
         let daemon = self.clone();
         tokio::spawn(async move {
             daemon.run_upkeep(request, &lines).await;
             drop(slot);
         });
-        Ok(receiver)
+        receiver
     }
 
     /// Starts a prefetch that goes on without its client.
@@ -167,9 +189,14 @@ impl Daemon {
         let UpkeepRequest::Prefetch(request) = request else {
             return self.start_upkeep(request);
         };
-        let attached = PrefetchRequest { detached: false, ..request };
-        let lines = self.start_upkeep(UpkeepRequest::Prefetch(attached))?;
-        tokio::spawn(self.jobs.clone().follow(lines));
+        let attached = UpkeepRequest::Prefetch(PrefetchRequest { detached: false, ..request });
+        let slot = Arc::clone(&self.jobs.prefetches).try_acquire_owned().map_err(|_| {
+            let message = format!("{JOBS_MAX} prefetches go on already, the most at once");
+            ErrorReply::new(ErrorCode::Busy, message)
+                .with_hint("wait for one, or end them with `warmfs prefetch --stop`")
+        })?;
+        let lines = self.start_job(attached, slot);
+        tokio::spawn(self.jobs.clone().follow(lines, self.jobs.note_detached()));
         let (answer, receiver) = mpsc::channel(1);
         let reply = PrefetchReply { detached: true, ..PrefetchReply::default() };
         let _ = answer.try_send(UpkeepLine::Done(UpkeepReply::Prefetch(reply)));

@@ -87,7 +87,9 @@ impl<S: FromJson> TokenSource<S> for CredentialCommand {
 impl CredentialCommand {
     fn command(&self) -> Command {
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(&self.command).env_clear().envs(self.env.iter());
+        let ours = [CallerEnv::CREDENTIALS, CallerEnv::CUSTOMER_KEY];
+        let given = self.env.iter().filter(|(name, _)| !ours.contains(name));
+        command.arg("-c").arg(&self.command).env_clear().envs(given);
         command.env("WARMFS_URI", &self.uri);
         if let Some(dir) = self.env.get("PWD") {
             command.current_dir(dir);

@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use futures::future::BoxFuture;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
 
 use super::checksum::Checksum;
 use super::{
@@ -35,25 +35,25 @@ impl Known {
     }
 }
 
-type Connect = dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Remote>, RemoteError>> + Send + Sync;
+type Connected = Result<Arc<dyn Remote>, RemoteError>;
+type Connect = dyn Fn() -> BoxFuture<'static, Connected> + Send + Sync;
 
 /// A remote that was known before.
 pub struct Later {
     known: Known,
     connect: Box<Connect>,
-    connected: OnceCell<Arc<dyn Remote>>,
+    /// The connecting, under way or done. In a task of its own: a request that has no
+    /// more time does not end it.
+    connected: Mutex<Option<Shared<BoxFuture<'static, Connected>>>>,
 }
 
 impl Later {
     /// The remote that was `known`, which `connect` connects.
     pub fn new(
         known: Known,
-        connect: impl Fn() -> BoxFuture<'static, Result<Arc<dyn Remote>, RemoteError>>
-        + Send
-        + Sync
-        + 'static,
+        connect: impl Fn() -> BoxFuture<'static, Connected> + Send + Sync + 'static,
     ) -> Later {
-        Later { known, connect: Box::new(connect), connected: OnceCell::new() }
+        Later { known, connect: Box::new(connect), connected: Mutex::default() }
     }
 
     /// Connects it, unless it is.
@@ -64,18 +64,27 @@ impl Later {
         self.remote().await.map(drop)
     }
 
-    /// One request connects it, and those beside it wait.
-    async fn remote(&self) -> Result<&Arc<dyn Remote>, RemoteError> {
-        let connect = || async {
-            let remote = (self.connect)().await?;
-            if *remote.id() != self.known.id {
-                let (now, then) = (&remote.id().0, &self.known.id.0);
-                let message = format!("{now} is not {then}, which was mounted; mount it again");
-                return Err(RemoteError::new(ErrorKind::Invalid, message));
-            }
-            Ok(remote)
-        };
-        self.connected.get_or_try_init(connect).await
+    /// The first request has it connected, and those beside it wait for the same.
+    async fn remote(&self) -> Connected {
+        let remote = self.begun().await?;
+        if *remote.id() != self.known.id {
+            let (now, then) = (&remote.id().0, &self.known.id.0);
+            let message = format!("{now} is not {then}, which was mounted; mount it again");
+            return Err(RemoteError::new(ErrorKind::Invalid, message));
+        }
+        Ok(remote)
+    }
+
+    fn begun(&self) -> Shared<BoxFuture<'static, Connected>> {
+        let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_failed = |begun: &Shared<_>| matches!(begun.peek(), Some(Err(_)));
+        if let Some(begun) = connected.as_ref().filter(|begun| !has_failed(begun)) {
+            return begun.clone();
+        }
+        let begun = (self.connect)().shared();
+        tokio::spawn(begun.clone());
+        *connected = Some(begun.clone());
+        begun
     }
 }
 
@@ -116,8 +125,7 @@ impl Remote for Later {
 
 impl fmt::Debug for Later {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let remote = self.connected.get();
-        f.debug_struct("Later").field("known", &self.known).field("remote", &remote).finish()
+        f.debug_struct("Later").field("known", &self.known).finish_non_exhaustive()
     }
 }
 
@@ -151,6 +159,26 @@ mod tests {
         let (one, other) = tokio::join!(later.head(&key), later.head(&key));
         assert_eq!(one.unwrap(), other.unwrap());
         assert_eq!(tries.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_goes_away_does_not_end_the_connecting() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "a").unwrap();
+        let remote: Arc<dyn Remote> = Arc::new(LocalRemote::open(dir.path()).await.unwrap());
+        let (go, gone) = tokio::sync::watch::channel(false);
+        let same = remote.clone();
+        let later = Later::new(Known::of(&*remote), move || {
+            let (mut go, remote) = (gone.clone(), same.clone());
+            Box::pin(async move {
+                let _ = go.wait_for(|go| *go).await;
+                Ok(remote)
+            })
+        });
+        let key = Key("a".to_owned());
+        assert!(futures::poll!(std::pin::pin!(later.head(&key))).is_pending());
+        go.send_replace(true);
+        assert_eq!(later.head(&key).await.unwrap().size, 1);
     }
 
     #[tokio::test]

@@ -111,7 +111,8 @@ pub async fn connect(
         credential_command: None,
         ..options.clone()
     };
-    let origin = Box::pin(super::connect(&origin_uri, &options, env, metrics)).await;
+    let env = env.without(CallerEnv::CREDENTIALS);
+    let origin = Box::pin(super::connect(&origin_uri, &options, &env, metrics)).await;
     let origin = origin.map_err(|error| RemoteError {
         message: format!("--origin: {}", of_origin(&error)),
         ..error
@@ -149,7 +150,7 @@ impl Remote for WithOrigin {
             cluster: self.cluster.head(key),
             origin: self.origin.head(key),
             metrics: &self.metrics.head,
-            origin_first: false,
+            first: First::Cluster,
         };
         self.ask(format!("HEAD {}", key.0), ways).await
     }
@@ -166,7 +167,7 @@ impl Remote for WithOrigin {
             cluster: Box::pin(list(&*self.cluster, OF_CLUSTER, request, None)),
             origin: Box::pin(list(&*self.origin, OF_ORIGIN, request, None)),
             metrics: &self.metrics.list,
-            origin_first: false,
+            first: First::Cluster,
         };
         self.ask(format!("LIST {}", request.prefix), ways).await
     }
@@ -180,7 +181,10 @@ impl Remote for WithOrigin {
             cluster: self.cluster.get_range(object, range.clone()),
             origin: Box::pin(self.get_at_origin(object, range.clone())),
             metrics: &self.metrics.get,
-            origin_first: self.is_cold_and_large(object, &range).await,
+            first: match self.is_cold_and_large(object, &range).await {
+                true => First::Origin,
+                false => First::Cluster,
+            },
         };
         self.ask(format!("GET {}", object.key.0), ways).await
     }
@@ -191,7 +195,7 @@ impl Remote for WithOrigin {
             origin: self.origin.checksum(object),
             metrics: &self.metrics.head,
             // It is the one to know: the cluster's bytes are what is to be told apart.
-            origin_first: true,
+            first: First::OriginUncounted,
         };
         self.ask(format!("HEAD {}", object.key.0), ways).await
     }
@@ -225,7 +229,17 @@ struct Ways<'a, T> {
     cluster: BoxFuture<'a, Result<T, RemoteError>>,
     origin: BoxFuture<'a, Result<T, RemoteError>>,
     metrics: &'a RequestMetrics,
-    origin_first: bool,
+    first: First,
+}
+
+/// Who is asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Cluster,
+    /// The cloud, which is faster for this, and that counts.
+    Origin,
+    /// The cloud, whose word it is about.
+    OriginUncounted,
 }
 
 impl WithOrigin {
@@ -241,20 +255,22 @@ impl WithOrigin {
     /// Asks the one, and where it cannot serve the other. Where neither can, the
     /// cluster's word counts.
     async fn ask<T>(&self, what: String, ways: Ways<'_, T>) -> Result<T, RemoteError> {
-        let Ways { cluster, origin, metrics, origin_first } = ways;
+        let Ways { cluster, origin, metrics, first } = ways;
         let cluster = async {
             let answer = timeout(CLUSTER_LIMIT, cluster).await;
             let answer = answer.unwrap_or_else(|_| Err(late(&what, CLUSTER_LIMIT)));
             self.lock().reachable.answered(answer.as_ref().err(), Instant::now());
             answer
         };
-        let why = match origin_first {
-            true => Some(Why::ColdRange),
-            false => self.lock().reachable.avoided(Instant::now()),
+        let why = match first {
+            First::Origin | First::OriginUncounted => Some(Why::ColdRange),
+            First::Cluster => self.lock().reachable.avoided(Instant::now()),
         };
         if let Some(why) = why {
             if let Ok(answer) = origin.await {
-                self.count(why);
+                if first != First::OriginUncounted {
+                    self.count(why);
+                }
                 return Ok(answer);
             }
             metrics.requests.add(1);

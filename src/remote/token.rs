@@ -143,6 +143,9 @@ struct Held<S> {
     failure: Option<Failure>,
     /// When a refusal of the store last had a token fetched early.
     forgot: Option<SystemTime>,
+    /// The token that was refused then. It may be right all the same, so it is used again
+    /// where there is no other.
+    refused: Option<Token<S>>,
     /// Counts what was given: a fetch from an earlier source is not wanted any more.
     given: u64,
 }
@@ -210,6 +213,7 @@ impl<S: Secret> Held<S> {
         let error = match result {
             Ok(token) if token.left(now).is_some() => {
                 (self.token, self.since, self.failure) = (Some(token), now, None);
+                self.refused = None;
                 return;
             }
             Ok(_) => {
@@ -228,6 +232,9 @@ impl<S: Secret> Held<S> {
             false => ErrorKind::Credentials,
         };
         let error = RemoteError { kind, ..error };
+        if self.token.is_none() {
+            self.token = self.refused.take();
+        }
         self.failure = Some(Failure { error, at: now, pause });
     }
 
@@ -236,7 +243,7 @@ impl<S: Secret> Held<S> {
         let is_current = self.token.as_ref() == Some(refused);
         let is_early = self.forgot.is_some_and(|last| rests(last, PAUSE, now));
         if is_current && !is_early && self.source.is_some() {
-            (self.token, self.forgot) = (None, Some(now));
+            (self.refused, self.forgot) = (self.token.take(), Some(now));
         }
     }
 }
@@ -255,6 +262,7 @@ impl<S: Secret> Tokens<S> {
             fetch: None,
             failure: None,
             forgot: None,
+            refused: None,
             given: 0,
         };
         let tokens =
@@ -326,7 +334,8 @@ impl<S: Secret> Tokens<S> {
             Given::Source(source) => (Some(source), None),
             Given::Token(token) => (None, Some(token)),
         };
-        (held.since, held.failure, held.forgot) = (now, None, None);
+        (held.since, held.failure) = (now, None);
+        (held.forgot, held.refused) = (None, None);
         held.given += 1;
         drop(held);
         self.0.changed.notify_waiters();

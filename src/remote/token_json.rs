@@ -16,6 +16,9 @@ use super::token::Token;
 /// ten years.
 const LIFE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// Seconds since 1970, or from now on, that can be reckoned with: some 3,000 years.
+const SECONDS_MAX: f64 = 1e11;
+
 /// A token's names, by those who write it.
 const TOKEN: [&str; 3] = ["access_token", "accessToken", "token"];
 
@@ -45,7 +48,8 @@ pub(super) fn end(
     object: &Map<String, Value>,
     now: SystemTime,
 ) -> Result<Option<SystemTime>, &'static str> {
-    if let Some(left) = object.get("expires_in").and_then(seconds) {
+    if let Some(left) = object.get("expires_in").filter(|left| !left.is_null()) {
+        let left = seconds(left).ok_or("its expires_in is no number of seconds")?;
         return Ok(Some(now + left.min(LIFE_MAX)));
     }
     let since_1970 = |passed: Duration| SystemTime::UNIX_EPOCH.checked_add(passed);
@@ -67,8 +71,12 @@ pub(super) fn end(
 
 /// A number, or its digits in a string.
 fn seconds(value: &Value) -> Option<Duration> {
-    let text = || value.as_str().and_then(|text| text.parse().ok());
-    value.as_u64().or_else(text).map(Duration::from_secs)
+    let number = match value.as_str() {
+        Some(text) => text.parse().ok()?,
+        None => value.as_f64()?,
+    };
+    // Not more than is believed, or it could not be added to a time.
+    (number >= 0.0).then(|| Duration::from_secs_f64(f64::min(number, SECONDS_MAX)))
 }
 
 #[cfg(test)]
@@ -85,7 +93,7 @@ mod tests {
         r#"{"access_token":"t","expires_on":"3599","resource":"r","token_type":"Bearer"}"#,
         r#"{"accessToken":"t","expiresOn":"2024-02-05 10:00:00.000000","expires_on":3599}"#,
         r#"{"accessToken":"t","expireTime":"1970-01-01T00:59:59Z"}"#,
-        r#"{"token":"t","expires_at":3599}"#,
+        r#"{"token":"t","expires_at":3599.5}"#,
         r#"{"token":"t","expiry":"1970-01-01T01:59:59+01:00"}"#,
         r#"{"token":"t","Expiration":"1970-01-01T00:59:59.9Z"}"#,
     ];
@@ -120,6 +128,8 @@ mod tests {
             r#"{"access_token":{"t":1}}"#,
             r#"{"token":"t","expiry":"tomorrow"}"#,
             r#"{"token":"t","expiry":-1}"#,
+            r#"{"token":"t","expires_in":"soon"}"#,
+            r#"{"token":"t","expires_in":-5}"#,
         ] {
             assert_eq!(token(reply.as_bytes(), NOW), None, "{reply}");
         }

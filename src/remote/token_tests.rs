@@ -250,6 +250,20 @@ async fn who_waits_gets_what_is_given() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_token_is_used_again_where_there_is_no_other() {
+    let (source, tokens) = setup(HOUR);
+    let first = tokens.current().await.unwrap();
+    source.fail(ErrorKind::Transient);
+    tokens.forget(&first);
+    assert_eq!(tokens.current().await.unwrap(), first);
+    let tried = source.fetches();
+    assert!(tried > 1, "it was tried");
+    tokens.forget(&first);
+    assert_eq!(tokens.current().await.unwrap(), first, "not again so soon");
+    assert_eq!(source.fetches(), tried);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_token_is_fetched_again_once() {
     let (source, tokens) = setup(HOUR);
     let first = tokens.current().await.unwrap();

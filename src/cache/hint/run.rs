@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 
+use super::super::budget::Excess;
 use super::super::object::Fill;
 use super::super::store::Readers;
 use super::super::warm::Pace;
@@ -166,8 +167,14 @@ impl Run {
     fn has_room(&mut self, tree: &Tree, bytes: u64) -> Result<bool, CacheError> {
         let wanted = self.filling_bytes.saturating_add(bytes);
         let store = tree.store();
-        if store.room_bytes() > wanted {
+        // By what is no longer read, if there is any.
+        if store.room_bytes() > wanted
+            || store.has_room_for(Excess { bytes: wanted, files: 1 }, false)
+        {
             return Ok(true);
+        }
+        if self.sequence.bytes() <= store.object_limit_bytes() {
+            return Ok(false); // Else it would take the place of itself.
         }
         let mut victims = Vec::new();
         let mut victim_bytes = 0;

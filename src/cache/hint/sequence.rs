@@ -6,6 +6,7 @@
 //! for a virtual-storage computer", 1966: what is needed last goes first). Where nothing
 //! was read yet, what comes last in the order goes, and is fetched again in its turn.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use super::NodeId;
@@ -21,19 +22,33 @@ pub(super) struct Turn {
     pub(super) size: u64,
 }
 
+/// The turns of an object.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    /// The first one that was not read.
+    due: usize,
+    last: usize,
+    /// The one that was read last.
+    read: Option<usize>,
+}
+
+/// No turn.
+const NEVER: usize = usize::MAX;
+
 /// The order of one epoch, as far as it was told.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
     turns: Vec<Turn>,
-    /// The first and the last turn of each object.
-    uses: HashMap<NodeId, (usize, usize)>,
+    /// By turn, the next one of the same object.
+    again: Vec<usize>,
+    uses: HashMap<NodeId, Use>,
     /// Turns that were read, as far as is known.
     position: usize,
     /// The turn that is fetched next.
     next: usize,
     /// Bytes between the two.
     ahead_bytes: u64,
-    /// Objects that were read, the earliest first.
+    /// Objects whose last turn was read, the earliest first.
     read: VecDeque<NodeId>,
     /// Turns before this were looked at by [`Sequence::victim`], whether read or not.
     passed: usize,
@@ -68,13 +83,20 @@ impl Sequence {
     pub(super) fn push(&mut self, turn: Turn) {
         let at = self.turns.len();
         self.turns.push(turn);
-        let is_whole = self.far == at;
-        let uses = self.uses.entry(turn.node).or_insert((at, at));
-        if uses.0 == at {
-            self.bytes += turn.size;
+        self.again.push(NEVER);
+        match self.uses.entry(turn.node) {
+            Entry::Vacant(entry) => {
+                entry.insert(Use { due: at, last: at, read: None });
+                self.bytes += turn.size;
+            }
+            Entry::Occupied(mut entry) => {
+                let of = entry.get_mut();
+                self.again[of.last] = at;
+                of.last = at;
+                of.due = of.due.min(at);
+            }
         }
-        uses.1 = at;
-        if is_whole {
+        if self.far == at {
             self.far = at + 1;
         }
     }
@@ -93,15 +115,19 @@ impl Sequence {
         }
     }
 
-    /// An object was read; `false` if that says nothing of this order.
+    /// An object was read; `false` if that says nothing of this order. A file is read
+    /// many times in one turn.
     pub(super) fn was_read(&mut self, node: NodeId) -> bool {
-        let Some((first, last)) = self.uses.get(&node).copied() else { return false };
-        // Of an object that comes several times, the one that is due.
-        let at = if first >= self.position { first } else { last };
+        let Some(of) = self.uses.get_mut(&node) else { return false };
+        if of.read.is_some_and(|turn| self.position < turn + NEAR) || of.due == NEVER {
+            return true;
+        }
+        let at = of.due;
         if at > self.next + NEAR {
             return false;
         }
-        if last < self.position.max(at + 1) {
+        (of.read, of.due) = (Some(at), self.again[at]);
+        if of.due == NEVER {
             self.read.push_back(node);
         }
         while self.next <= at {
@@ -123,7 +149,7 @@ impl Sequence {
         // Reads from the kernel's page cache are not heard of.
         while self.passed + NEAR < self.position {
             let Turn { node, .. } = self.turns[self.passed];
-            let is_last = self.uses.get(&node).is_some_and(|(_, last)| *last == self.passed);
+            let is_last = self.uses.get(&node).is_some_and(|of| of.last == self.passed);
             self.passed += 1;
             if is_last {
                 return Some(node);
@@ -132,7 +158,7 @@ impl Sequence {
         while self.far > self.next + NEAR {
             self.far -= 1;
             let Turn { node, .. } = self.turns[self.far];
-            if self.uses.get(&node).is_some_and(|(first, _)| *first == self.far) {
+            if self.uses.get(&node).is_some_and(|of| of.due == self.far) {
                 return Some(node);
             }
         }
@@ -210,14 +236,20 @@ mod tests {
 
     #[test]
     fn what_comes_again_stays_until_its_last_turn() {
-        let mut order = sequence([1, 2, 1, 3]);
+        let far = NEAR as u64 + 2;
+        let mut order = sequence([1].into_iter().chain(100..100 + far).chain([1, 3]));
         order.was_read(NodeId(1));
-        assert_eq!(order.victim(), None, "it comes again");
-        order.was_read(NodeId(2));
+        assert_eq!(order.progress().1, 1);
+        // Further reads of the same turn.
         order.was_read(NodeId(1));
-        assert_eq!([order.victim(), order.victim()], [Some(NodeId(2)), Some(NodeId(1))]);
-        assert_eq!(order.progress().1, 3);
-        assert_eq!(order.bytes(), 30);
+        assert_eq!((order.progress().1, order.victim()), (1, Some(NodeId(3))));
+        for node in 100..100 + far {
+            order.was_read(NodeId(node));
+        }
+        assert_eq!(order.victim(), Some(NodeId(100)), "1 comes again");
+        order.was_read(NodeId(1));
+        assert_eq!(order.progress().1, far as usize + 2);
+        assert_eq!(order.bytes(), 10 * (far + 2));
     }
 
     #[test]

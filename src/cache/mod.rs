@@ -61,9 +61,10 @@ pub use look::{HiddenPages, Look};
 pub use metadata::{Child, Extent, Node, NodeKind, Tree};
 pub use object::{AtHand, CachedObject, ReadOutcome};
 pub use record::{NodeId, ObjectAttr, Rollup};
-pub use store::{Store, Subscription};
+pub use store::{OnTheWay, Store, Subscription};
 pub use upkeep::{Evicted, Pinned, Progress, Refreshed, Scope, Verified};
 pub use warm::{Doing, Warming};
+pub use writer::Backlog;
 
 use crate::config::CacheOptions;
 use crate::remote::RemoteError;
@@ -110,6 +111,8 @@ pub struct CacheFigures {
     pub pins: u64,
     /// Keys below the mounts that no path can name, as far as they are listed.
     pub hidden_keys: u64,
+    /// What the disk had left for anybody, within the last second.
+    pub disk_free_bytes: u64,
 }
 
 impl CacheFigures {
@@ -263,6 +266,7 @@ impl Cache {
             object_limit_bytes: budget.for_objects(),
             pins: self.store.places().pins(),
             hidden_keys: dataset.hidden,
+            disk_free_bytes: budget.disk_free(),
         }
     }
 

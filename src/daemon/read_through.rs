@@ -13,11 +13,13 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
-    AttachError, Audited, Cache, CacheError, Evicted, NodeId, Pinned, Progress, Refreshed, Scope,
-    Tree, Verified, Warming,
+    AttachError, Audited, Cache, CacheError, Evicted, NodeId, OnTheWay, Pinned, Progress,
+    Refreshed, Scope, Tree, Verified, Warming,
 };
 use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest, RemoteOptions};
-use crate::control::wire::{CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply};
+use crate::control::wire::{
+    CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply, RemoteQueueStatus,
+};
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
 use crate::fs::trace::Recorder;
@@ -109,6 +111,7 @@ impl Engine for ReadThrough {
             expected_hit_rate: figures.expected_hit_rate(),
             pins: figures.pins,
             hidden_keys: figures.hidden_keys,
+            disk_free_bytes: figures.disk_free_bytes,
             compared: compared(self.cache.store().audited()),
         }
     }
@@ -119,6 +122,10 @@ impl Engine for ReadThrough {
 
     fn cache_metrics(&self) -> &CacheMetrics {
         self.cache.store().metrics()
+    }
+
+    fn on_the_way(&self) -> OnTheWay {
+        self.cache.store().on_the_way()
     }
 
     async fn evict(
@@ -272,6 +279,22 @@ impl ActiveMount for Mounted {
     fn download(&self) -> DownloadStatus {
         let Download { bytes, cap, is_reached } = self.client.download();
         DownloadStatus { bytes, cap, reached: is_reached }
+    }
+
+    fn requests(&self) -> Option<(RemoteQueueStatus, bool)> {
+        let load = self.client.requests().load();
+        let queue = RemoteQueueStatus {
+            remote: self.client.id().0.clone(),
+            mount: None,
+            in_flight: load.used,
+            limit: load.limit,
+            waiting: super::status::waiting(load.waiting),
+        };
+        Some((queue, self.client.has_own_requests()))
+    }
+
+    fn not_seen(&self) -> String {
+        self.session.file_system().not_seen().to_owned()
     }
 
     async fn renew(&self, env: &CallerEnv) -> Result<(), ErrorReply> {

@@ -101,6 +101,29 @@ mod tests {
         }
     }
 
+    crate::fuzz::fuzz_tests!(prices);
+
+    /// `--cost`: what is taken are prices, and none of them makes a sum that is none.
+    fn prices(effort: crate::fuzz::Effort) {
+        let target = crate::fuzz::Target {
+            name: "--cost",
+            corpus: ["egress=0.09,get=0.4,list=5", "get=1e3", "list=0"].map(Vec::from).to_vec(),
+            words: &["=", ",", "egress", "get", "list", "-", "nan", "inf", "1e308", "e", "."],
+            inputs: 2_000,
+            memory: (64 << 10, 64),
+        };
+        target.run(effort, |input| match String::from_utf8_lossy(input).parse::<Cost>() {
+            Ok(Cost { egress, get, list }) => {
+                assert!([egress, get, list].iter().all(|price| price.is_finite() && *price >= 0.0));
+                true
+            }
+            Err(error) => {
+                assert!(error.contains("egress=0.09"), "{error}");
+                false
+            }
+        });
+    }
+
     #[test]
     fn small_sums_are_shown() {
         assert_eq!(usd(0.0), "$0.00");

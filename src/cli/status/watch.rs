@@ -196,7 +196,7 @@ fn frame(text: &str, columns: usize, rows: usize) -> String {
     let mut frame = String::from("\x1b[H");
     for line in lines.iter().take(fit) {
         let shown: String = line.chars().take(columns).collect();
-        frame.push_str(&format!("{shown}\x1b[K\r\n"));
+        frame.push_str(&format!("{shown}\x1b[K\n"));
     }
     let hidden = lines.len().saturating_sub(fit);
     let hint = match hidden {
@@ -240,7 +240,7 @@ mod tests {
     fn a_frame_never_scrolls() {
         let text = "a long line\n".repeat(50);
         let frame = frame(&text, 6, 10);
-        assert_eq!(frame.matches("\r\n").count(), 9);
+        assert_eq!(frame.matches('\n').count(), 9);
         assert!(frame.contains("a long\x1b[K") && frame.ends_with("q ends\x1b[J"), "{frame:?}");
         assert!(super::frame("one\n", 80, 24).ends_with("q ends\x1b[J"));
     }

@@ -118,8 +118,8 @@ async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
         };
     }
     let cache = args::resolve_cache_dir(args.cache_dir.as_deref())?;
-    if let Some(client) = Client::of_cache(&cache).await? {
-        return client.status().await;
+    if let Some(status) = Client::status_of_cache(&cache).await? {
+        return Ok(status);
     }
     let others = if args.cache_dir.is_some() { Vec::new() } else { Client::all().await };
     match others.as_slice() {

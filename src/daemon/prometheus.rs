@@ -57,7 +57,8 @@ fn of_mounts(text: &mut Text, mounts: &[(&MountStatus, &MountMetrics)]) {
             [("mount", dir(mount)), ("remote", mount.uri.clone()), ("mode", mount.mode.clone())];
         text.sample("mount_info", &labels, 1);
     }
-    let figures: [(&str, Kind, &str, fn(&MountStatus) -> f64); 5] = [
+    type Figure = fn(&MountStatus) -> f64;
+    let figures: [(&str, Kind, &str, Figure); 5] = [
         ("mount_uptime_seconds", Kind::Gauge, "Time since it was mounted.", |m| m.uptime_s),
         ("mount_refused", Kind::Gauge, "1 if its credentials are refused.", |m| {
             f64::from(u8::from(m.refusal.is_some()))

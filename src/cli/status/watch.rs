@@ -91,7 +91,8 @@ fn line(status: &StatusReply, args: &StatusArgs) -> Result<String, ErrorReply> {
 
 /// The graphs, above the rest so that a short terminal shows them.
 fn graphs(samples: &[SampleStatus]) -> String {
-    let kinds: [(&str, fn(&SampleStatus) -> u64); 3] = [
+    type Figure = fn(&SampleStatus) -> u64;
+    let kinds: [(&str, Figure); 3] = [
         ("cached", |sample| sample.hit_bytes),
         ("waited", |sample| sample.miss_bytes),
         ("loaded", |sample| sample.remote_bytes),

@@ -70,6 +70,17 @@ struct Waiter {
     granted: oneshot::Sender<Permit>,
 }
 
+/// A semaphore at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Units in use.
+    pub used: u64,
+    /// Units there are.
+    pub limit: u64,
+    /// Who waits, by class: demand, readahead, prefetch.
+    pub waiting: [u64; CLASSES],
+}
+
 /// Units in use; given back when dropped.
 #[derive(Debug)]
 pub struct Permit {
@@ -133,6 +144,19 @@ impl PrioritySemaphore {
     /// Units in use.
     pub fn used(&self) -> u64 {
         self.lock().used
+    }
+
+    /// How much is in use, of how much, and who waits.
+    pub fn load(&self) -> Load {
+        let state = self.lock();
+        let waiting = |queue: &VecDeque<Waiter>| {
+            queue.iter().filter(|waiter| !waiter.granted.is_closed()).count() as u64
+        };
+        Load {
+            used: state.used,
+            limit: state.limits[Class::Demand as usize],
+            waiting: std::array::from_fn(|class| waiting(&state.waiting[class])),
+        }
     }
 
     /// Whether somebody of `class` waits.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -267,6 +268,13 @@ pub struct MountRequest {
     pub options: MountOptions,
     /// The caller's credentials and configuration.
     pub env: CallerEnv,
+}
+
+/// What a daemon does besides serving its cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DaemonOptions {
+    /// `--metrics-listen`: where `GET /metrics` is answered over TCP.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Where the cache lies and how large it may grow.

@@ -3,7 +3,12 @@
 //! Reads answered by the kernel's page cache or passed through to a backing
 //! file never come here. Everything is monotonic since the daemon started.
 
+pub mod histogram;
+
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use histogram::Histogram;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -30,7 +35,91 @@ pub struct RequestMetrics {
     /// Body bytes received (GET only).
     pub bytes: Counter,
     /// Attempts that failed, whatever became of the retry.
-    pub errors: Counter,
+    pub errors: ErrorMetrics,
+    /// How long it took from sending a request to its answer: the first bytes of a
+    /// GET, all of a HEAD or LIST. Attempts that failed are left out.
+    pub answered: Histogram,
+    /// The same to the last byte asked for (GET only), with the time in which nobody
+    /// took what had come.
+    pub finished: Histogram,
+}
+
+/// What an attempt failed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// There is no such object.
+    NotFound,
+    /// There is no such bucket.
+    NoSuchBucket,
+    /// The store knows the caller, and says no.
+    Denied,
+    /// Credentials are missing, malformed or expired.
+    Credentials,
+    /// The object is another version by now.
+    Changed,
+    /// The store asks for fewer requests.
+    Throttled,
+    /// A 5xx, a reset, a timeout, a short body.
+    Transient,
+    /// No connection could be made.
+    Unreachable,
+    /// The request itself is wrong.
+    Invalid,
+    /// The caller's own cap on downloads is used up.
+    Capped,
+}
+
+impl Reason {
+    /// Every reason, in the order of the figures.
+    pub const ALL: [Reason; 10] = [
+        Reason::NotFound,
+        Reason::NoSuchBucket,
+        Reason::Denied,
+        Reason::Credentials,
+        Reason::Changed,
+        Reason::Throttled,
+        Reason::Transient,
+        Reason::Unreachable,
+        Reason::Invalid,
+        Reason::Capped,
+    ];
+
+    /// As figures name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::NotFound => "not-found",
+            Reason::NoSuchBucket => "no-such-bucket",
+            Reason::Denied => "denied",
+            Reason::Credentials => "credentials",
+            Reason::Changed => "changed",
+            Reason::Throttled => "throttled",
+            Reason::Transient => "transient",
+            Reason::Unreachable => "unreachable",
+            Reason::Invalid => "invalid",
+            Reason::Capped => "capped",
+        }
+    }
+}
+
+/// Attempts that failed, by reason.
+#[derive(Debug, Default)]
+pub struct ErrorMetrics([Counter; Reason::ALL.len()]);
+
+impl ErrorMetrics {
+    /// An attempt failed.
+    pub fn add(&self, reason: Reason) {
+        self.0[reason as usize].add(1);
+    }
+
+    /// How many failed of this.
+    pub fn of(&self, reason: Reason) -> u64 {
+        self.0[reason as usize].get()
+    }
+
+    /// How many failed.
+    pub fn get(&self) -> u64 {
+        self.0.iter().map(Counter::get).sum()
+    }
 }
 
 /// Everything sent to remotes by this daemon.
@@ -108,8 +197,40 @@ pub struct MountMetrics {
     pub hit_bytes: Counter,
     /// Bytes of READ that waited for the remote.
     pub miss_bytes: Counter,
+    /// How long READs took that waited for no byte of the remote.
+    pub hits: Histogram,
+    /// How long READs took that did.
+    pub misses: Histogram,
+    /// READs that failed.
+    pub failed_reads: Counter,
+    /// Requests to change something, all of which are refused.
+    pub refused: RefusedMetrics,
     /// Requests by operation, for tests of the kernel contract and for `status --json`.
     pub fuse_ops: FuseOps,
+}
+
+/// Requests to change something. The kernel refuses them by itself on a mount that is
+/// read-only, so they come here only after somebody made it writable (`mount -o
+/// remount,rw`).
+#[derive(Debug, Default)]
+pub struct RefusedMetrics {
+    /// How many.
+    pub requests: Counter,
+    /// What the first one was about.
+    first: OnceLock<String>,
+}
+
+impl RefusedMetrics {
+    /// One more came; `what` is asked for the first of them only.
+    pub fn add(&self, what: impl FnOnce() -> String) {
+        self.requests.add(1);
+        self.first.get_or_init(what);
+    }
+
+    /// What the first one was about.
+    pub fn first(&self) -> Option<&str> {
+        self.first.get().map(String::as_str)
+    }
 }
 
 macro_rules! fuse_ops {

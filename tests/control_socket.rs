@@ -30,7 +30,12 @@ impl Service for Refuser {
             memory_limit: None,
             metadata_memory: None,
             log_file: None,
+            metrics_listen: None,
         }
+    }
+
+    async fn metrics(&self) -> String {
+        unreachable!("not asked for")
     }
 
     async fn status(&self) -> StatusReply {

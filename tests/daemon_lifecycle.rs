@@ -14,8 +14,8 @@ use warmfs::cache::{
     Evicted, NodeId, Pinned, PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree, Verified,
 };
 use warmfs::config::{
-    CacheOptions, CallerEnv, MountOptions, MountRequest, OpenModeOption, RemoteOptions,
-    TrafficOptions, WarmOption,
+    CacheOptions, CallerEnv, DaemonOptions, MountOptions, MountRequest, OpenModeOption,
+    RemoteOptions, TrafficOptions, WarmOption,
 };
 use warmfs::control::cache_lock::{self, CacheLock};
 use warmfs::control::client::Client;
@@ -262,7 +262,8 @@ async fn start(tmp: &Path, engine: &Arc<FakeEngine>) -> Result<Running, StartErr
         metadata: None,
     };
     let engine: Arc<dyn Engine> = Arc::clone(engine) as _;
-    daemon::start(cache, Supervision::default(), |_| async { Ok(engine) }).await
+    daemon::start(cache, DaemonOptions::default(), Supervision::default(), |_| async { Ok(engine) })
+        .await
 }
 
 fn request(uri: &str, dir: &Path) -> MountRequest {

@@ -69,6 +69,8 @@ pub(super) struct Budget {
     held_back: AtomicU64,
     /// What a quota allows, as far as it was met.
     quota: AtomicU64,
+    /// What the disk had left, by the last look at it.
+    free: AtomicU64,
 }
 
 /// What there is too much of, by the last look at the disk.
@@ -95,6 +97,7 @@ impl Budget {
             files: AtomicU64::new(0),
             held_back: AtomicU64::new(0),
             quota: AtomicU64::new(u64::MAX),
+            free: AtomicU64::new(0),
         }
     }
 
@@ -108,6 +111,7 @@ impl Budget {
     /// is no object takes `index` bytes and may grow to `index_share`. Returns
     /// what has to go.
     pub(super) fn look(&self, disk: Disk, index: u64, index_share: u64) -> Excess {
+        self.free.store(disk.free, Ordering::Relaxed);
         let reserve = match self.given {
             Some(_) => FLOOR_BYTES.min(disk.total / 32),
             None => RESERVE_BYTES.max(disk.total / 10),
@@ -190,6 +194,11 @@ impl Budget {
     /// Sets what is used, where it had to be counted anew.
     pub(super) fn set_used(&self, bytes: u64) {
         self.used.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What the disk has left for anybody, by the last look at it.
+    pub(super) fn disk_free(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
     }
 
     pub(super) fn limit(&self) -> u64 {

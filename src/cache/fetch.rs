@@ -8,7 +8,7 @@ use super::block::{Filler, Pool};
 use super::flight::{Boarding, Flight, Pilot};
 use super::readahead::WHOLE_OBJECT_MAX_BYTES;
 use super::recent::Recent;
-use crate::admission::{Class, Permit, PrioritySemaphore};
+use crate::admission::{Class, Load, Permit, PrioritySemaphore};
 use crate::remote::client::{InFlight, RemoteClient};
 
 /// Of the memory, the parts that readahead and prefetch may fill: a reader
@@ -143,6 +143,11 @@ impl Fetcher {
     /// An empty block for an answer of `bytes` from the disk.
     pub(super) fn answer(&self, bytes: u64) -> Filler {
         self.pool.answer(bytes)
+    }
+
+    /// The memory in use, and who waits for some.
+    pub(super) fn memory(&self) -> Load {
+        self.memory.load()
     }
 
     /// Whether a reader waits for memory.

@@ -65,9 +65,10 @@ pub use metadata::{Child, Extent, Node, NodeKind, Tree};
 pub use object::{AtHand, CachedObject, ReadOutcome};
 pub use prefetch::{PrefetchOrder, Prefetched};
 pub use record::{NodeId, ObjectAttr, Rollup};
-pub use store::{Store, Subscription};
+pub use store::{OnTheWay, Store, Subscription};
 pub use upkeep::{Evicted, Pinned, Progress, Refreshed, Scope, Verified};
 pub use warm::{Doing, Warming};
+pub use writer::Backlog;
 
 use crate::config::CacheOptions;
 use crate::remote::RemoteError;
@@ -114,6 +115,8 @@ pub struct CacheFigures {
     pub pins: u64,
     /// Keys below the mounts that no path can name, as far as they are listed.
     pub hidden_keys: u64,
+    /// What the disk had left for anybody, within the last second.
+    pub disk_free_bytes: u64,
 }
 
 impl CacheFigures {
@@ -267,6 +270,7 @@ impl Cache {
             object_limit_bytes: budget.for_objects(),
             pins: self.store.places().pins(),
             hidden_keys: dataset.hidden,
+            disk_free_bytes: budget.disk_free(),
         }
     }
 

@@ -37,8 +37,9 @@ use super::memory::{self, MEMORY_MIN_BYTES};
 use super::object::CachedObject;
 use super::record::NodeId;
 use super::standing::Places;
-use super::writer::{Lag, Writer};
+use super::writer::{Backlog, Lag, Writer};
 use super::{CHUNK_BYTES, CacheError, Clock, Event, lock};
+use crate::admission::Load;
 use crate::metrics::CacheMetrics;
 pub(super) use check::Checked;
 pub(super) use room::Readers;
@@ -99,6 +100,17 @@ fn idle_objects_max() -> NonZeroUsize {
     usize::try_from(max).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
 }
 
+/// What is on its way between the remote, the readers and the disk, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnTheWay {
+    /// Bytes in memory, of the part of the limit that is for them, and who waits.
+    pub memory: Load,
+    /// `--memory-limit`, or its default, in bytes.
+    pub memory_limit: u64,
+    /// What waits for the disk.
+    pub backlog: Backlog,
+}
+
 /// Keeps events coming. When it is dropped, their receiver sees the end.
 #[derive(Debug)]
 pub struct Subscription(
@@ -128,6 +140,8 @@ pub struct Store {
     health: DiskHealth,
     shortage: Shortage,
     fetcher: Fetcher,
+    /// `--memory-limit`, or its default.
+    memory_limit: u64,
     pass_by_window: u64,
     disk_reads: Arc<Semaphore>,
     writer: Arc<Writer>,
@@ -214,6 +228,7 @@ impl Store {
             health: DiskHealth::default(),
             shortage: Shortage::default(),
             fetcher: Fetcher::new(blocks),
+            memory_limit: memory,
             pass_by_window: pass_by_window(blocks),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             writer,
@@ -414,6 +429,15 @@ impl Store {
 
     pub(super) fn audit(&self) -> &Audit {
         &self.audit
+    }
+
+    /// What is on its way between the remote, the readers and the disk.
+    pub fn on_the_way(&self) -> OnTheWay {
+        OnTheWay {
+            memory: self.fetcher.memory(),
+            memory_limit: self.memory_limit,
+            backlog: self.writer.backlog(),
+        }
     }
 
     pub(super) fn me(&self) -> Option<Arc<Store>> {

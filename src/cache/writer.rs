@@ -53,6 +53,15 @@ pub(super) enum Lag {
     Keep,
 }
 
+/// What the disk has still to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Writes that wait or are under way.
+    pub jobs: u64,
+    /// Bytes that were fetched and are neither on disk nor given up.
+    pub bytes: u64,
+}
+
 /// Something to write.
 pub(super) trait Job: Send {
     /// Does it. Blocks.
@@ -136,6 +145,13 @@ impl Writer {
         let jobs = std::mem::take(&mut queue.jobs);
         drop(queue);
         jobs.into_iter().for_each(Job::give_up);
+    }
+
+    /// Jobs that wait or are at work, and the bytes that are not on disk yet.
+    pub(super) fn backlog(&self) -> Backlog {
+        let queue = self.lock();
+        let jobs = (queue.jobs.len() + queue.workers) as u64;
+        Backlog { jobs, bytes: queue.unwritten_bytes }
     }
 
     /// Whether nothing is being written.

@@ -1,6 +1,7 @@
 //! The options of `mount`, and what they become: parsed once, then checked
 //! values only.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use nix::unistd::{Gid, Uid, User};
 
 use super::logging::LogFormat;
 use crate::config::{
-    CacheOptions, CallerEnv, IndexSource, MountOptions, MountRequest, OpenModeOption,
-    RemoteOptions, TrafficOptions, WarmOption,
+    CacheOptions, CallerEnv, DaemonOptions, IndexSource, MountOptions, MountRequest,
+    OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
 };
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight;
@@ -60,6 +61,18 @@ pub(super) struct MountArgs {
     /// Write down each read in FILE (docs/eviction.md)
     #[arg(long, value_name = "FILE", env = "WARMFS_RECORD_TRACE", hide_env = true, hide = true)]
     pub(super) record_trace: Option<PathBuf>,
+    /// Serve figures to Prometheus at IP:PORT (docs/metrics.md)
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "WARMFS_METRICS_LISTEN",
+        hide_env = true,
+        hide = true
+    )]
+    pub(super) metrics_listen: Option<SocketAddr>,
+    /// To others than this machine too
+    #[arg(long, env = "WARMFS_METRICS_PUBLIC", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
+    pub(super) metrics_public: bool,
     /// Start no other daemon if this one dies
     #[arg(long, env = "WARMFS_NO_SUPERVISOR", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
     pub(super) no_supervisor: bool,
@@ -208,6 +221,7 @@ pub(super) struct MountPlan {
     /// Besides, with the same options.
     pub(super) more: Vec<MountRequest>,
     pub(super) cache: CacheOptions,
+    pub(super) daemon: DaemonOptions,
     pub(super) log_file: Option<PathBuf>,
     pub(super) log_format: LogFormat,
     pub(super) foreground: bool,
@@ -218,6 +232,7 @@ pub(super) struct MountPlan {
 impl MountArgs {
     /// Fills in defaults and makes paths canonical.
     pub(super) fn check(self) -> Result<MountPlan, ErrorReply> {
+        let daemon = daemon_options(self.metrics_listen, self.metrics_public)?;
         let options = MountOptions {
             remote: RemoteOptions {
                 endpoint_url: self.remote.endpoint_url,
@@ -283,6 +298,7 @@ impl MountArgs {
             request,
             more,
             cache,
+            daemon,
             log_file,
             log_format: self.log_format,
             foreground: self.foreground,
@@ -295,6 +311,22 @@ impl MountPlan {
     /// All that is to be mounted, in the order in which it was written.
     pub(super) fn requests(&self) -> impl Iterator<Item = &MountRequest> {
         std::iter::once(&self.request).chain(&self.more)
+    }
+}
+
+/// Figures tell what is mounted and how much is read: who may see that beyond this machine
+/// is said in a word of its own.
+fn daemon_options(
+    metrics_listen: Option<SocketAddr>,
+    is_public: bool,
+) -> Result<DaemonOptions, ErrorReply> {
+    match metrics_listen {
+        Some(address) if !address.ip().is_loopback() && !is_public => {
+            let message = format!("--metrics-listen {address} is not on this machine alone");
+            Err(ErrorReply::new(ErrorCode::Invalid, message)
+                .with_hint("listen at 127.0.0.1, or say --metrics-public as well"))
+        }
+        _ => Ok(DaemonOptions { metrics_listen }),
     }
 }
 
@@ -403,6 +435,18 @@ mod tests {
     fn memory_is_enough_to_read_with() {
         assert_eq!(parse_memory("16M"), Ok(16 << 20));
         assert!(parse_memory("1K").unwrap_err().contains("16M"));
+    }
+
+    #[test]
+    fn who_listens_beyond_this_machine_says_so() {
+        let address = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        for (text, is_public) in
+            [("127.0.0.1:1", false), ("[::1]:1", false), ("0.0.0.0:1", true), ("10.0.0.1:1", true)]
+        {
+            daemon_options(address(text), is_public).unwrap();
+            assert_eq!(daemon_options(address(text), false).is_err(), is_public, "{text}");
+        }
+        assert_eq!(daemon_options(None, true).unwrap(), DaemonOptions::default());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::logging::{self, LogFormat};
 use super::run_daemon;
-use crate::config::CacheOptions;
+use crate::config::{CacheOptions, DaemonOptions};
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::supervision::{Kept, Supervisor};
@@ -40,11 +41,17 @@ pub(super) struct DaemonArgs {
     /// In bytes.
     #[arg(long)]
     metadata_memory: Option<u64>,
+    #[arg(long)]
+    metrics_listen: Option<SocketAddr>,
 }
 
 impl DaemonArgs {
     /// Those of a cache.
-    pub(super) fn of(cache: &CacheOptions, log_format: LogFormat) -> DaemonArgs {
+    pub(super) fn of(
+        cache: &CacheOptions,
+        daemon: &DaemonOptions,
+        log_format: LogFormat,
+    ) -> DaemonArgs {
         DaemonArgs {
             supervised: false,
             cache_dir: cache.dir.clone(),
@@ -52,6 +59,7 @@ impl DaemonArgs {
             cache_size: cache.size,
             memory_limit: cache.memory,
             metadata_memory: cache.metadata,
+            metrics_listen: daemon.metrics_listen,
         }
     }
 
@@ -67,6 +75,9 @@ impl DaemonArgs {
             if let Some(bytes) = value {
                 args.extend([name.into(), bytes.to_string().into()]);
             }
+        }
+        if let Some(address) = self.metrics_listen {
+            args.extend(["--metrics-listen".into(), address.to_string().into()]);
         }
         args
     }
@@ -93,12 +104,13 @@ pub(super) fn run(args: DaemonArgs) -> Result<(), ErrorReply> {
         memory: args.memory_limit,
         metadata: args.metadata_memory,
     };
+    let options = DaemonOptions { metrics_listen: args.metrics_listen };
     let supervision = if args.supervised { supervision()? } else { Supervision::default() };
     let mounts = supervision.resume.mounts.kept.clone();
     run_daemon(async {
         hear_hang_ups();
         let open = |cache| async move { read_through::open(&cache).await };
-        match daemon::start(cache, supervision, open).await {
+        match daemon::start(cache, options, supervision, open).await {
             Ok(running) => {
                 announce(&Readiness::Listening(running.socket));
                 running.finished.await.map_err(|error| {

@@ -106,7 +106,8 @@ pub(super) fn create_cache_dir(plan: &MountPlan) -> Result<(), ErrorReply> {
 fn command(plan: &MountPlan) -> Command {
     let mut command = Command::new(own_program());
     let verb = if plan.is_supervised { "supervise" } else { "daemon" };
-    command.arg0("warmfs").arg(verb).args(DaemonArgs::of(&plan.cache, plan.log_format).to_args());
+    let args = DaemonArgs::of(&plan.cache, &plan.daemon, plan.log_format);
+    command.arg0("warmfs").arg(verb).args(args.to_args());
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_secret(name)) {
         command.env_remove(name);
     }

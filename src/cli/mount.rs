@@ -84,7 +84,8 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
     }
     hear_hang_ups();
     let open = |cache| async move { read_through::open(&cache).await };
-    let running = match daemon::start(plan.cache.clone(), Supervision::default(), open).await {
+    let (cache, options) = (plan.cache.clone(), plan.daemon.clone());
+    let running = match daemon::start(cache, options, Supervision::default(), open).await {
         Ok(running) => running,
         Err(StartError::Failed(error)) => return Err(error),
         Err(StartError::AlreadyServed(_)) => return join(plan).await,
@@ -163,7 +164,7 @@ async fn unmount_all(requests: &[&MountRequest], client: &Client) -> Result<(), 
     result
 }
 
-/// A budget is the cache directory's, not a mount's.
+/// A budget is the cache directory's, not a mount's, and so is where metrics are served.
 fn check_budgets(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
     let daemon = client.daemon();
     let budgets = [
@@ -179,6 +180,14 @@ fn check_budgets(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
             return Err(ErrorReply::new(ErrorCode::Invalid, message)
                 .with_hint(format!("leave out {option}, or unmount what uses it first")));
         }
+    }
+    let (asked, running) = (plan.daemon.metrics_listen, daemon.metrics_listen);
+    if asked.is_some() && asked != running {
+        let cache = output::short(&plan.cache.dir);
+        let running = running.map_or("no address".to_owned(), |address| address.to_string());
+        let message = format!("the daemon of {cache} serves its metrics at {running}");
+        return Err(ErrorReply::new(ErrorCode::Invalid, message)
+            .with_hint("leave out --metrics-listen, or unmount what uses it first"));
     }
     Ok(())
 }

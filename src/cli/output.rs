@@ -1,6 +1,7 @@
 //! Printing that survives a reader who has gone: `warmfs status | head -1`.
 
 use std::io::Write;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::args;
@@ -24,7 +25,7 @@ pub(super) fn error(error: &ErrorReply) {
 
 /// Whatever steers a terminal, as its number: prefixes and paths may hold it.
 /// The form is JSON's, which leaves some of these as they are.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c.is_control() && c != '\n' {
@@ -33,6 +34,15 @@ fn harmless(text: &str) -> String {
         }
     }
     shown
+}
+
+/// Columns and rows of the terminal that `fd` leads to, if it is one that tells.
+pub(super) fn terminal_size(fd: RawFd) -> Option<(usize, usize)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel writes one `winsize`, which outlives the call.
+    let told = unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size) };
+    let known = told == 0 && size.ws_col > 0 && size.ws_row > 0;
+    known.then(|| (usize::from(size.ws_col), usize::from(size.ws_row)))
 }
 
 /// A path with `~` for the caller's home.

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use super::output::terminal_size;
 use crate::control::wire::ProgressReport;
 use crate::units::format_bytes;
 
@@ -112,10 +113,7 @@ fn bar(report: &ProgressReport) -> String {
 
 /// The width of the terminal behind stderr; 80 if it does not tell.
 fn columns() -> usize {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the kernel writes one `winsize`, which outlives the call.
-    let told = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &raw mut size) };
-    if told == 0 && size.ws_col > 0 { usize::from(size.ws_col) } else { 80 }
+    terminal_size(libc::STDERR_FILENO).map_or(80, |(columns, _)| columns)
 }
 
 /// `1 object`, `2 objects`.

@@ -80,6 +80,24 @@ impl Client {
         }
     }
 
+    /// The state of the daemon that serves `cache_dir`; `None` if nobody does. In one
+    /// exchange: on a busy machine each one is a wait for a turn at a core.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn status_of_cache(cache_dir: &Path) -> Result<Option<StatusReply>, ErrorReply> {
+        let Some(record) = cache_lock::read_record(cache_dir) else { return Ok(None) };
+        let socket = &record.socket;
+        let Some(stream) = open(socket).await? else { return Ok(None) };
+        let limit = Some(QUICK_TIMEOUT);
+        match exchange(stream, socket, Method::GET, "/v1/status", &(), limit).await {
+            Ok(status) => Ok(Some(status)),
+            // It went away between accepting and answering.
+            Err(error) if error.code == ErrorCode::ShuttingDown => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Every daemon of this user in reach. Those that cannot be talked to are
     /// left out.
     pub async fn all() -> Vec<Client> {

@@ -93,11 +93,26 @@ fn status() -> StatusReply {
         uptime_s: 0.5,
         detached: false,
         reads: ReadStatus::default(),
+        read_times: ReadTimesStatus::default(),
+        failed_reads: 0,
+        not_seen: "some".to_owned(),
+        refused_writes: RefusedStatus { requests: 1, first: Some("mkdir a".to_owned()) },
         download: DownloadStatus::default(),
         fuse: FuseStatus { requests: 7, ops },
         warming: WarmingStatus { state: "ahead".to_owned(), ..WarmingStatus::default() },
     };
     StatusReply {
+        uptime_s: 1.5,
+        metrics_listen: Some(([127, 0, 0, 1], 9464).into()),
+        troubles: vec![TroubleStatus { what: "what".to_owned(), next: "next".to_owned() }],
+        remote_errors: [("transient".to_owned(), 7)].into(),
+        remote_times: RemoteTimesStatus::default(),
+        reads: ReadStatus::default(),
+        rates: RatesStatus { seconds: vec![SampleStatus::default()], ..Default::default() },
+        queues: QueuesStatus {
+            remotes: vec![RemoteQueueStatus::default()],
+            ..QueuesStatus::default()
+        },
         restarts: RestartStatus { count: 2, reason: Some("killed".to_owned()) },
         schema: STATUS_SCHEMA,
         pid: 1,
@@ -110,7 +125,7 @@ fn status() -> StatusReply {
         evictions: EvictionStatus::default(),
         prefetched: PrefetchStatus::default(),
         prefetching: Vec::new(),
-        memory: MemoryStatus { rss_bytes: 1 << 20 },
+        memory: MemoryStatus { rss_bytes: 1 << 20, ..MemoryStatus::default() },
     }
 }
 
@@ -123,6 +138,7 @@ fn replies(effort: Effort) {
         memory_limit: None,
         metadata_memory: None,
         log_file: Some("/log".into()),
+        metrics_listen: None,
     };
     let target = Target {
         name: "replies of a daemon",

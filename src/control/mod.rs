@@ -4,6 +4,7 @@
 //! ```text
 //! GET    /v1/ping         Ping
 //! GET    /v1/status       StatusReply
+//! GET    /metrics         the same for Prometheus, see docs/metrics.md
 //! POST   /v1/mounts       MountRequest   -> MountReply
 //! DELETE /v1/mounts       UnmountRequest -> UnmountReply
 //! POST   /v1/mounts/wait  WaitRequest    -> {} once the mount has ended
@@ -32,6 +33,7 @@
 
 pub mod cache_lock;
 pub mod client;
+pub mod exposition;
 #[cfg(test)]
 mod fuzz_tests;
 pub mod runtime_dir;

@@ -29,6 +29,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::exposition::CONTENT_TYPE;
 use super::wire::{
     ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
     UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
@@ -57,6 +58,8 @@ pub trait Service: Send + Sync + 'static {
     fn ping(&self) -> Ping;
     /// The state of everything.
     async fn status(&self) -> StatusReply;
+    /// The same as text for Prometheus.
+    async fn metrics(&self) -> String;
     /// Makes a mount, or finds it made.
     async fn mount(&self, request: MountRequest) -> Result<MountReply, ErrorReply>;
     /// Ends a mount.
@@ -180,7 +183,7 @@ async fn serve_connection(
 }
 
 /// Returns once `stop` is true, or nobody is left to set it.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -188,6 +191,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 enum Answer {
     /// At once.
     Json(Vec<u8>),
+    /// Figures for Prometheus.
+    Metrics(String),
     /// Bit by bit.
     Lines(Lines),
 }
@@ -215,9 +220,10 @@ async fn answer(
     request: Request<Incoming>,
     service: Arc<dyn Service>,
 ) -> Response<Either<Full<Bytes>, Lines>> {
-    let whole = |text| Either::Left(Full::new(Bytes::from(text)));
+    let whole = |text: Vec<u8>| Either::Left(Full::new(Bytes::from(text)));
     let (status, kind, body) = match dispatch(request, service).await {
         Ok(Answer::Json(text)) => (StatusCode::OK, "application/json", whole(text)),
+        Ok(Answer::Metrics(text)) => (StatusCode::OK, CONTENT_TYPE, whole(text.into_bytes())),
         Ok(Answer::Lines(lines)) => (StatusCode::OK, "application/x-ndjson", Either::Right(lines)),
         Err(error) => {
             let text = serde_json::to_vec(&error).unwrap_or_default();
@@ -246,6 +252,7 @@ async fn dispatch(
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/ping") => json(&service.ping()),
         (&Method::GET, "/v1/status") => json(&service.status().await),
+        (&Method::GET, "/metrics") => Ok(Answer::Metrics(service.metrics().await)),
         (&Method::POST, "/v1/mounts") => json(&service.mount(read(request).await?).await?),
         (&Method::DELETE, "/v1/mounts") => json(&service.unmount(read(request).await?).await?),
         (&Method::POST, "/v1/mounts/wait") => json(&service.wait(read(request).await?).await?),

@@ -3,6 +3,7 @@
 mod status;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -96,6 +97,9 @@ pub struct Ping {
     /// The file that it logs to, if it is one.
     #[serde(default)]
     pub log_file: Option<PathBuf>,
+    /// Its `--metrics-listen`, if it was given.
+    #[serde(default)]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// The answer to a mount request.

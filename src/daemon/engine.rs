@@ -12,11 +12,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::cache::{
-    Evicted, NodeId, Pinned, PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree, Verified,
-    Warming,
+    Evicted, NodeId, OnTheWay, Pinned, PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree,
+    Verified, Warming,
 };
 use crate::config::{CallerEnv, MountRequest};
-use crate::control::wire::{CacheStatus, DownloadStatus, ErrorReply, HintRequest};
+use crate::control::wire::{
+    CacheStatus, DownloadStatus, ErrorReply, HintRequest, RemoteQueueStatus,
+};
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 use crate::remote::later::Known;
 
@@ -47,6 +49,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// What the cache did.
     fn cache_metrics(&self) -> &CacheMetrics;
+
+    /// What is on its way between the remotes, the readers and the disk.
+    fn on_the_way(&self) -> OnTheWay {
+        OnTheWay::default()
+    }
 
     /// Removes from the cache what is neither open nor pinned; with
     /// `older_than` only what was not read for so long.
@@ -119,6 +126,16 @@ pub trait ActiveMount: Send + Sync + 'static {
     /// What it downloaded, and the cap on that.
     fn download(&self) -> DownloadStatus {
         DownloadStatus::default()
+    }
+
+    /// The GETs in flight to its remote, and whether they are of this mount alone.
+    fn requests(&self) -> Option<(RemoteQueueStatus, bool)> {
+        None
+    }
+
+    /// What is read without it.
+    fn not_seen(&self) -> String {
+        String::new()
     }
 
     /// Asks its remote with the credentials of `env` from now on, if they are others or

@@ -16,21 +16,26 @@ mod mount_point;
 pub mod mountinfo;
 pub mod preflight;
 mod process;
+mod prometheus;
+mod rates;
 pub mod read_through;
 mod serve;
 mod status;
 pub mod supervision;
 mod table;
+mod trouble;
 pub mod upkeep;
 pub mod walk;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::config::{CacheOptions, CallerEnv, MountRequest};
 use crate::control::server::Service;
@@ -42,6 +47,7 @@ use engine::Engine;
 use mount_point::MountPoint;
 pub use mount_point::clear_dead;
 pub use process::{logs_to, prepare_to_hold_secrets};
+use rates::{Rates, Totals};
 pub use serve::{Running, StartError, Supervision, start};
 use supervision::{Change, Kept, Mounts, Supervisor};
 use table::{Entry, Table};
@@ -68,6 +74,10 @@ struct Daemon {
     jobs: Jobs,
     supervisor: Arc<Supervisor>,
     restarts: Arc<RestartStatus>,
+    since: Instant,
+    rates: Arc<Rates>,
+    /// `--metrics-listen`, and where that came to be.
+    metrics_listen: (Option<SocketAddr>, Option<SocketAddr>),
 }
 
 #[async_trait]
@@ -81,15 +91,16 @@ impl Service for Daemon {
             memory_limit: self.cache.memory,
             metadata_memory: self.cache.metadata,
             log_file: process::log_file(),
+            metrics_listen: self.metrics_listen.0,
         }
     }
 
     async fn status(&self) -> StatusReply {
-        let restarts = RestartStatus::clone(&self.restarts);
-        StatusReply {
-            prefetching: self.jobs.prefetching(),
-            ..status::collect(self.engine.as_ref(), &self.table.all(), restarts)
-        }
+        status::collect(self)
+    }
+
+    async fn metrics(&self) -> String {
+        prometheus::text(self)
     }
 
     /// Runs to its end although the client may go away. A client that was
@@ -163,6 +174,34 @@ impl Daemon {
             jobs: Jobs::default(),
             supervisor: supervision.supervisor.clone(),
             restarts: Arc::new(restarts),
+            since: Instant::now(),
+            rates: Arc::new(Rates::new(Instant::now())),
+            metrics_listen: (None, None),
+        }
+    }
+
+    /// Takes a sample of the totals each second, for as long as it is polled.
+    async fn take_samples(&self) {
+        let mut interval = tokio::time::interval(rates::INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.rates.sample(Instant::now(), self.totals());
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        let (remote, cache) = (self.engine.remote_metrics(), self.engine.cache_metrics());
+        let kinds = [&remote.get, &remote.list, &remote.head];
+        let (hit_bytes, miss_bytes) = self.table.read_bytes();
+        Totals {
+            hit_bytes,
+            miss_bytes,
+            remote_bytes: remote.get.bytes.get(),
+            requests: kinds.iter().map(|kind| kind.requests.get()).sum(),
+            errors: kinds.iter().map(|kind| kind.errors.get()).sum(),
+            evicted_objects: cache.evicted_objects.get(),
+            evicted_bytes: cache.evicted_bytes.get(),
         }
     }
 

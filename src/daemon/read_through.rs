@@ -13,12 +13,13 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::{ActiveMount, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
-    AttachError, Audited, Cache, CacheError, Evicted, HintError, NodeId, Pinned, PrefetchOrder,
-    Prefetched, Progress, Refreshed, Scope, Tree, Verified, Warming,
+    AttachError, Audited, Cache, CacheError, Evicted, HintError, NodeId, OnTheWay, Pinned,
+    PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree, Verified, Warming,
 };
 use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest, RemoteOptions};
 use crate::control::wire::{
     CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply, HintRequest,
+    RemoteQueueStatus,
 };
 use crate::fs::FileSystem;
 use crate::fs::session::MountSession;
@@ -114,6 +115,7 @@ impl Engine for ReadThrough {
             expected_hit_rate: figures.expected_hit_rate(),
             pins: figures.pins,
             hidden_keys: figures.hidden_keys,
+            disk_free_bytes: figures.disk_free_bytes,
             compared: compared(self.cache.store().audited()),
         }
     }
@@ -124,6 +126,10 @@ impl Engine for ReadThrough {
 
     fn cache_metrics(&self) -> &CacheMetrics {
         self.cache.store().metrics()
+    }
+
+    fn on_the_way(&self) -> OnTheWay {
+        self.cache.store().on_the_way()
     }
 
     async fn evict(
@@ -288,6 +294,22 @@ impl ActiveMount for Mounted {
         DownloadStatus { bytes, cap, reached: is_reached }
     }
 
+    fn requests(&self) -> Option<(RemoteQueueStatus, bool)> {
+        let load = self.client.requests().load();
+        let queue = RemoteQueueStatus {
+            remote: self.client.id().0.clone(),
+            mount: None,
+            in_flight: load.used,
+            limit: load.limit,
+            waiting: super::status::waiting(load.waiting),
+        };
+        Some((queue, self.client.has_own_requests()))
+    }
+
+    fn not_seen(&self) -> String {
+        self.session.file_system().not_seen().to_owned()
+    }
+
     async fn renew(&self, env: &CallerEnv) -> Result<(), ErrorReply> {
         let mut current = self.env.lock().await;
         if current.is_same_login(env) && self.client.refusal().is_none() {
@@ -369,7 +391,7 @@ impl Mounted {
         let listed = tokio::time::timeout(RENEW_LIMIT, remote.list(&one)).await;
         match listed {
             Ok(Err(error)) if error.kind == ErrorKind::Credentials => {
-                self.metrics.list.errors.add(1);
+                self.metrics.list.errors.add(error.kind.reason());
                 Err(error)
             }
             // Whoever reads hears of what else is wrong.

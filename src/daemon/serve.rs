@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -14,9 +15,10 @@ use tokio::time::Instant;
 use super::Daemon;
 use super::engine::Engine;
 use super::supervision::{Resume, Supervisor};
-use crate::config::CacheOptions;
+use crate::config::{CacheOptions, DaemonOptions};
 use crate::control::cache_lock::{self, CacheLock, LockRecord};
 use crate::control::client::Client;
+use crate::control::exposition;
 use crate::control::runtime_dir;
 use crate::control::server::Listener;
 use crate::control::wire::{ErrorCode, ErrorReply};
@@ -73,6 +75,7 @@ pub struct Running {
 /// place for the socket. Nothing keeps running.
 pub async fn start<F>(
     cache: CacheOptions,
+    options: DaemonOptions,
     supervision: Supervision,
     open_engine: impl FnOnce(CacheOptions) -> F,
 ) -> Result<Running, StartError>
@@ -96,11 +99,39 @@ where
             return Err(error.into());
         }
     };
+    let is_first = supervision.resume.mounts.is_empty();
+    let metrics = match (listen_for_metrics(&options).await, is_first) {
+        (Ok(metrics), _) => metrics,
+        (Err(error), true) => {
+            engine.shutdown().await;
+            return Err(error.into());
+        }
+        // Somebody took the place of the daemon that died. Its mounts come first.
+        (Err(error), false) => {
+            tracing::error!("{error}");
+            None
+        }
+    };
     tracing::info!("serving {} at {}", cache.dir.display(), socket.display());
-    let daemon = Daemon::new(cache, engine, &supervision);
+    let mut daemon = Daemon::new(cache, engine, &supervision);
+    let metrics_at = metrics.as_ref().and_then(|metrics| metrics.local_addr().ok());
+    daemon.metrics_listen = (options.metrics_listen, metrics_at);
     daemon.restore(supervision.resume.mounts).await;
+    if let Some(metrics) = metrics {
+        let service = Arc::new(daemon.clone());
+        tokio::spawn(exposition::serve(metrics, service, daemon.table.closed()));
+    }
     let finished = tokio::spawn(run(daemon, listener, signals, lock));
     Ok(Running { socket, finished })
+}
+
+async fn listen_for_metrics(options: &DaemonOptions) -> Result<Option<TcpListener>, ErrorReply> {
+    let Some(address) = options.metrics_listen else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        failed(&format!("cannot listen for metrics at {address}"), &error)
+            .with_hint("choose another address with --metrics-listen")
+    })?;
+    Ok(Some(listener))
 }
 
 /// Binds the socket and says in the lock where it is.
@@ -145,6 +176,7 @@ async fn run(daemon: Daemon, listener: Listener, mut signals: Signals, mut lock:
         _ = closed.wait_for(|closed| *closed) => tracing::info!("nothing is mounted any more"),
         name = signals.next() => tracing::info!("{name}: unmounting everything"),
         () = idle_at_start => {}
+        () = daemon.take_samples() => {}
     }
     daemon.table.close();
     let pending = poll_until(PENDING_TIMEOUT, || !daemon.table.has_pending());

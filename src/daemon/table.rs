@@ -60,6 +60,11 @@ impl Entry {
         }
     }
 
+    fn read_bytes(&self) -> (u64, u64) {
+        let metrics = self.mount.metrics();
+        (metrics.hit_bytes.get(), metrics.miss_bytes.get())
+    }
+
     pub(super) fn is_detached(&self) -> bool {
         *self.detached.borrow()
     }
@@ -94,6 +99,8 @@ pub(super) struct Table {
 #[derive(Default)]
 struct State {
     entries: Vec<Arc<Entry>>,
+    /// Bytes of READ of mounts that ended: hits and misses.
+    ended: (u64, u64),
     /// Requests that may add a mount.
     pending: usize,
     closed: bool,
@@ -137,6 +144,12 @@ impl Table {
     /// Every mount, detached ones included.
     pub(super) fn all(&self) -> Vec<Arc<Entry>> {
         lock(&self.state).entries.clone()
+    }
+
+    /// Bytes of READ of every mount there ever was: hits and misses.
+    pub(super) fn read_bytes(&self) -> (u64, u64) {
+        let state = lock(&self.state);
+        state.entries.iter().map(|entry| entry.read_bytes()).fold(state.ended, plus)
     }
 
     /// Adds a mount, and watches for its end. Refused if the table was closed meanwhile.
@@ -190,6 +203,7 @@ impl Table {
         {
             let mut state = lock(&self.state);
             state.entries.retain(|other| !Arc::ptr_eq(other, entry));
+            state.ended = plus(state.ended, entry.read_bytes());
             self.close_if_idle_locked(&mut state);
         }
         entry.gone.send_replace(true);
@@ -209,6 +223,10 @@ impl Drop for Pending<'_> {
         state.pending -= 1;
         self.0.close_if_idle_locked(&mut state);
     }
+}
+
+fn plus(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
+    (a.0 + b.0, a.1 + b.1)
 }
 
 pub(super) fn shutting_down() -> ErrorReply {

@@ -3,14 +3,15 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackingId, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request,
+    BackingId, BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
@@ -62,6 +63,13 @@ impl Driver {
         let init_flags = InitFlags::from_bits_retain(init_flags);
         let open = OpenNodes::new();
         Driver { fs, runtime, open, stack_depth, init_flags, goes_without_open: false }
+    }
+
+    /// What a request to change something is answered with.
+    fn refuse(&self, op: &str, ino: INodeNo, name: &OsStr) -> fuser::Errno {
+        self.fs.metrics().fuse_requests.add(1);
+        self.fs.refused(op, Ino(ino.0), name);
+        Errno::EROFS.into()
     }
 
     fn count(&self, op: &Counter) {
@@ -177,6 +185,7 @@ impl Filesystem for Driver {
             return reply.error(fuser::Errno::ENOSYS);
         }
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            self.fs.refused("open", Ino(ino.0), OsStr::new(""));
             return reply.error(Errno::EROFS.into());
         }
         let object = match self.fs.object(Ino(ino.0)) {
@@ -368,6 +377,134 @@ impl Filesystem for Driver {
             Ok(value) => reply.data(&value),
             Err(errno) => reply.error(errno.into()),
         }
+    }
+
+    // The kernel sends none of these while the mount is read-only. Whoever makes it
+    // writable (`mount -o remount,rw`) is told EROFS by us, and it is counted.
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(self.refuse("setattr", ino, OsStr::new("")));
+    }
+
+    fn mknod(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        _: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(self.refuse("mknod", parent, name));
+    }
+
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(self.refuse("mkdir", parent, name));
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refuse("unlink", parent, name));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refuse("rmdir", parent, name));
+    }
+
+    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(self.refuse("symlink", parent, name));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(self.refuse("rename", parent, name));
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        reply.error(self.refuse("link", parent, name));
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(self.refuse("create", parent, name));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(self.refuse("write", ino, OsStr::new("")));
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: &OsStr,
+        _: &[u8],
+        _: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(self.refuse("setxattr", ino, OsStr::new("")));
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refuse("removexattr", ino, OsStr::new("")));
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(self.refuse("fallocate", ino, OsStr::new("")));
     }
 
     fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {

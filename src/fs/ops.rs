@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -112,6 +112,16 @@ impl FileSystem {
         self.mode.reason(|| self.known())
     }
 
+    /// What is read without the daemon, and is in none of its figures.
+    pub fn not_seen(&self) -> &'static str {
+        match self.mode() {
+            OpenMode::Passthrough => {
+                "reads of complete files, which the kernel passes through to the cache"
+            }
+            OpenMode::Cached | OpenMode::KeepCache => "reads that the kernel's page cache answers",
+        }
+    }
+
     /// How this file is to be opened, and with the first one every other.
     pub(super) fn settle_mode(&self) -> OpenMode {
         let mode = self.mode.settle(|| self.known());
@@ -161,6 +171,17 @@ impl FileSystem {
     /// What it was asked for.
     pub fn metrics(&self) -> &Arc<MountMetrics> {
         &self.metrics
+    }
+
+    /// A request to change something came, which is refused. `name` is one in the
+    /// folder `ino`, or empty for that itself.
+    pub(super) fn refused(&self, op: &str, ino: Ino, name: &OsStr) {
+        self.metrics.refused.add(|| {
+            let node = self.node(ino).ok();
+            let folder = node.map(|node| node.name).unwrap_or_default();
+            let slash = if folder.is_empty() || name.is_empty() { "" } else { "/" };
+            format!("{op} {folder}{slash}{}", name.to_string_lossy())
+        });
     }
 
     /// What it shows.
@@ -309,12 +330,13 @@ impl FileSystem {
         if len == 0 {
             return Some(AtHand::Copied(0));
         }
+        let began = Instant::now();
         let read = object.read_at_hand(offset, &mut buf[..len])?;
         let miss_bytes = match &read {
             AtHand::Copied(_) => 0,
             AtHand::Shared { miss_bytes, .. } => *miss_bytes,
         };
-        self.was_read(object, len as u64, miss_bytes);
+        self.was_read(object, len as u64, miss_bytes, began);
         Some(read)
     }
 
@@ -328,17 +350,19 @@ impl FileSystem {
         len: u64,
     ) -> Option<impl FnOnce() -> Option<Bytes> + Send + 'static> {
         let read = object.read_on_disk(offset, len)?;
-        let (fs, object) = (self.clone(), object.clone());
+        let (fs, object, began) = (self.clone(), object.clone(), Instant::now());
         Some(move || {
             let data = read()?;
-            fs.was_read(&object, data.len() as u64, 0);
+            fs.was_read(&object, data.len() as u64, 0, began);
             Some(data)
         })
     }
 
-    fn was_read(&self, object: &CachedObject, bytes: u64, miss_bytes: u64) {
+    fn was_read(&self, object: &CachedObject, bytes: u64, miss_bytes: u64, began: Instant) {
         self.metrics.hit_bytes.add(bytes.saturating_sub(miss_bytes));
         self.metrics.miss_bytes.add(miss_bytes);
+        let times = if miss_bytes > 0 { &self.metrics.misses } else { &self.metrics.hits };
+        times.observe(began.elapsed());
         self.tree.was_read(object, bytes, miss_bytes > 0);
     }
 
@@ -350,12 +374,14 @@ impl FileSystem {
         offset: u64,
         len: u64,
     ) -> Result<Bytes, Errno> {
+        let began = Instant::now();
         match object.read(offset, len).await {
             Ok(ReadOutcome { data, miss_bytes }) => {
-                self.was_read(&object, data.len() as u64, miss_bytes);
+                self.was_read(&object, data.len() as u64, miss_bytes, began);
                 Ok(data)
             }
             Err(error) => {
+                self.metrics.failed_reads.add(1);
                 let node = self.node(ino);
                 let name = node.as_ref().map_or("?", |node| node.name.as_str());
                 tracing::warn!(name, offset, %error, "a read failed");

@@ -202,6 +202,11 @@ impl RemoteClient {
         self.own_requests.as_ref().unwrap_or(self.endpoint.requests())
     }
 
+    /// Whether these are the mount's own.
+    pub fn has_own_requests(&self) -> bool {
+        self.own_requests.is_some()
+    }
+
     /// Whether so many bytes may be fetched that nobody waits for.
     pub fn may_speculate(&self, bytes: u64) -> bool {
         self.download.leaves(bytes)
@@ -352,14 +357,16 @@ impl RemoteClient {
             let limit = limit.min(self.time_left(start));
             let failed = match timeout(limit, request(self.remote())).await {
                 Ok(Ok(answer)) => {
+                    metrics.answered.observe(sent.elapsed());
                     self.accepted(sent);
                     return Ok(answer);
                 }
                 Ok(Err(error)) => self.refused(sent, error),
                 Err(_) => no_answer(what(), limit),
             };
-            if failed.error.kind != ErrorKind::NotFound {
-                metrics.errors.add(1);
+            match failed.error.kind {
+                ErrorKind::NotFound => metrics.answered.observe(sent.elapsed()),
+                ref kind => metrics.errors.add(kind.reason()),
             }
             self.pause(&mut tries, start, failed).await?;
         }

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use crate::metrics::Reason;
+
 /// Longest part of somebody else's message that is shown, in characters.
 const SHOWN_CHARS: usize = 200;
 
@@ -48,6 +50,24 @@ pub enum ErrorKind {
     Invalid,
     /// It was not made: the caller's own cap on downloads is used up.
     Capped,
+}
+
+impl ErrorKind {
+    /// As it is counted.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            ErrorKind::NotFound => Reason::NotFound,
+            ErrorKind::NoSuchBucket => Reason::NoSuchBucket,
+            ErrorKind::Denied => Reason::Denied,
+            ErrorKind::Credentials => Reason::Credentials,
+            ErrorKind::Changed => Reason::Changed,
+            ErrorKind::Throttled { .. } => Reason::Throttled,
+            ErrorKind::Transient => Reason::Transient,
+            ErrorKind::Unreachable => Reason::Unreachable,
+            ErrorKind::Invalid => Reason::Invalid,
+            ErrorKind::Capped => Reason::Capped,
+        }
+    }
 }
 
 impl RemoteError {

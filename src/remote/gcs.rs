@@ -18,6 +18,7 @@ mod credentials;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use http::{HeaderMap, Method};
@@ -193,8 +194,14 @@ impl GcsRemote {
     /// The generation of `object` is gone: the error to report if that is because
     /// there is another one now.
     async fn replaced(&self, object: &ObjectMeta, what: &str) -> Option<RemoteError> {
-        self.metrics.head.requests.add(1);
-        match self.head(&object.key).await {
+        let metrics = &self.metrics.head;
+        metrics.requests.add(1);
+        let sent = Instant::now();
+        let head = self.head(&object.key).await;
+        if head.as_ref().err().is_none_or(|error| error.kind == ErrorKind::NotFound) {
+            metrics.answered.observe(sent.elapsed());
+        }
+        match head {
             Ok(now) if now.version != object.version => {
                 let (then, now) = (&object.version.0, &now.version.0);
                 let message = format!("{what}: generation {then} was replaced by {now}");
@@ -203,7 +210,7 @@ impl GcsRemote {
             Ok(_) => None,
             Err(error) if error.kind == ErrorKind::NotFound => None,
             Err(error) => {
-                self.metrics.head.errors.add(1);
+                metrics.errors.add(error.kind.reason());
                 Some(error)
             }
         }

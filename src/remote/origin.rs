@@ -39,7 +39,7 @@ use super::{
     RemoteError, RemoteId, RemoteUri, VersionGuard,
 };
 use crate::config::{CallerEnv, RemoteOptions};
-use crate::metrics::{RemoteMetrics, RequestMetrics};
+use crate::metrics::{Reason, RemoteMetrics, RequestMetrics};
 
 /// Time for the cluster's answer to begin before the cloud is asked. Clouds answer
 /// in a tenth of a second; what the cluster fetches meanwhile it keeps.
@@ -348,15 +348,19 @@ impl WithOrigin {
     }
 
     async fn is_held(&self, key: &Key) -> bool {
-        self.metrics.head.requests.add(1);
-        match timeout(LOOK_LIMIT, self.cluster.holds(key)).await {
-            Ok(Ok(is_held)) => is_held,
-            // Its GET finds out.
-            Ok(Err(_)) | Err(_) => {
-                self.metrics.head.errors.add(1);
-                true
+        let metrics = &self.metrics.head;
+        metrics.requests.add(1);
+        let sent = Instant::now();
+        let reason = match timeout(LOOK_LIMIT, self.cluster.holds(key)).await {
+            Ok(Ok(is_held)) => {
+                metrics.answered.observe(sent.elapsed());
+                return is_held;
             }
-        }
+            Ok(Err(error)) => error.kind.reason(),
+            Err(_) => Reason::Transient,
+        };
+        metrics.errors.add(reason);
+        true // Its GET finds out.
     }
 
     /// Tells the cluster to fetch an object, once, and behind the reader.

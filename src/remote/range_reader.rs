@@ -15,6 +15,7 @@ use super::download_cap::InFlight;
 use super::endpoint::Endpoint;
 use super::{ErrorKind, ObjectMeta, RangeBody, RemoteError};
 use crate::admission::{Class, Permit, Urgency};
+use crate::metrics::RequestMetrics;
 
 /// Less than this per [`super::client::Limits::stall`] (3 KiB/s) is a stall:
 /// otherwise a byte now and then would keep a dying connection alive for ever.
@@ -64,6 +65,9 @@ struct Body {
     longest: Duration,
     waits_since: Option<Instant>,
     endpoint: Arc<Endpoint>,
+    /// When its GET was sent, and whether any of it came.
+    sent: Instant,
+    has_begun: bool,
 }
 
 /// How long to wait for an answer and for a body.
@@ -185,6 +189,9 @@ impl RangeReader {
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.received(len);
         }
+        if let Some(body) = &mut self.body {
+            body.time(&self.client.metrics.get, len >= self.end.saturating_sub(self.at));
+        }
         if len > self.remaining() {
             // Bytes past the range are right, only unasked for: leave them.
             piece.truncate(self.remaining() as usize);
@@ -229,8 +236,8 @@ impl RangeReader {
         };
         match race {
             Race::First(result) => {
-                if result.is_err() {
-                    self.client.metrics.get.errors.add(1);
+                if let Err(failed) = &result {
+                    self.client.count_failed(failed);
                 }
                 result
             }
@@ -301,11 +308,11 @@ async fn race(
             // The hedge is the next attempt.
             Err(failed) if failed.error.is_retryable() => match second.await {
                 Ok((body, piece)) => {
-                    client.metrics.get.errors.add(1);
+                    client.count_failed(&failed);
                     Race::Second(body, piece)
                 }
-                Err(_) => {
-                    client.metrics.get.errors.add(1);
+                Err(hedge) => {
+                    client.count_failed(&hedge);
                     Race::First(Err(failed))
                 }
             },
@@ -317,8 +324,8 @@ async fn race(
         result = &mut second => match result {
             Ok((body, piece)) => Race::Second(body, piece),
             // The first one may still come; its own limits hold.
-            Err(_) => {
-                client.metrics.get.errors.add(1);
+            Err(failed) => {
+                client.count_failed(&failed);
                 client.endpoint.hedge_in_vain();
                 Race::First(first.await)
             }
@@ -327,6 +334,11 @@ async fn race(
 }
 
 impl RemoteClient {
+    /// A GET failed.
+    fn count_failed(&self, failed: &Failed) {
+        self.metrics.get.errors.add(failed.error.kind.reason());
+    }
+
     /// The permit of a hedge, if one may be sent now.
     fn may_hedge(&self) -> Option<Permit> {
         if !self.is_hedging || self.download.is_full() {
@@ -394,6 +406,8 @@ async fn open(
         longest: Duration::ZERO,
         waits_since: None,
         endpoint: client.endpoint.clone(),
+        sent,
+        has_begun: false,
     })
 }
 
@@ -429,6 +443,17 @@ fn broken(object: &ObjectMeta, range: &Range<u64>, how: How) -> Failed {
 }
 
 impl Body {
+    /// A piece came, perhaps the last one asked for. Those of a hedge that lost the race
+    /// are not handed out, and so not timed.
+    fn time(&mut self, metrics: &RequestMetrics, is_last: bool) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            metrics.answered.observe(self.sent.elapsed());
+        }
+        if is_last {
+            metrics.finished.observe(self.sent.elapsed());
+        }
+    }
+
     /// The next piece that holds bytes.
     async fn piece(&mut self, patience: Patience) -> Result<Bytes, How> {
         let limit = patience.at_most(patience.stall.saturating_sub(self.waited));

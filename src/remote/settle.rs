@@ -10,7 +10,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::answer::late;
 use super::retry::Backoff;
@@ -40,9 +40,12 @@ where
 {
     insist(|| async {
         metrics.requests.add(1);
+        let sent = Instant::now();
         let listed = timeout(LIST_LIMIT, list()).await;
         let listed = listed.unwrap_or_else(|_| Err((late(what, LIST_LIMIT), T::default())));
-        listed.inspect_err(|_| metrics.errors.add(1))
+        listed
+            .inspect(|()| metrics.answered.observe(sent.elapsed()))
+            .inspect_err(|(error, _)| metrics.errors.add(error.kind.reason()))
     })
     .await
 }

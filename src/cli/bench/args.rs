@@ -216,6 +216,8 @@ impl BenchArgs {
             log_file: None,
             log_format: Default::default(),
             record_trace: None,
+            metrics_listen: None,
+            metrics_public: false,
             no_supervisor: true,
             foreground: false,
             options: Vec::new(),

@@ -4,6 +4,7 @@
 //! meaning.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,15 @@ pub struct StatusReply {
     pub pid: u32,
     /// The daemon's version.
     pub version: String,
+    /// Seconds since it started.
+    #[serde(default)]
+    pub uptime_s: f64,
+    /// Where `GET /metrics` is answered over TCP, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// What is not as it should be, and what to do.
+    #[serde(default)]
+    pub troubles: Vec<TroubleStatus>,
     /// Daemons that died before this one.
     #[serde(default)]
     pub restarts: RestartStatus,
@@ -32,6 +42,13 @@ pub struct StatusReply {
     pub cache: CacheStatus,
     /// Requests sent to remotes.
     pub remote: RemoteStatus,
+    /// Attempts of any kind that failed, by reason; reasons that never came are left
+    /// out.
+    #[serde(default)]
+    pub remote_errors: BTreeMap<String, u64>,
+    /// How long answers took.
+    #[serde(default)]
+    pub remote_times: RemoteTimesStatus,
     /// Damaged chunks that were dropped and fetched again.
     pub repairs: u64,
     /// Bytes served but not kept since the daemon started: a full cache, a full,
@@ -47,6 +64,144 @@ pub struct StatusReply {
     pub prefetching: Vec<ProgressReport>,
     /// The daemon's memory.
     pub memory: MemoryStatus,
+    /// READ of all mounts, those that ended included.
+    #[serde(default)]
+    pub reads: ReadStatus,
+    /// The last minute and hour.
+    #[serde(default)]
+    pub rates: RatesStatus,
+    /// What waits for what.
+    #[serde(default)]
+    pub queues: QueuesStatus,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TroubleStatus {
+    /// In plain words.
+    pub what: String,
+    /// What to do about it.
+    pub next: String,
+}
+
+/// What happened of late. Sampled once a second, so it may be a second behind.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RatesStatus {
+    /// The last 60 seconds.
+    pub minute: SampleStatus,
+    /// The last 60 minutes.
+    pub hour: SampleStatus,
+    /// The last minute, second by second, the oldest first.
+    pub seconds: Vec<SampleStatus>,
+}
+
+/// What happened in a while: sums, not rates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SampleStatus {
+    /// How long that was; less than was asked for while the daemon is young.
+    pub seconds: f64,
+    /// Bytes of READ answered without waiting for the remote.
+    pub hit_bytes: u64,
+    /// Bytes of READ that waited for it.
+    pub miss_bytes: u64,
+    /// Body bytes received from remotes.
+    pub remote_bytes: u64,
+    /// Requests sent to remotes.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub errors: u64,
+    /// Objects evicted.
+    pub evicted_objects: u64,
+    /// Bytes of these.
+    pub evicted_bytes: u64,
+}
+
+/// What waits for what, at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuesStatus {
+    /// Fetches that wait for memory.
+    pub memory: WaitingStatus,
+    /// Writes to the cache's disk that wait or are under way.
+    pub disk_jobs: u64,
+    /// Bytes that were fetched and are not on disk yet.
+    pub disk_bytes: u64,
+    /// GETs in flight, by what they share.
+    pub remotes: Vec<RemoteQueueStatus>,
+}
+
+/// Who waits, by class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingStatus {
+    /// For a reader.
+    pub demand: u64,
+    /// Ahead of a reader in the same file.
+    pub ahead: u64,
+    /// For nobody yet.
+    pub prefetch: u64,
+}
+
+/// GETs in flight to a remote.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteQueueStatus {
+    /// The remote, which all mounts of it share.
+    pub remote: String,
+    /// The mount that they are for, if it has `--max-requests` of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<PathBuf>,
+    /// Sent and not done.
+    pub in_flight: u64,
+    /// How many may be.
+    pub limit: u64,
+    /// Those that wait for a place.
+    pub waiting: WaitingStatus,
+}
+
+/// How long something took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimesStatus {
+    /// How often it was timed.
+    pub count: u64,
+    /// All of that together, in microseconds.
+    pub sum_us: u64,
+    /// Half of them took this long or less. Exact to a factor of two, and in between as
+    /// if times were spread evenly; 0 if there was none.
+    pub p50_us: u64,
+    /// 99 of 100 took this long or less.
+    pub p99_us: u64,
+}
+
+/// Requests to remotes by time, from sending one to its answer. Those that failed are
+/// left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteTimesStatus {
+    /// GETs, to their first bytes.
+    pub get_first_byte: TimesStatus,
+    /// GETs, to the last byte asked for, with the time in which nobody took what had come.
+    pub get_last_byte: TimesStatus,
+    /// LIST pages.
+    pub list: TimesStatus,
+    /// HEADs, those of names that are not there included.
+    pub head: TimesStatus,
+}
+
+/// READ by time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadTimesStatus {
+    /// Those that waited for no byte of the remote.
+    pub hits: TimesStatus,
+    /// Those that did.
+    pub misses: TimesStatus,
+}
+
+/// Requests to change something, which are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// How many reached the daemon: none while the mount is read-only, since the kernel
+    /// refuses them by itself.
+    pub requests: u64,
+    /// What the first one was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
 }
 
 /// Daemons that died, and whose mounts the next one was given.
@@ -76,6 +231,18 @@ pub struct MountStatus {
     pub detached: bool,
     /// READ by where its bytes came from.
     pub reads: ReadStatus,
+    /// How long READ took.
+    #[serde(default)]
+    pub read_times: ReadTimesStatus,
+    /// READs that failed.
+    #[serde(default)]
+    pub failed_reads: u64,
+    /// What is read without the daemon, and is in none of these figures.
+    #[serde(default)]
+    pub not_seen: String,
+    /// Writes that were refused.
+    #[serde(default)]
+    pub refused_writes: RefusedStatus,
     /// What it downloaded, and the cap on that.
     #[serde(default)]
     pub download: DownloadStatus,
@@ -147,6 +314,9 @@ pub struct CacheStatus {
     pub used_bytes: u64,
     /// Bytes it may hold.
     pub limit_bytes: u64,
+    /// Bytes that its disk has left for anybody, within the last second.
+    #[serde(default)]
+    pub disk_free_bytes: u64,
     /// Objects held, in whole or in part.
     pub objects: u64,
     /// `ok`, or in a few words why reads pass it by.
@@ -304,4 +474,13 @@ pub struct PrefetchStatus {
 pub struct MemoryStatus {
     /// Resident set in bytes, as /proc has it.
     pub rss_bytes: u64,
+    /// Bytes between the remote, the readers and the disk.
+    #[serde(default)]
+    pub in_flight_bytes: u64,
+    /// Most of these: five eighths of the limit, the rest is what comes on top of them.
+    #[serde(default)]
+    pub budget_bytes: u64,
+    /// `--memory-limit`, or its default.
+    #[serde(default)]
+    pub limit_bytes: u64,
 }

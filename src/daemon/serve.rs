@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -61,6 +62,8 @@ pub struct Supervision {
 pub struct Running {
     /// Where it listens.
     pub socket: PathBuf,
+    /// Becomes true when its end begins.
+    pub closing: watch::Receiver<bool>,
     /// Resolves when it has saved everything and let go of the cache.
     pub finished: JoinHandle<()>,
 }
@@ -99,8 +102,9 @@ where
     tracing::info!("serving {} at {}", cache.dir.display(), socket.display());
     let daemon = Daemon::new(cache, engine, &supervision);
     daemon.restore(supervision.resume.mounts).await;
+    let closing = daemon.table.closed();
     let finished = tokio::spawn(run(daemon, listener, signals, lock));
-    Ok(Running { socket, finished })
+    Ok(Running { socket, closing, finished })
 }
 
 /// Binds the socket and says in the lock where it is.

@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod daemon;
 pub mod demo;
+mod doctor;
 mod du;
 mod evict;
 mod fstab;
@@ -69,6 +70,7 @@ enum Verb {
     Index(index::IndexArgs),
     Log(log::LogArgs),
     Fstab(fstab::FstabArgs),
+    Doctor(Box<doctor::DoctorArgs>),
     Bench(Box<bench::BenchArgs>),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
@@ -111,6 +113,7 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Du(args) => du::run(args),
         Verb::Index(args) => index::run(args),
         Verb::Log(args) => report(log::run(&args)),
+        Verb::Doctor(args) => doctor::run(*args),
         Verb::Fstab(args) => report(fstab::run(args)),
         Verb::MountHelper(args) => mount_helper::run(args),
         Verb::Completions(args) => report(shell::completions(&args)),

@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -151,13 +152,21 @@ fn a_line_in_fstab_is_mounted_by_its_folder_alone() {
     // The other type, with its own helper and by mount.fuse3, which has a PATH of its own.
     machine.ok(&warmfs, &["ln", "-s", BINARY, "/sbin/warmfs"]);
     machine.ok(&warmfs, &["sed", "-i", "s/ warmfs / fuse.warmfs /", "/etc/fstab"]);
-    for helper in ["mount.fuse.warmfs", "mount.fuse3"] {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/mount_scripts/mount.warmfs");
+    for helper in ["a link", "mount.fuse3", "the script"] {
         assert_eq!(machine.ok(&warmfs, &["mount", dir]), "", "{helper}");
         assert_eq!(machine.ok(&warmfs, &["cat", &hello]), "hello, world");
         machine.ok(&warmfs, &["umount", dir]);
         eventually("the daemon is gone", || warmfs.daemon().is_none());
-        machine.ok(&warmfs, &["rm", "-f", "/sbin/mount.fuse.warmfs"]);
+        match helper {
+            "a link" => machine.ok(&warmfs, &["rm", "/sbin/mount.fuse.warmfs"]),
+            _ => machine.ok(&warmfs, &["cp", script, "/sbin/mount.fuse.warmfs"]),
+        };
     }
+    // A package's helper stays.
+    machine.ok(&warmfs, &[BINARY, "fstab", "add", &source, "/more"]);
+    machine.ok(&warmfs, &["cmp", script, "/sbin/mount.fuse.warmfs"]);
+    machine.ok(&warmfs, &[BINARY, "fstab", "remove", "/more"]);
 
     let listed = machine.ok(&warmfs, &[BINARY, "fstab", "list"]);
     assert_eq!(listed, format!("{source} {dir} {options}\n"));
@@ -198,11 +207,41 @@ fn mount_8_reads_a_bucket_with_the_credentials_of_a_profile() {
     assert!(code == 32 && line.contains("no AWS profile"), "{code} {line}");
     let mount = ["mount", "-t", "warmfs", "s3://bucket/data", dir, "-o", "no_such_thing"];
     let (code, line) = machine.fails(&warmfs, &mount);
-    assert!(code == 1 && line.starts_with("mount.warmfs: -o no_such_thing"), "{code} {line}");
+    assert!(code == 1 && line.starts_with("warmfs: -o no_such_thing"), "{code} {line}");
     let fake = ["mount", "-f", "-v", "-t", "warmfs", "s3://bucket/data", dir];
     machine.ok(&warmfs, &fake);
     eventually("the daemon is gone", || warmfs.daemon().is_none());
     warmfs.assert_nothing_left(&["data"]);
+}
+
+#[test]
+fn a_line_may_let_other_users_mount() {
+    let warmfs = Warmfs::new();
+    let Some(machine) = Machine::start(&warmfs) else { return };
+    let as_user = |words: &[&str]| {
+        let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+        machine.run(&warmfs, &[&user, words].concat())
+    };
+    if !as_user(&["test", "-x", BINARY]).status.success() {
+        skip("mount(8) by other users", "they cannot reach the binary");
+        return;
+    }
+    fs::set_permissions(warmfs.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["home", "run", "data"] {
+        fs::create_dir_all(warmfs.path(name)).unwrap();
+        chown(warmfs.path(name), Some(65_534), Some(65_534)).unwrap();
+    }
+    let (dir, cache) = (warmfs.path("data"), warmfs.cache());
+    let (dir, cache, source) = (dir.to_str().unwrap(), cache.to_str().unwrap(), warmfs.source());
+    let add = [BINARY, "fstab", "add", &source, dir, "--cache-dir", cache, "-o", "users,noauto"];
+    machine.ok(&warmfs, &add);
+    let output = as_user(&["mount", dir]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(as_user(&["cat", &format!("{dir}/hello")]).stdout, b"hello, world");
+    let output = as_user(&["umount", dir]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    eventually("the daemon is gone", || warmfs.daemon().is_none());
+    assert!(warmfs.path("data").is_dir() && !is_mounted(Path::new(dir)));
 }
 
 #[test]

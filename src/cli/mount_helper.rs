@@ -14,7 +14,7 @@ use clap::Args;
 use super::args::MountArgs;
 use super::{Verb, mount, mount_o, output, parse};
 use crate::config::CacheOptions;
-use crate::control::wire::ErrorReply;
+use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::preflight;
 
 /// The verb that stands for this, and the name of the helper.
@@ -71,8 +71,8 @@ pub(super) fn run(args: HelperArgs) -> ExitCode {
         Err(error) => {
             // Without the usage below it, which is that of another command.
             let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default();
-            eprintln!("{VERB}: {}", line.trim_start_matches("error: "));
+            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            output::error(&ErrorReply::new(ErrorCode::Invalid, line));
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -113,7 +113,7 @@ fn to_mount(args: &HelperArgs) -> Result<MountArgs, clap::Error> {
     all.extend(["--".into(), (&args.spec).into(), (&args.dir).into()]);
     match parse(all)?.verb {
         Verb::Mount(mount) => Ok(*mount),
-        other => unreachable!("{other:?} came of `mount`"),
+        _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
     }
 }
 

@@ -95,7 +95,7 @@ async fn way(reach: &Reach, tell: &mut (dyn FnMut(Finding) + Send)) {
             tell(resolve(reach).await);
         }
     }
-    tell(clock(reach).await);
+    answer(reach, tell).await;
 }
 
 async fn resolve(reach: &Reach) -> Finding {
@@ -121,16 +121,20 @@ async fn resolve(reach: &Reach) -> Finding {
     Finding::fail("dns", format!("{host}: {why}"), hint).taking(took)
 }
 
-async fn clock(reach: &Reach) -> Finding {
+/// Whether anybody answers, and what time it is there.
+async fn answer(reach: &Reach, tell: &mut (dyn FnMut(Finding) + Send)) {
     let start = Instant::now();
     let there = match reach.date().await {
-        Ok(Some(there)) => there,
-        Ok(None) => return Finding::ok("clock", "the store does not tell the time"),
-        Err(error) => return refused("clock", &error),
+        Ok(there) => there,
+        Err(error) => return tell(refused("answer", &error)),
     };
-    // It was that time there in between, and its second was not over.
-    let here = SystemTime::now() - start.elapsed() / 2;
-    skew(here, there + Duration::from_millis(500))
+    let took = start.elapsed();
+    tell(Finding::ok("answer", format!("it answers, in {}", shown(took))).taking(took));
+    tell(match there {
+        // It was that time there in between, and its second was not over.
+        Some(there) => skew(SystemTime::now() - took / 2, there + Duration::from_millis(500)),
+        None => Finding::ok("clock", "the store does not tell the time"),
+    });
 }
 
 fn skew(here: SystemTime, there: SystemTime) -> Finding {
@@ -170,7 +174,7 @@ async fn list(
     };
     let took = start.elapsed();
     let more = if page.next.is_some() { " and more" } else { "" };
-    let message = format!("{} objects{more} in {}", page.objects.len(), shown(took));
+    let message = format!("{}{more} in {}", objects(page.objects.len()), shown(took));
     let largest = page.objects.into_iter().filter(|o| o.size > 0).max_by_key(|o| o.size);
     match &largest {
         Some(_) => tell(Finding::ok("list", message).taking(took)),
@@ -206,7 +210,7 @@ async fn get(
     // Of one connection, and with the time to the first byte in it.
     let rate = bytes as f64 / took.as_secs_f64().max(f64::MIN_POSITIVE);
     let message = format!(
-        "first byte after {}; {} at {:.1} MiB/s over one connection",
+        "first byte after {}; {} at {:.1} MiB/s by one request",
         shown(first),
         format_bytes(bytes),
         rate / f64::from(1 << 20),
@@ -218,9 +222,14 @@ fn refused(check: &'static str, error: &RemoteError) -> Finding {
     Finding::new(check, Level::Fail, error.to_string())
 }
 
+fn objects(count: usize) -> String {
+    if count == 1 { "1 object".to_owned() } else { format!("{count} objects") }
+}
+
 fn shown(time: Duration) -> String {
     match time.as_millis() {
-        0..1_000 => format!("{} ms", time.as_millis()),
+        0 => "less than 1 ms".to_owned(),
+        1..1_000 => format!("{} ms", time.as_millis()),
         _ => format!("{:.1} s", time.as_secs_f64()),
     }
 }

@@ -155,28 +155,28 @@ mod tests {
         let token = ("GOOGLE_APPLICATION_CREDENTIALS", "/hidden");
         let handed = (CallerEnv::CREDENTIALS, "hidden");
         for (uri, options, env, expected) in [
-            ("s3://b", &plain, &[][..], ""),
-            ("s3://b", &plain, &[home], "AWS profile default"),
-            ("s3://b", &plain, &[home, keys[0], keys[1]], "AWS_ACCESS_KEY_ID"),
-            ("s3://b", &work, &[home, keys[0], keys[1]], "AWS profile work"),
-            ("s3://b", &plain, &[home, ("AWS_PROFILE", "work")], "AWS profile work"),
+            ("s3://bucket", &plain, &[][..], ""),
+            ("s3://bucket", &plain, &[home], "AWS profile default"),
+            ("s3://bucket", &plain, &[home, keys[0], keys[1]], "AWS_ACCESS_KEY_ID"),
+            ("s3://bucket", &work, &[home, keys[0], keys[1]], "AWS profile work"),
+            ("s3://bucket", &plain, &[home, ("AWS_PROFILE", "work")], "AWS profile work"),
             (
-                "s3://b",
+                "s3://bucket",
                 &plain,
                 &[("AWS_WEB_IDENTITY_TOKEN_FILE", "/x")],
                 "AWS_WEB_IDENTITY_TOKEN_FILE",
             ),
-            ("s3://b", &unsigned, &keys, "none, by --no-sign-request"),
-            ("gs://b", &plain, &[token, handed], "WARMFS_CREDENTIALS"),
-            ("gs://b", &plain, &[token], "GOOGLE_APPLICATION_CREDENTIALS"),
-            ("gs://b", &plain, &[home], ""),
+            ("s3://bucket", &unsigned, &keys, "none, by --no-sign-request"),
+            ("gs://bucket", &plain, &[token, handed], "WARMFS_CREDENTIALS"),
+            ("gs://bucket", &plain, &[token], "GOOGLE_APPLICATION_CREDENTIALS"),
+            ("gs://bucket", &plain, &[home], ""),
             (
-                "az://a/c",
+                "az://account/container",
                 &plain,
                 &[("AZURE_STORAGE_SAS_TOKEN", "hidden")],
                 "AZURE_STORAGE_SAS_TOKEN",
             ),
-            ("ais://b", &plain, &[("AIS_AUTHN_TOKEN", "hidden")], "AIS_AUTHN_TOKEN"),
+            ("ais://bucket", &plain, &[("AIS_AUTHN_TOKEN", "hidden")], "AIS_AUTHN_TOKEN"),
             ("file:///x", &plain, &[], "none needed"),
         ] {
             assert_eq!(source(uri, options, env).await, expected, "{uri} {env:?}");
@@ -194,11 +194,11 @@ mod tests {
         let env: CallerEnv = env.into_iter().collect();
         let proxied = Some("HTTPS_PROXY");
         for (uri, options, expected) in [
-            ("s3://b", &plain, ("s3.amazonaws.com", 443, proxied)),
-            ("s3://b", &elsewhere, ("host", 9000, None)),
-            ("gs://b", &plain, ("storage.googleapis.com", 443, proxied)),
-            ("az://account/c", &plain, ("account.blob.core.windows.net", 443, proxied)),
-            ("ais://b", &plain, ("ais", 80, None)),
+            ("s3://bucket", &plain, ("s3.amazonaws.com", 443, proxied)),
+            ("s3://bucket", &elsewhere, ("host", 9000, None)),
+            ("gs://bucket", &plain, ("storage.googleapis.com", 443, proxied)),
+            ("az://account/container", &plain, ("account.blob.core.windows.net", 443, proxied)),
+            ("ais://bucket", &plain, ("ais", 80, None)),
         ] {
             let reach = Reach::find(&uri.parse().unwrap(), options, &env).await.unwrap().unwrap();
             assert_eq!((reach.host(), reach.port(), reach.proxy()), expected, "{uri}");

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
 /// How to reach a remote.
@@ -168,7 +169,15 @@ impl CallerEnv {
         let dir = std::env::current_dir().unwrap_or_default();
         // What a shell says of it need not be so.
         let here = ("PWD".into(), dir.clone().into_os_string());
-        Self::from_vars(std::env::vars_os().chain([here]), &dir)
+        let mut env = Self::from_vars(std::env::vars_os().chain([here]), &dir);
+        // Services, and what mount(8) runs at boot, may have none.
+        if env.get("HOME").is_none()
+            && let Ok(Some(user)) = User::from_uid(Uid::effective())
+            && let Some(home) = user.dir.to_str()
+        {
+            env.0.insert("HOME".to_owned(), home.to_owned());
+        }
+        env
     }
 
     /// Paths are made absolute in `dir`: the daemon works in another folder.

@@ -41,7 +41,8 @@ fn help_fits_a_screen() {
         "bench", "index", "renew",
     ];
     let of_verbs = of_verbs.map(|verb| vec![verb, "--help"]);
-    for verb in std::iter::once(vec!["--help"]).chain(of_verbs) {
+    let others = [vec!["--help"], vec!["fstab", "add", "--help"], vec!["doctor", "--help"]];
+    for verb in others.into_iter().chain(of_verbs) {
         let output = warmfs(home.path(), &verb);
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && text.contains("Usage:"), "{text}");

@@ -28,7 +28,7 @@ pub(super) fn disk_bytes(bytes: u64) -> u64 {
 
 /// What a file system has, as `statvfs` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Disk {
+pub struct Disk {
     /// Its size in bytes.
     pub total: u64,
     /// Bytes that we may still write.
@@ -40,7 +40,11 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    pub(super) fn of(dir: &Path) -> std::io::Result<Disk> {
+    /// What the file system of `dir` has.
+    ///
+    /// # Errors
+    /// If it does not tell.
+    pub fn of(dir: &Path) -> std::io::Result<Disk> {
         let stat = nix::sys::statvfs::statvfs(dir)?;
         let block = stat.fragment_size();
         Ok(Disk {
@@ -49,6 +53,16 @@ impl Disk {
             files: stat.files(),
             free_files: stat.files_available(),
         })
+    }
+
+    /// Bytes that are left to others where no `--cache-size` is given.
+    pub fn reserve(&self) -> u64 {
+        RESERVE_BYTES.max(self.total / 10)
+    }
+
+    /// Inodes that are left to others.
+    pub fn floor_files(&self) -> u64 {
+        FLOOR_FILES.min(self.files / 20)
     }
 }
 
@@ -114,7 +128,7 @@ impl Budget {
         self.free.store(disk.free, Ordering::Relaxed);
         let reserve = match self.given {
             Some(_) => FLOOR_BYTES.min(disk.total / 32),
-            None => RESERVE_BYTES.max(disk.total / 10),
+            None => disk.reserve(),
         };
         let used = self.used();
         let by_disk = (used + index + disk.free).saturating_sub(reserve);
@@ -124,7 +138,7 @@ impl Budget {
         let limit = by_disk.min(self.given.unwrap_or(u64::MAX)).min(quota);
         self.limit.store(limit, Ordering::Relaxed);
         self.index.store(index_share, Ordering::Relaxed);
-        let floor_files = FLOOR_FILES.min(disk.files / 20);
+        let floor_files = disk.floor_files();
         let files = if disk.files == 0 { u64::MAX } else { disk.free_files };
         self.files.store(files.saturating_sub(floor_files), Ordering::Relaxed);
         Excess {

@@ -55,6 +55,7 @@ use tokio::runtime::Handle;
 
 pub use attach::AttachError;
 pub use audit::Audited;
+pub use budget::Disk;
 pub use chunk_map::CHUNK_BYTES;
 pub use direct::Direct;
 pub use given::Given;

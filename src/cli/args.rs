@@ -227,6 +227,27 @@ pub(super) struct MountPlan {
     pub(super) foreground: bool,
     /// Whether a daemon that dies is started again.
     pub(super) is_supervised: bool,
+    /// Whether nothing is said of a mount that succeeds.
+    pub(super) is_quiet: bool,
+}
+
+impl RemoteArgs {
+    /// The same with paths that are absolute.
+    pub(super) fn into_options(self) -> RemoteOptions {
+        RemoteOptions {
+            endpoint_url: self.endpoint_url,
+            region: self.region,
+            profile: self.profile,
+            no_sign_request: self.no_sign_request,
+            requester_pays: self.requester_pays,
+            billing_project: self.billing_project,
+            virtual_host_style: self.virtual_host_style,
+            ca_file: self.ca_file.map(from_here),
+            customer_key_file: self.customer_key_file.map(from_here),
+            origin: self.origin,
+            credential_command: self.credential_command,
+        }
+    }
 }
 
 impl MountArgs {
@@ -234,19 +255,7 @@ impl MountArgs {
     pub(super) fn check(self) -> Result<MountPlan, ErrorReply> {
         let daemon = daemon_options(self.metrics_listen, self.metrics_public)?;
         let options = MountOptions {
-            remote: RemoteOptions {
-                endpoint_url: self.remote.endpoint_url,
-                region: self.remote.region,
-                profile: self.remote.profile,
-                no_sign_request: self.remote.no_sign_request,
-                requester_pays: self.remote.requester_pays,
-                billing_project: self.remote.billing_project,
-                virtual_host_style: self.remote.virtual_host_style,
-                ca_file: self.remote.ca_file.map(from_here),
-                customer_key_file: self.remote.customer_key_file.map(from_here),
-                origin: self.remote.origin,
-                credential_command: self.remote.credential_command,
-            },
+            remote: self.remote.into_options(),
             metadata_ttl: self.look.metadata_ttl,
             allow_other: self.look.allow_other,
             uid: self.look.uid.unwrap_or_else(|| Uid::current().as_raw()),
@@ -303,6 +312,7 @@ impl MountArgs {
             log_format: self.log_format,
             foreground: self.foreground,
             is_supervised,
+            is_quiet: false,
         })
     }
 }

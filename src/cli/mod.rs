@@ -8,8 +8,10 @@ mod args;
 mod bench;
 mod daemon;
 pub mod demo;
+mod doctor;
 mod du;
 mod evict;
+mod fstab;
 mod index;
 mod interrupt;
 mod launch;
@@ -17,7 +19,9 @@ mod log;
 mod logging;
 mod ls;
 mod mount;
+mod mount_helper;
 mod mount_o;
+mod notify;
 mod output;
 mod pin;
 mod prefetch;
@@ -35,7 +39,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::control::wire::{ErrorCode, ErrorReply};
 
@@ -67,11 +71,15 @@ enum Verb {
     Du(du::DuArgs),
     Index(index::IndexArgs),
     Log(log::LogArgs),
+    Fstab(fstab::FstabArgs),
+    Doctor(Box<doctor::DoctorArgs>),
     Bench(Box<bench::BenchArgs>),
     /// Try it on this machine: a store of its own, no account, no network
     Demo(demo::DemoArgs),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
+    #[command(hide = true, name = mount_helper::VERB)]
+    MountHelper(mount_helper::HelperArgs),
     #[command(hide = true)]
     Supervise(daemon::DaemonArgs),
     #[command(hide = true)]
@@ -80,7 +88,9 @@ enum Verb {
 
 /// Runs the command that this process was started as.
 pub fn main() -> ExitCode {
-    match parse(std::env::args_os().collect()) {
+    let mut args = std::env::args_os().collect();
+    mount_helper::insert_verb(&mut args);
+    match parse(args) {
         Ok(cli) => run(cli),
         Err(error) => {
             // Help and version come this way too, with a code of 0.
@@ -106,6 +116,9 @@ fn run(cli: Cli) -> ExitCode {
         Verb::Du(args) => du::run(args),
         Verb::Index(args) => index::run(args),
         Verb::Log(args) => report(log::run(&args)),
+        Verb::Doctor(args) => doctor::run(*args),
+        Verb::Fstab(args) => report(fstab::run(args)),
+        Verb::MountHelper(args) => mount_helper::run(args),
         Verb::Completions(args) => report(shell::completions(&args)),
         Verb::Man(args) => report(shell::man(&args)),
         Verb::Bench(args) => bench::run(*args),
@@ -133,15 +146,26 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     {
         return Err(help_of_all(verb));
     }
-    let cli = Cli::try_parse_from(&args)?;
+    let cli = parse_once(&args)?;
     let expanded = match &cli.verb {
         Verb::Mount(mount) if !mount.options.is_empty() => mount_o::expand::<Cli>(&mount.options)?,
+        // What a line of fstab is to hold is checked before it is written.
+        Verb::Fstab(fstab) => {
+            mount_o::expand::<Cli>(fstab.options())?;
+            return Ok(cli);
+        }
         _ => return Ok(cli),
     };
     let verb = args.iter().position(|arg| arg == "mount").map_or(args.len(), |at| at + 1);
     let mut all = args;
     all.splice(verb..verb, expanded.into_iter().map(OsString::from));
-    Cli::try_parse_from(all)
+    parse_once(&all)
+}
+
+fn parse_once(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut command = fstab::shorten_help(Cli::command());
+    let matches = command.try_get_matches_from_mut(args)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// The help of a command with the options that `--help` leaves out.

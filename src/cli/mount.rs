@@ -4,6 +4,7 @@ use super::args::{MountArgs, MountPlan};
 use super::daemon::hear_hang_ups;
 use super::interrupt::Interrupt;
 use super::launch::{self, Launched};
+use super::notify::Manager;
 use super::{client_runtime, logging, output, run_daemon};
 use crate::config::MountRequest;
 use crate::control::client::Client;
@@ -17,14 +18,20 @@ const ATTEMPTS_MAX: usize = 3;
 
 /// Mounts, and returns once the mounts can be read.
 pub(super) fn run(args: MountArgs) -> Result<(), ErrorReply> {
-    let plan = args.check()?;
+    run_plan(&args.check()?)
+}
+
+/// The same for options that are checked.
+pub(super) fn run_plan(plan: &MountPlan) -> Result<(), ErrorReply> {
     for request in plan.requests() {
         preflight::check(request, &plan.cache.dir)?;
     }
     if plan.foreground {
-        run_daemon(foreground(&plan))
+        let manager = Manager::from_env();
+        let ended = run_daemon(foreground(plan, &manager));
+        ended.inspect_err(|error| manager.status(&error.to_string()))
     } else {
-        client_runtime()?.block_on(background(&plan))
+        client_runtime()?.block_on(background(plan))
     }
 }
 
@@ -75,7 +82,7 @@ pub(super) async fn make(
     }
 }
 
-async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
+async fn foreground(plan: &MountPlan, manager: &Manager) -> Result<(), ErrorReply> {
     launch::create_cache_dir(plan)?;
     let log = plan.log_file.as_deref().map(logging::open).transpose()?;
     logging::init(log, plan.log_format, &plan.cache.dir);
@@ -84,17 +91,23 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
     }
     hear_hang_ups();
     let open = |cache| async move { read_through::open(&cache).await };
+    manager.status(&format!("mounting {}", plan.request.uri));
     let (cache, options) = (plan.cache.clone(), plan.daemon.clone());
-    let running = match daemon::start(cache, options, Supervision::default(), open).await {
+    let mut running = match daemon::start(cache, options, Supervision::default(), open).await {
         Ok(running) => running,
         Err(StartError::Failed(error)) => return Err(error),
-        Err(StartError::AlreadyServed(_)) => return join(plan).await,
+        Err(StartError::AlreadyServed(_)) => return join(plan, manager).await,
     };
     let mounted = match Client::connect(&running.socket).await? {
         Some(client) => make_all(plan, &client, &mut Vec::new()).await,
         // Interrupted already.
         None => Err(ErrorReply::new(ErrorCode::ShuttingDown, "interrupted")),
     };
+    if mounted.is_ok() {
+        manager.ready(&mounts_of(plan));
+        let _ = running.closing.wait_for(|is_closing| *is_closing).await;
+        manager.stopping();
+    }
     let _ = running.finished.await;
     match mounted {
         Err(error) if error.code != ErrorCode::ShuttingDown => Err(error),
@@ -103,7 +116,7 @@ async fn foreground(plan: &MountPlan) -> Result<(), ErrorReply> {
 }
 
 /// Stays in the foreground for mounts that another process's daemon serves.
-async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
+async fn join(plan: &MountPlan, manager: &Manager) -> Result<(), ErrorReply> {
     // Before anything is announced: an interrupt must find them in place.
     let mut interrupt = Interrupt::new()?;
     let Some(client) = Client::of_cache(&plan.cache.dir).await? else {
@@ -113,7 +126,10 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
     check_budgets(plan, &client)?;
     let mut made = Vec::new();
     tokio::select! {
-        all = make_all(plan, &client, &mut made) => all?,
+        all = make_all(plan, &client, &mut made) => {
+            all?;
+            manager.ready(&mounts_of(plan));
+        }
         // The daemon undoes what its client no longer waits for.
         _ = interrupt.received() => return unmount_all(&made, &client).await,
     }
@@ -124,7 +140,10 @@ async fn join(plan: &MountPlan) -> Result<(), ErrorReply> {
     });
     tokio::select! {
         result = futures::future::try_join_all(ends) => result.map(drop),
-        _ = interrupt.received() => unmount_all(&made, &client).await,
+        _ = interrupt.received() => {
+            manager.stopping();
+            unmount_all(&made, &client).await
+        }
     }
 }
 
@@ -192,7 +211,16 @@ fn check_budgets(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
     Ok(())
 }
 
+/// What a service manager shows of it.
+fn mounts_of(plan: &MountPlan) -> String {
+    let mounts = plan.requests().map(|one| format!("{} at {}", one.uri, one.dir.display()));
+    mounts.collect::<Vec<_>>().join(", ")
+}
+
 fn announce(plan: &MountPlan, reply: &MountReply) -> Result<(), ErrorReply> {
+    if plan.is_quiet {
+        return Ok(());
+    }
     let cache = output::short(&plan.cache.dir);
     let dir = reply.dir.display();
     output::line(&format!("{} mounted at {dir} (cache {cache})", reply.uri))

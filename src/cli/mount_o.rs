@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 /// Options of mount(8) and systemd that say nothing to a file system.
-const IGNORED: [&str; 15] = [
+const IGNORED: [&str; 24] = [
     "ro",
     "defaults",
     "auto",
@@ -15,18 +15,30 @@ const IGNORED: [&str; 15] = [
     "user",
     "nouser",
     "users",
+    "owner",
+    "group",
     "nofail",
     "_netdev",
+    "suid",
     "nosuid",
+    "dev",
     "nodev",
+    "exec",
     "noexec",
+    "async",
+    "silent",
+    "atime",
     "noatime",
     "relatime",
+    "norelatime",
     "nodiratime",
 ];
 
+/// How options of others begin.
+const IGNORED_STARTS: [&str; 4] = ["x-", "X-", "comment=", "user="];
+
 /// Long options that make no sense where mount(8) runs the command.
-const REFUSED: [&str; 3] = ["foreground", "help", "version"];
+pub(super) const REFUSED: [&str; 3] = ["foreground", "help", "version"];
 
 /// The long options that stand for `options`. `C` is the whole command line.
 ///
@@ -69,7 +81,7 @@ pub(super) fn expand<C: CommandFactory>(options: &[String]) -> Result<Vec<String
 }
 
 fn is_ignored(option: &str) -> bool {
-    IGNORED.contains(&option) || option.starts_with("x-") || option.starts_with("comment=")
+    IGNORED.contains(&option) || IGNORED_STARTS.iter().any(|start| option.starts_with(start))
 }
 
 /// Whether a long option of `mount` takes a value; `None` if there is none such.

@@ -74,9 +74,12 @@ pub fn is_stale(dir: &Path) -> bool {
     matches!(answered, Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED)))
 }
 
+/// Where programs are looked for without a `$PATH`, as by who runs them.
+const USUAL_PATH: &str = "/bin:/usr/bin";
+
 /// Whether a program lies on `$PATH`.
 pub fn find_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into());
     std::env::split_paths(&path)
         .any(|dir| nix::unistd::access(&dir.join(name), nix::unistd::AccessFlags::X_OK).is_ok())
 }

@@ -7,6 +7,7 @@
 //! about files is the [`engine`]'s.
 
 pub mod direct;
+pub mod doctor;
 pub mod engine;
 mod holders;
 mod index_file;

@@ -126,7 +126,7 @@ impl Drop for MountPoint {
 }
 
 /// Unmounts dead mounts from `dir`, and refuses living ones.
-fn clear_stale(dir: &Path) -> Result<(), ErrorReply> {
+pub(super) fn clear_stale(dir: &Path) -> Result<(), ErrorReply> {
     for _ in 0..STALE_LAYERS_MAX {
         let found = mountinfo::topmost_at(dir).map_err(|error| not_usable(dir, &error))?;
         let Some(mount) = found else { return Ok(()) };

@@ -71,7 +71,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
 }
 
 /// The kernel writes space, tab, newline, backslash and hash as `\` and three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {

@@ -61,7 +61,7 @@ fn check_apart(source: &Path, uri: &RemoteUri, dir: &Path) -> Result<(), ErrorRe
         .with_hint("choose a mount point outside the source"))
 }
 
-fn check_fuse() -> Result<(), ErrorReply> {
+pub(super) fn check_fuse() -> Result<(), ErrorReply> {
     if let Err(error) = access("/dev/fuse", AccessFlags::R_OK | AccessFlags::W_OK) {
         let (message, hint) = match error {
             Errno::ENOENT => (

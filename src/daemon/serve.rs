@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -63,6 +64,8 @@ pub struct Supervision {
 pub struct Running {
     /// Where it listens.
     pub socket: PathBuf,
+    /// Becomes true when its end begins.
+    pub closing: watch::Receiver<bool>,
     /// Resolves when it has saved everything and let go of the cache.
     pub finished: JoinHandle<()>,
 }
@@ -121,8 +124,9 @@ where
         let service = Arc::new(daemon.clone());
         tokio::spawn(exposition::serve(metrics, service, daemon.table.closed()));
     }
+    let closing = daemon.table.closed();
     let finished = tokio::spawn(run(daemon, listener, signals, lock));
-    Ok(Running { socket, finished })
+    Ok(Running { socket, closing, finished })
 }
 
 async fn listen_for_metrics(options: &DaemonOptions) -> Result<Option<TcpListener>, ErrorReply> {

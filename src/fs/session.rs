@@ -166,7 +166,7 @@ fn sample(fs: &FileSystem) -> Option<File> {
 
 /// Whether this process has CAP_SYS_ADMIN, perhaps in a user namespace only:
 /// what it is good for shows when it is used.
-fn may_administer() -> bool {
+pub fn may_administer() -> bool {
     const CAP_SYS_ADMIN: u32 = 21;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));

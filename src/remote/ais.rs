@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use http::Method;
 use serde_json::json;
 
+pub(super) use self::access::{CREDENTIALS, TLS, endpoint};
 use super::answer::Asked;
 use super::base_url::BaseUrl;
 use super::checksum::{Algorithm, Checksum};

@@ -30,6 +30,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::{HeaderMap, Method};
 
+pub(super) use self::connect::endpoint;
+pub(super) use self::credentials::CREDENTIALS;
 use self::credentials::signature_in;
 use self::error::AZURE;
 use self::listing::FOLDER_MARK;

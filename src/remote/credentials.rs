@@ -151,6 +151,22 @@ impl CallerConfig {
         Ok(Found::Nothing(metadata_provider(env, &base)?))
     }
 
+    /// What [`CallerConfig::find`] goes by, by name; nothing if nothing is configured.
+    pub(super) fn source(&self, options: &RemoteOptions, env: &CallerEnv) -> String {
+        let profile = || format!("AWS profile {}", self.profile);
+        let is_configured =
+            self.profile_is_named || CREDENTIAL_KEYS.iter().any(|key| self.get(key).is_some());
+        let variable = |name: &'static str| env.get(name).map(|_| name.to_owned());
+        let of_profile = |applies: bool| applies.then(profile);
+        of_profile(options.profile.is_some())
+            .or_else(|| variable("AWS_ACCESS_KEY_ID"))
+            .or_else(|| of_profile(is_configured))
+            .or_else(|| variable("AWS_WEB_IDENTITY_TOKEN_FILE"))
+            .or_else(|| variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"))
+            .or_else(|| variable("AWS_CONTAINER_CREDENTIALS_FULL_URI"))
+            .unwrap_or_default()
+    }
+
     fn profile_provider(&self, base: &ProviderConfig) -> SharedCredentialsProvider {
         let mut builder = ProfileFileCredentialsProvider::builder()
             .configure(base)

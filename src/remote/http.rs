@@ -26,7 +26,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -134,6 +134,11 @@ impl HttpClient {
             request.headers_mut().insert(PROXY_AUTHORIZATION, password);
         }
         self.client.request(request)
+    }
+
+    /// The variable that names the proxy on the way to `uri`.
+    pub fn proxy_to(&self, uri: &Uri) -> Option<&'static str> {
+        self.proxies.to(uri).map(|(_, variable)| variable)
     }
 
     /// The client as the SDK wants one.

@@ -31,6 +31,7 @@ pub mod pages;
 mod program;
 mod range_reader;
 pub mod ranged;
+pub mod reach;
 pub mod rest;
 pub mod retry;
 pub mod s3;

@@ -27,6 +27,7 @@ use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, Object, RequestPayer};
 use http_body_util::BodyDataStream;
 
+pub(super) use self::connect::{TLS, endpoint};
 use self::error::{S3, S3_WITH_KEY, classify};
 use self::keys::Keys;
 use super::answer::{Asked, Dialect, believable, lacks};

@@ -329,7 +329,8 @@ impl Warmfs {
         fs::read_to_string(self.cache().join("warmfs.log")).unwrap_or_default()
     }
 
-    fn watch_daemon(&self) {
+    /// Watches the daemon that a command of another kind may have started.
+    pub fn watch_daemon(&self) {
         if let Some(record) = self.record() {
             let supervisor = (record.supervisor > 0).then_some(record.supervisor);
             for pid in supervisor.into_iter().chain([record.pid]) {

@@ -29,7 +29,7 @@ const FILE_LIFE: Duration = Duration::from_secs(10 * 60);
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// As the cluster's own tools know them.
-const TLS: TlsVariables = TlsVariables {
+pub(in crate::remote) const TLS: TlsVariables = TlsVariables {
     ca: Some("AIS_CLIENT_CA"),
     own: Some(("AIS_CRT", "AIS_CRT_KEY")),
     trust_anybody: Some("AIS_SKIP_VERIFY_CRT"),
@@ -117,7 +117,14 @@ impl AisRemote {
     }
 }
 
-fn endpoint(options: &RemoteOptions, env: &CallerEnv) -> Result<BaseUrl, RemoteError> {
+/// Where the cluster is.
+///
+/// # Errors
+/// Where nothing says so.
+pub(in crate::remote) fn endpoint(
+    options: &RemoteOptions,
+    env: &CallerEnv,
+) -> Result<BaseUrl, RemoteError> {
     let option = options.endpoint_url.as_deref().map(|url| ("--endpoint-url", url));
     let variable = || Some(("AIS_ENDPOINT", env.get("AIS_ENDPOINT")?));
     match option.or_else(variable) {
@@ -129,6 +136,9 @@ fn endpoint(options: &RemoteOptions, env: &CallerEnv) -> Result<BaseUrl, RemoteE
         }
     }
 }
+
+/// The variables that name credentials, in the order of [`configured`].
+pub(in crate::remote) const CREDENTIALS: &[&str] = &["AIS_AUTHN_TOKEN", "AIS_AUTHN_TOKEN_FILE"];
 
 /// The token, or the file that has it.
 fn configured(env: &CallerEnv) -> Option<Given> {

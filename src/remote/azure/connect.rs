@@ -136,6 +136,19 @@ impl Connector<'_> {
     }
 }
 
+/// Where the account is.
+///
+/// # Errors
+/// For an endpoint that is no URL, and a connection string that is none.
+pub(in crate::remote) fn endpoint(
+    account: &str,
+    options: &RemoteOptions,
+    env: &CallerEnv,
+) -> Result<BaseUrl, RemoteError> {
+    let connection = connection_string(account, env)?;
+    find_endpoint(account, connection.as_ref(), options, env)
+}
+
 /// Where the account is, by option, variable, connection string, or its name.
 fn find_endpoint(
     account: &str,

@@ -53,6 +53,17 @@ const AUTHORITIES: [(&str, &str); 3] = [
     ("", "https://login.microsoftonline.com"),
 ];
 
+/// The variables that name credentials, in the order of [`find`].
+pub(in crate::remote) const CREDENTIALS: &[&str] = &[
+    CONNECTION_STRING,
+    KEYS[0],
+    KEYS[1],
+    KEYS[2],
+    SIGNATURE,
+    "AZURE_CLIENT_ID",
+    "IDENTITY_ENDPOINT",
+];
+
 /// Where credentials were found.
 pub(super) enum Found {
     /// The caller gave these, or wants none.

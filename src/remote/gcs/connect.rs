@@ -166,6 +166,17 @@ impl Connector {
     }
 }
 
+/// Where the store is.
+///
+/// # Errors
+/// For an endpoint that is no URL.
+pub(in crate::remote) fn endpoint(
+    options: &RemoteOptions,
+    env: &CallerEnv,
+) -> Result<BaseUrl, RemoteError> {
+    find_endpoint(options, env).map(|(endpoint, _)| endpoint)
+}
+
 /// The endpoint, and whether it is an emulator's, which gets no token: it checks none,
 /// and what is real must not lie about in its log.
 fn find_endpoint(options: &RemoteOptions, env: &CallerEnv) -> Result<(BaseUrl, bool), RemoteError> {

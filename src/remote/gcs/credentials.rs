@@ -60,6 +60,13 @@ pub(super) enum Found {
     Nothing(Option<Arc<dyn TokenSource>>),
 }
 
+/// The variables that name credentials, in the order of [`find`].
+pub(in crate::remote) const CREDENTIALS: &[&str] = &[
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
+];
+
 /// Finds where tokens come from. Reads files, and makes no request.
 ///
 /// # Errors
@@ -80,15 +87,25 @@ pub(super) async fn find(env: &CallerEnv, http: &HttpClient) -> Result<Found, Re
         source.fetch().await?;
         return Ok(Found::Given { given: Given::Source(Arc::new(source)), payer: None });
     }
-    let folder = match named("CLOUDSDK_CONFIG") {
-        Some((_, folder)) => Some(folder),
-        None => home.map(|home| home.join(".config/gcloud")),
-    };
-    let path = folder.map(|folder| folder.join("application_default_credentials.json"));
-    if let Some(path) = path.filter(|path| path.exists()) {
+    if let Some(path) = login_file(env) {
         return login(google, path, "the login of gcloud").await;
     }
     Ok(Found::Nothing(metadata(env, google)?))
+}
+
+/// Where `gcloud auth application-default login` writes, if somebody did log in.
+fn login_file(env: &CallerEnv) -> Option<PathBuf> {
+    let home = env.get("HOME").map(Path::new);
+    let folder = match env.get("CLOUDSDK_CONFIG") {
+        Some(folder) => in_home(folder, home),
+        None => home?.join(".config/gcloud"),
+    };
+    Some(folder.join("application_default_credentials.json")).filter(|path| path.exists())
+}
+
+/// Whether somebody did.
+pub(in crate::remote) fn has_login(env: &CallerEnv) -> bool {
+    login_file(env).is_some()
 }
 
 /// What to say when nothing was found and the store wants credentials.

@@ -75,7 +75,7 @@ impl Proxies {
     }
 
     /// The proxy on the way to `uri`, and the variable that names it.
-    fn to(&self, uri: &Uri) -> Option<(Intercept, &'static str)> {
+    pub(super) fn to(&self, uri: &Uri) -> Option<(Intercept, &'static str)> {
         let variable = if is_https(uri) { self.https? } else { self.http? };
         Some((self.matcher.intercept(uri)?, variable))
     }

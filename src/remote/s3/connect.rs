@@ -26,10 +26,17 @@ use crate::remote::answer::Asked;
 use crate::remote::base_url::BaseUrl;
 use crate::remote::credentials::{CallerConfig, DEFAULT_REGION, Found, nothing_found};
 use crate::remote::customer_key::CustomerKey;
-use crate::remote::http::HttpClient;
+use crate::remote::http::{HttpClient, TlsVariables};
 use crate::remote::settle::{self, Probe, Reached};
 use crate::remote::token::Tokens;
 use crate::remote::{ErrorKind, RemoteError, RemoteId, hook};
+
+/// Where AWS answers for every region, with its time.
+const AWS: &str = "https://s3.amazonaws.com";
+
+/// As AWS's own tools know it.
+pub(in crate::remote) const TLS: TlsVariables =
+    TlsVariables { ca: Some("AWS_CA_BUNDLE"), own: None, trust_anybody: None };
 
 /// Times that another region is followed: given, then told; a second answer
 /// that contradicts the first one is an error.
@@ -54,7 +61,7 @@ impl S3Remote {
         let endpoint = find_endpoint(options, env, &config)?;
         // AWS itself is asked over https only.
         let customer_key = CustomerKey::find(options, env, endpoint.as_ref()).await?;
-        let http = HttpClient::open(options, env, Some("AWS_CA_BUNDLE")).await?.for_sdk();
+        let http = HttpClient::open_with(options, env, &TLS).await?.for_sdk();
         let region = options
             .region
             .as_deref()
@@ -198,6 +205,21 @@ impl Connector {
             config = config.endpoint_url(endpoint.as_str()).force_path_style(self.path_style);
         }
         Client::from_conf(config.build())
+    }
+}
+
+/// Where the store is.
+///
+/// # Errors
+/// For an endpoint that is no URL, and what else is wrong with the caller's files.
+pub(in crate::remote) async fn endpoint(
+    options: &RemoteOptions,
+    env: &CallerEnv,
+) -> Result<BaseUrl, RemoteError> {
+    let config = CallerConfig::load(options, env).await?;
+    match find_endpoint(options, env, &config)? {
+        Some(endpoint) => Ok(endpoint),
+        None => BaseUrl::parse("the store", AWS),
     }
 }
 

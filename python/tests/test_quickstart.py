@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from samples import CLASSES, picture
 from store import Store
-from test_frameworks import WANTS_HEAVY
+from test_frameworks import CACHE_SIZE, WANTS_HEAVY
 
 import warmfs
 from warmfs import _binary
@@ -109,6 +110,7 @@ def run(world: World, notebook: Any, **variables: str) -> dict[str, str]:
         "PYTHONPATH": str(Path(warmfs.__file__).parents[1]),
         "IPYTHONDIR": str(world.root),
         "AWS_EC2_METADATA_DISABLED": "true",
+        "WARMFS_CACHE_SIZE": CACHE_SIZE,
         "WARMFS_QUICKSTART_DIR": str(world.point),
         **variables,
     }
@@ -187,6 +189,29 @@ def test_an_unpublished_name_is_never_installed(world: World) -> None:
     notebook.cells = [cell for cell in notebook.cells if cell.id == "install"]
     with pytest.raises(CellExecutionError, match="name its wheel in INSTALL"):
         run(world, notebook, PYTHONPATH="")
+
+
+def test_the_first_cell_installs_the_wheel_that_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = world.root / "warmfs-0.0.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.writestr("warmfs.py", "print('the wheel is imported')")
+        about = {"METADATA": "Metadata-Version: 2.1\nName: warmfs\nVersion: 0.0.0\n", "RECORD": ""}
+        about["WHEEL"] = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        for name, text in about.items():
+            files.writestr(f"warmfs-0.0.0.dist-info/{name}", text)
+    target = world.root / "packages"
+    target.mkdir()
+    monkeypatch.setenv("PIP_TARGET", str(target))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    notebook = read()
+    notebook.cells = [cell for cell in notebook.cells if cell.id == "install"]
+    imports = nbformat.v4.new_code_cell("import warmfs", id="imports")
+    notebook.cells.append(imports)
+    variables = {"WARMFS_QUICKSTART_INSTALL": str(wheel), "PYTHONPATH": str(target)}
+    said = run(world, notebook, **variables)
+    assert "the wheel is imported" in said["imports"]
 
 
 def test_it_is_committed_without_outputs() -> None:

@@ -21,14 +21,14 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import REPOSITORY, World
+from conftest import REPOSITORY, WANTS_HEAVY, World
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from samples import CLASSES, picture
 from store import Store
-from test_frameworks import CACHE_SIZE, WANTS_HEAVY
+from test_frameworks import CACHE_SIZE
 
 import warmfs
 from warmfs import _binary

@@ -21,7 +21,7 @@ TOOLS=('mypy==2.4.*' 'ruff==0.17.*' 'pytest==9.*' 'ipykernel==7.*' 'jupyter_clie
 LIGHT=(numpy 'pillow>=11' pandas pyarrow polars duckdb h5py 'zarr>=3' lmdb safetensors
     opencv-python-headless)
 
-# The large ones, some GB, for `./check --full`.
+# The large ones, 9 GB, for `./check --full`.
 HEAVY=(torch torchvision tensorflow jax grain datasets transformers webdataset)
 
 packages=("${TOOLS[@]}" "${LIGHT[@]}")

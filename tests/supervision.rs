@@ -146,6 +146,22 @@ fn signals_to_either_end_both() {
 }
 
 #[test]
+fn a_busy_mount_is_detached_and_who_holds_it_is_said() {
+    let warmfs = Warmfs::new();
+    let mount = warmfs.mount("mount");
+    let mut holder =
+        std::process::Command::new("sleep").arg("60").current_dir(&mount).spawn().unwrap();
+    warmfs.watchdog().watch_pid(holder.id());
+    send(warmfs.daemon().unwrap(), Signal::SIGTERM);
+    eventually("it is detached", || !is_mounted(&mount));
+    let log = warmfs.log();
+    assert!(log.contains("is busy, process") && log.contains("(sleep)"), "{log}");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    eventually("the daemon is gone", || warmfs.daemon().is_none());
+}
+
+#[test]
 fn a_daemon_without_its_supervisor_goes_on() {
     let warmfs = Warmfs::new();
     let mount = warmfs.mount("mount");

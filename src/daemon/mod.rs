@@ -374,9 +374,13 @@ impl Daemon {
             if !self.is_attached(&entry).await.unwrap_or(false) {
                 continue;
             }
-            let mount = Arc::clone(&entry.mount);
-            let done = blocking(move || mount.unmount(false).or_else(|_| mount.unmount(true)));
-            match done.await {
+            let of = Arc::clone(&entry);
+            let polite_then_lazy = move || {
+                let Err(error) = of.mount.unmount(false) else { return Ok(()) };
+                tracing::warn!("{}; it is detached", unmount_failed(&of.dir, &error).message);
+                of.mount.unmount(true)
+            };
+            match blocking(polite_then_lazy).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::warn!("{} stays mounted: {error}", entry.dir.display());

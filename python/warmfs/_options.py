@@ -60,6 +60,10 @@ class Options(TypedDict, total=False):
     """Most bytes in flight; 10 % of the memory, at most 256 MiB."""
     metadata_memory: Size
     """Most memory for names; 48 MiB."""
+    metrics_listen: str
+    """``ADDRESS:PORT`` at which Prometheus finds the metrics."""
+    metrics_public: bool
+    """Let that address be one of other machines."""
     warm: str
     """Fetch ahead: ``auto``, ``off`` or ``all``."""
     max_bandwidth: Size
@@ -109,6 +113,7 @@ SWITCHES = (
     "verify_remote",
     "allow_other",
     "no_supervisor",
+    "metrics_public",
 )
 
 # What belongs to the cache's daemon and not to one mount of it.
@@ -117,6 +122,8 @@ DAEMON = (
     "cache_size",
     "memory_limit",
     "metadata_memory",
+    "metrics_listen",
+    "metrics_public",
     "log_file",
     "log_format",
     "no_supervisor",

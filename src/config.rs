@@ -47,6 +47,9 @@ pub struct MountOptions {
     pub metadata_ttl: Duration,
     /// Whether users other than the one who mounts may read.
     pub allow_other: bool,
+    /// Whether no program may be run from it.
+    #[serde(default)]
+    pub noexec: bool,
     /// Owner shown for every file.
     pub uid: u32,
     /// Group shown for every file.
@@ -63,6 +66,26 @@ pub struct MountOptions {
     pub warm: WarmOption,
     /// What may be asked of the remote.
     pub traffic: TrafficOptions,
+}
+
+/// What `warmfs mount` does without options, for root.
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            remote: RemoteOptions::default(),
+            metadata_ttl: Duration::from_secs(3_600),
+            allow_other: false,
+            noexec: false,
+            uid: 0,
+            gid: 0,
+            file_mode: 0o444,
+            dir_mode: 0o555,
+            open_mode: OpenModeOption::default(),
+            record_trace: None,
+            warm: WarmOption::default(),
+            traffic: TrafficOptions::default(),
+        }
+    }
 }
 
 /// `--warm`.
@@ -122,8 +145,19 @@ impl CallerEnv {
     pub const CUSTOMER_KEY: &str = "WARMFS_CUSTOMER_KEY";
     /// How the clouds' own variables begin, all of which are taken along.
     const PREFIXES: [&str; 5] = ["AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_"];
+    /// Those that name proxies, and what is reached without one.
+    pub const PROXIES: [&str; 8] = [
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ];
     /// What is taken along besides.
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 10] = [
         Self::CREDENTIALS,
         Self::CUSTOMER_KEY,
         // Where programs that are run for the caller begin.
@@ -136,14 +170,6 @@ impl CallerEnv {
         "STORAGE_EMULATOR_HOST",
         "IDENTITY_ENDPOINT",
         "IDENTITY_HEADER",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "HTTP_PROXY",
-        "http_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-        "NO_PROXY",
-        "no_proxy",
     ];
     /// Those of them that name a file or a folder.
     const PATHS: [&str; 15] = [
@@ -198,7 +224,7 @@ impl CallerEnv {
 
     /// Whether a variable is taken along.
     pub fn is_taken(name: &str) -> bool {
-        Self::NAMES.contains(&name) || Self::may_be_secret(name)
+        Self::NAMES.contains(&name) || Self::PROXIES.contains(&name) || Self::may_be_secret(name)
     }
 
     /// Whether a variable may hold a secret: any of the clouds' own, and two of ours.

@@ -83,6 +83,7 @@ const CASES: &[(&str, Life, &[u64])] = &[
     ("close-settled", Life::Unmount, &[1]),
     ("close-synced", Life::Unmount, &[1]),
     ("close-done", Life::Unmount, &[1]),
+    ("mount-made", Life::Cold, &[1]),
 ];
 
 /// Small files, files around the bounds of chunks, and large ones.

@@ -13,10 +13,7 @@ use tokio::sync::{Notify, watch};
 use warmfs::cache::{
     Evicted, NodeId, Pinned, PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree, Verified,
 };
-use warmfs::config::{
-    CacheOptions, CallerEnv, DaemonOptions, MountOptions, MountRequest, OpenModeOption,
-    RemoteOptions, TrafficOptions, WarmOption,
-};
+use warmfs::config::{CacheOptions, CallerEnv, DaemonOptions, MountOptions, MountRequest};
 use warmfs::control::cache_lock::{self, CacheLock};
 use warmfs::control::client::Client;
 use warmfs::control::wire::{
@@ -267,19 +264,7 @@ async fn start(tmp: &Path, engine: &Arc<FakeEngine>) -> Result<Running, StartErr
 }
 
 fn request(uri: &str, dir: &Path) -> MountRequest {
-    let options = MountOptions {
-        remote: RemoteOptions::default(),
-        metadata_ttl: Duration::from_secs(60),
-        allow_other: false,
-        uid: 1,
-        gid: 1,
-        file_mode: 0o444,
-        dir_mode: 0o555,
-        open_mode: OpenModeOption::Auto,
-        record_trace: None,
-        warm: WarmOption::Auto,
-        traffic: TrafficOptions::default(),
-    };
+    let options = MountOptions::default();
     let env = CallerEnv::from_iter([("AWS_SECRET_ACCESS_KEY", "secret")]);
     MountRequest { uri: uri.to_owned(), dir: dir.to_owned(), index: None, options, env }
 }

@@ -24,9 +24,7 @@ use common::{STEP_TIMEOUT, TEST_TIMEOUT, Warmfs, Watchdog, abort_mounts, eventua
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{User, Whence, lseek};
 use warmfs::cache::Cache;
-use warmfs::config::{
-    CacheOptions, MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
-};
+use warmfs::config::{CacheOptions, MountOptions, OpenModeOption};
 use warmfs::daemon::kernel;
 use warmfs::fs::FileSystem;
 use warmfs::fs::open_mode::OpenMode;
@@ -190,19 +188,7 @@ impl Drop for Mount {
 }
 
 fn mount_options(open_mode: OpenModeOption, metadata_ttl: Duration) -> MountOptions {
-    MountOptions {
-        remote: RemoteOptions::default(),
-        metadata_ttl,
-        allow_other: false,
-        uid: 0,
-        gid: 0,
-        file_mode: 0o444,
-        dir_mode: 0o555,
-        open_mode,
-        record_trace: None,
-        warm: WarmOption::Auto,
-        traffic: TrafficOptions::default(),
-    }
+    MountOptions { metadata_ttl, open_mode, ..MountOptions::default() }
 }
 
 /// Every mode that this machine can have.

@@ -48,6 +48,21 @@ fn a_mount_is_read_shown_and_unmounted() {
 }
 
 #[test]
+fn a_program_runs_from_a_mount_unless_that_is_forbidden() {
+    let warmfs = Warmfs::new();
+    let source = warmfs.path("source");
+    fs::write(source.join("program"), "#!/bin/sh\nexit 7\n").unwrap();
+    let code = |dir: &std::path::Path| Command::new(dir.join("program")).status();
+    let free = warmfs.mount_with(&warmfs.source(), "free", &["--file-mode", "0555"]);
+    assert_eq!(code(&free).unwrap().code(), Some(7));
+    let options = ["--file-mode", "0555", "-o", "noexec"];
+    let bound = warmfs.mount_with(&warmfs.source(), "bound", &options);
+    assert_eq!(code(&bound).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    warmfs.unmount("free");
+    warmfs.unmount("bound");
+}
+
+#[test]
 fn each_mount_goes_through_its_callers_proxy() {
     let store = Store::start();
     store.put_some();

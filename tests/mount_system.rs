@@ -259,6 +259,8 @@ fn what_fstab_cannot_hold_is_refused() {
         (&["--credential-command", "printf a,b"][..], "comma"),
         (&["--foreground"], "makes no sense"),
         (&["-o", "no_such_thing"], "unknown"),
+        (&["-o", "uid=nobody"], "uid"),
+        (&["-o", "cache_size=banana"], "banana"),
         (&["--open-mode", "fast"], "fast"),
         (&["s3://other", "/other"], "one mount"),
     ] {
@@ -267,6 +269,12 @@ fn what_fstab_cannot_hold_is_refused() {
         assert!(!output.status.success() && stderr.contains(word), "{stderr}");
         assert!(!fstab.exists() && listing(sbin.to_str().unwrap()).is_empty(), "{more:?}");
     }
+    // What the environment says may be a secret, and everybody can read the file.
+    let mut command = warmfs.command(&["fstab", "add", &source, "/data", "--fstab"]);
+    command.arg(&fstab).arg("--sbin").arg(&sbin).env("WARMFS_CREDENTIAL_COMMAND", "echo s3cr3t");
+    let said = warmfs.fails_as(&mut command);
+    assert!(said.contains("everybody can read it") && !said.contains("s3cr3t"), "{said}");
+    assert!(!fstab.exists());
     let output = run(&["--cache-dir", "there/cache", "--allow-other"]);
     let line = String::from_utf8(output.stdout).unwrap();
     let here = std::env::current_dir().unwrap().join("there/cache");

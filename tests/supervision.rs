@@ -209,6 +209,48 @@ fn a_mount_point_that_was_taken_meanwhile_is_left_alone() {
     eventually("nobody is left", || !Path::new(&format!("/proc/{}", record.supervisor)).exists());
 }
 
+#[test]
+fn a_dead_mount_that_is_unmounted_meanwhile_does_not_come_back() {
+    let warmfs = Warmfs::new();
+    let mount = warmfs.mount("mount");
+    let other = warmfs.mount("other");
+    let record = warmfs.record().unwrap();
+    send(record.supervisor, Signal::SIGSTOP);
+    send(record.pid, Signal::SIGKILL);
+    eventually("the daemon is gone", || warmfs.daemon().is_none());
+    warmfs.unmount("mount");
+    send(record.supervisor, Signal::SIGCONT);
+    eventually("the other one is back", || fs::read(other.join("hello")).is_ok());
+    assert!(!is_mounted(&mount));
+    assert_eq!(warmfs.status()["mounts"].as_array().unwrap().len(), 1);
+    warmfs.unmount("other");
+    assert!(!is_mounted(&other));
+}
+
+#[test]
+fn a_daemon_that_dies_while_it_mounts_leaves_nothing_dead() {
+    let mut warmfs = Warmfs::new();
+    // Of each daemon the second mount that it makes.
+    warmfs.set_env("WARMFS_KILL_POINT", "mount-made:2");
+    let one = warmfs.mount("one");
+    let before = warmfs.daemon();
+    // The command meets the next daemon, which makes this one as its first.
+    let two = warmfs.mount("new/two");
+    assert_ne!(warmfs.daemon(), before);
+    assert!(warmfs.log().contains("killed at mount-made"));
+    for mount in [&one, &two] {
+        assert_eq!(fs::read(mount.join("hello")).unwrap(), b"hello, world");
+        // None of a dead daemon is below it.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let here = format!(" {} ", mount.display());
+        assert_eq!(mounts.lines().filter(|line| line.contains(&here)).count(), 1, "{mounts}");
+    }
+    assert_eq!(warmfs.status()["restarts"]["count"], 1);
+    warmfs.unmount("new/two");
+    warmfs.unmount("one");
+    warmfs.assert_nothing_left(&["one", "new"]);
+}
+
 /// Reads an object until it is right; what was lost with a daemon is tried again.
 fn read_patiently(path: &Path, expected: &[u8], wrong: &AtomicBool) {
     eventually("the file is read", || match fs::read(path) {

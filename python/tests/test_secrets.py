@@ -236,6 +236,7 @@ def test_what_is_taken_along_is_what_the_command_line_takes() -> None:
     lists = {
         "PREFIXES": _caller_env.PREFIXES,
         "NAMES": _caller_env.NAMES,
+        "PROXIES": _caller_env.PROXIES,
         "PATHS": _caller_env.PATHS,
     }
     named = dict(re.findall(r"pub const (\w+): &str = \"(\w+)\";", source))

@@ -13,6 +13,18 @@ from collections.abc import Mapping
 # How the clouds' own variables begin, all of which are taken along.
 PREFIXES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "AZURE_", "AIS_")
 
+# Those that name proxies, and what is reached without one.
+PROXIES = (
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+)
+
 # What is taken along besides.
 NAMES = (
     "WARMFS_CREDENTIALS",
@@ -27,14 +39,6 @@ NAMES = (
     "STORAGE_EMULATOR_HOST",
     "IDENTITY_ENDPOINT",
     "IDENTITY_HEADER",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "HTTP_PROXY",
-    "http_proxy",
-    "ALL_PROXY",
-    "all_proxy",
-    "NO_PROXY",
-    "no_proxy",
 )
 
 # Those of them that name a file or a folder: the daemon works in another folder.
@@ -69,7 +73,7 @@ def of_process(secrets: Mapping[str, str]) -> CallerEnv:
     variables = {
         name: _absolute(value) if name in PATHS else value
         for name, value in _variables(secrets).items()
-        if name in NAMES or name.startswith(PREFIXES)
+        if name in NAMES or name in PROXIES or name.startswith(PREFIXES)
     }
     return CallerEnv((name, value) for name, value in variables.items() if _is_text(value))
 

@@ -82,6 +82,8 @@ class Options(TypedDict, total=False):
     """How long a listing is trusted; one hour."""
     allow_other: bool
     """Let other users read."""
+    noexec: bool
+    """Let no program be run from the mount."""
     uid: int
     """Owner of every file; you."""
     gid: int
@@ -112,6 +114,7 @@ SWITCHES = (
     "no_hedge",
     "verify_remote",
     "allow_other",
+    "noexec",
     "no_supervisor",
     "metrics_public",
 )
@@ -208,6 +211,7 @@ def request(given: Mapping[str, Any]) -> dict[str, Any]:
     look = {
         "metadata_ttl": {"secs": get("metadata_ttl", _seconds, 3_600), "nanos": 0},
         "allow_other": switch("allow_other"),
+        "noexec": switch("noexec"),
         "uid": get("uid", _number, os.getuid()),
         "gid": get("gid", _number, os.getgid()),
         "file_mode": get("file_mode", _mode, 0o444),

@@ -77,6 +77,8 @@ struct Whole {
 pub(super) enum Verdict {
     Same,
     Unverifiable,
+    /// The store did not answer, so nothing is known.
+    Unasked,
     /// Not all of it is there: evicted meanwhile, or another version by now.
     Gone,
     Differs,
@@ -142,13 +144,15 @@ async fn compare_all(store: &Arc<Store>) {
 /// Compares an object, counts it, and drops it if it differs.
 async fn compare(store: &Arc<Store>, whole: &Whole) -> Verdict {
     let Whole { node, meta, remote } = whole;
-    let said = remote.checksum(meta).await.unwrap_or_else(|error| {
+    let said = remote.checksum(meta).await;
+    let is_answered = said.is_ok();
+    let said = said.unwrap_or_else(|error| {
         tracing::debug!(%error, "a checksum cannot be asked for");
         None
     });
     let Some(said) = said else {
         lock(&store.audit().0).found.unverifiable += 1;
-        return Verdict::Unverifiable;
+        return if is_answered { Verdict::Unverifiable } else { Verdict::Unasked };
     };
     let object = {
         let (store, meta, remote, node) = (store.clone(), meta.clone(), remote.clone(), *node);

@@ -29,6 +29,9 @@ const VERIFIED_AT_ONCE: usize = 4;
 /// trip; what is in flight in all is bounded elsewhere.
 pub(super) const FETCHED_AT_ONCE: usize = 32;
 
+/// Objects in a row of which the store says nothing: it is asked about no other.
+const UNASKED_MAX: u64 = 16;
+
 /// Folders that are listed again side by side.
 const LISTED_AT_ONCE: usize = 32;
 
@@ -215,9 +218,10 @@ impl Cache {
         progress.expect(held.len() as u64, held.iter().map(|held| held.bytes).sum());
         let trees = self.trees_by_bucket();
         let (trees, mut total) = (&trees, Verified::default());
+        let unasked = &AtomicU64::new(0);
         let mut checks = stream::iter(held)
             .map(|held| async move {
-                self.verify_one(held.node, remote, trees).await.map(|one| (held, one))
+                self.verify_one(held.node, remote, trees, unasked).await.map(|one| (held, one))
             })
             .buffer_unordered(VERIFIED_AT_ONCE);
         while let Some(checked) = next(&mut checks, progress).await {
@@ -239,6 +243,7 @@ impl Cache {
         node: NodeId,
         remote: bool,
         trees: &HashMap<NodeId, Arc<Tree>>,
+        unasked: &AtomicU64,
     ) -> Result<Verified, CacheError> {
         let cache = self.clone();
         let bucket = self.blocking(move || cache.bucket_of(node)).await?;
@@ -251,10 +256,19 @@ impl Cache {
             let Some(object) = tree.open(&known)? else { return Ok(Verified::default()) };
             let mut found = object.verify(before).await;
             if remote {
-                match object.compare().await {
+                // Each waits for as long as a reader would.
+                let verdict = match unasked.load(Ordering::Relaxed) < UNASKED_MAX {
+                    true => object.compare().await,
+                    false => Verdict::Unasked,
+                };
+                match verdict {
+                    Verdict::Unasked => unasked.fetch_add(1, Ordering::Relaxed),
+                    _ => unasked.swap(0, Ordering::Relaxed),
+                };
+                match verdict {
                     Verdict::Same => found.same_objects = 1,
                     Verdict::Differs => found.differing_objects = 1,
-                    Verdict::Unverifiable => found.unverifiable_objects = 1,
+                    Verdict::Unverifiable | Verdict::Unasked => found.unverifiable_objects = 1,
                     Verdict::Gone => {}
                 }
             }

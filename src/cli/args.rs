@@ -189,6 +189,9 @@ pub(super) struct LookArgs {
     /// Let other users read
     #[arg(long, env = "WARMFS_ALLOW_OTHER", hide_env = true, value_parser = BoolishValueParser::new())]
     pub(super) allow_other: bool,
+    /// Let no program be run from the mount
+    #[arg(long, env = "WARMFS_NOEXEC", hide_env = true, hide = true, value_parser = BoolishValueParser::new())]
+    pub(super) noexec: bool,
     /// Owner of every file [default: you]
     #[arg(long, env = "WARMFS_UID", hide_env = true)]
     pub(super) uid: Option<u32>,
@@ -258,6 +261,7 @@ impl MountArgs {
             remote: self.remote.into_options(),
             metadata_ttl: self.look.metadata_ttl,
             allow_other: self.look.allow_other,
+            noexec: self.look.noexec,
             uid: self.look.uid.unwrap_or_else(|| Uid::current().as_raw()),
             gid: self.look.gid.unwrap_or_else(|| Gid::current().as_raw()),
             file_mode: self.look.file_mode,

@@ -216,6 +216,11 @@ impl Place {
 /// a package's.
 fn install(sbin: &Path) -> Result<(), ErrorReply> {
     let program = launch::own_program();
+    if program.starts_with("/proc") {
+        let message = "the file of this program is gone";
+        return Err(ErrorReply::new(ErrorCode::Environment, message)
+            .with_hint("install it again, and run the new one"));
+    }
     for name in mount_helper::NAMES {
         let path = sbin.join(name);
         let is_packaged = fs::symlink_metadata(&path).is_ok_and(|meta| !meta.is_symlink());

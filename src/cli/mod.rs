@@ -89,13 +89,17 @@ enum Verb {
 /// Runs the command that this process was started as.
 pub fn main() -> ExitCode {
     let mut args = std::env::args_os().collect();
-    mount_helper::insert_verb(&mut args);
+    let is_for_mount = mount_helper::insert_verb(&mut args);
     match parse(args) {
         Ok(cli) => run(cli),
         Err(error) => {
             // Help and version come this way too, with a code of 0.
             let _ = error.print();
-            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+            match (error.exit_code(), is_for_mount) {
+                (0, _) => ExitCode::SUCCESS,
+                (_, true) => ExitCode::from(mount_helper::EXIT_USAGE),
+                (code, false) => ExitCode::from(u8::try_from(code).unwrap_or(2)),
+            }
         }
     }
 }
@@ -151,7 +155,9 @@ fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
         Verb::Mount(mount) if !mount.options.is_empty() => mount_o::expand::<Cli>(&mount.options)?,
         // What a line of fstab is to hold is checked before it is written.
         Verb::Fstab(fstab) => {
-            mount_o::expand::<Cli>(fstab.options())?;
+            let options = mount_o::expand::<Cli>(fstab.options())?.into_iter();
+            let of_any = ["warmfs", "mount", "s3://bucket", "/dir"].map(OsString::from);
+            parse_once(&of_any.into_iter().chain(options.map(OsString::from)).collect::<Vec<_>>())?;
             return Ok(cli);
         }
         _ => return Ok(cli),

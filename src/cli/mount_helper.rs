@@ -24,7 +24,7 @@ pub(super) const VERB: &str = "mount.warmfs";
 pub(super) const NAMES: [&str; 2] = [VERB, "mount.fuse.warmfs"];
 
 /// Of mount(8): an incorrect call, or no permission.
-const EXIT_USAGE: u8 = 1;
+pub(super) const EXIT_USAGE: u8 = 1;
 /// Of mount(8): the mount failed.
 const EXIT_FAILED: u8 = 32;
 
@@ -54,14 +54,16 @@ pub(super) struct HelperArgs {
 }
 
 /// Puts the verb in where the name of the program, or a URI in the place of a verb, says
-/// that mount(8) or mount.fuse3 runs it.
-pub(super) fn insert_verb(args: &mut Vec<OsString>) {
+/// that mount(8) or mount.fuse3 runs it; whether that is so.
+pub(super) fn insert_verb(args: &mut Vec<OsString>) -> bool {
     let name = args.first().and_then(|program| Path::new(program).file_name());
     let is_helper = name.is_some_and(|name| NAMES.iter().any(|helper| name == *helper));
     let first = args.get(1).map(|first| first.to_string_lossy());
-    if is_helper || first.is_some_and(|first| first.contains("://")) {
+    let is_for_mount = is_helper || first.is_some_and(|first| first.contains("://"));
+    if is_for_mount {
         args.insert(1, VERB.into());
     }
+    is_for_mount
 }
 
 /// Mounts for mount(8).

@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 /// Options of mount(8) and systemd that say nothing to a file system.
-const IGNORED: [&str; 24] = [
+const IGNORED: [&str; 23] = [
     "ro",
     "defaults",
     "auto",
@@ -24,7 +24,6 @@ const IGNORED: [&str; 24] = [
     "dev",
     "nodev",
     "exec",
-    "noexec",
     "async",
     "silent",
     "atime",

@@ -11,10 +11,7 @@ use super::cache_lock::{LockRecord, parse_record};
 use super::client::understand;
 use super::wire::*;
 use super::{PROTOCOL, PROTOCOL_HEADER};
-use crate::config::{
-    IndexSource, MountOptions, MountRequest, OpenModeOption, RemoteOptions, TrafficOptions,
-    WarmOption,
-};
+use crate::config::{IndexSource, MountOptions, MountRequest, OpenModeOption, RemoteOptions};
 use crate::fuzz::{Effort, Target, fuzz_tests};
 
 fuzz_tests!(requests, replies, lock_records);
@@ -45,13 +42,8 @@ fn mount_request() -> MountRequest {
         metadata_ttl: Duration::new(3_600, 1),
         allow_other: true,
         uid: 1_000,
-        gid: 0,
-        file_mode: 0o444,
-        dir_mode: 0o555,
         open_mode: OpenModeOption::Cached,
-        record_trace: None,
-        warm: WarmOption::Auto,
-        traffic: TrafficOptions::default(),
+        ..MountOptions::default()
     };
     let env = [("AWS_SECRET_ACCESS_KEY", "x")].into_iter().collect();
     MountRequest {

@@ -35,9 +35,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
+use crate::cache::kill_point;
 use crate::config::{CacheOptions, CallerEnv, MountRequest};
 use crate::control::server::Service;
 use crate::control::wire::{
@@ -62,6 +64,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// holds up no other mount.
 const RESTORE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a look at the figures may take before those of the last one are given.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long an unmount waits for a lazily detached mount before it reports
 /// that files are still open. Without any the end comes in milliseconds.
 const DETACH_GRACE: Duration = Duration::from_millis(500);
@@ -79,6 +84,15 @@ struct Daemon {
     rates: Arc<Rates>,
     /// `--metrics-listen`, and where that came to be.
     metrics_listen: (Option<SocketAddr>, Option<SocketAddr>),
+    looking: Arc<AsyncMutex<Looking>>,
+}
+
+/// The look at all figures: some are on the cache's disk, which may hang.
+#[derive(Default)]
+struct Looking {
+    /// The one that is under way. A disk that hangs costs one thread, not one a question.
+    under_way: Option<JoinHandle<StatusReply>>,
+    last: Option<StatusReply>,
 }
 
 #[async_trait]
@@ -97,11 +111,12 @@ impl Service for Daemon {
     }
 
     async fn status(&self) -> StatusReply {
-        status::collect(self)
+        self.look().await
     }
 
     async fn metrics(&self) -> String {
-        prometheus::text(self)
+        let status = self.look().await;
+        prometheus::text(self, &status)
     }
 
     /// Runs to its end although the client may go away. A client that was
@@ -178,6 +193,7 @@ impl Daemon {
             since: Instant::now(),
             rates: Arc::new(Rates::new(Instant::now())),
             metrics_listen: (None, None),
+            looking: Arc::default(),
         }
     }
 
@@ -204,6 +220,26 @@ impl Daemon {
             evicted_objects: cache.evicted_objects.get(),
             evicted_bytes: cache.evicted_bytes.get(),
         }
+    }
+
+    /// All figures, or those of the last look while the cache's disk does not answer.
+    async fn look(&self) -> StatusReply {
+        let mut looking = self.looking.lock().await;
+        let daemon = self.clone();
+        let under_way = looking
+            .under_way
+            .take()
+            .unwrap_or_else(|| tokio::task::spawn_blocking(move || status::collect(&daemon)));
+        let mut under_way = under_way;
+        let looked = tokio::time::timeout(LOOK_LIMIT, &mut under_way).await;
+        if let Ok(Ok(status)) = looked {
+            looking.last = Some(status.clone());
+            return status;
+        }
+        if looked.is_err() {
+            looking.under_way = Some(under_way);
+        }
+        looking.last.clone().unwrap_or_default()
     }
 
     async fn renew(&self, entry: &Entry, env: &CallerEnv) -> Result<(), ErrorReply> {
@@ -296,6 +332,7 @@ impl Daemon {
                 return Err(error);
             }
         };
+        kill_point::reach("mount-made");
         tracing::info!("{uri} is mounted at {}, {}", dir.display(), mount.mode());
         let kept = Kept {
             // What an index file says is in the index by now.

@@ -166,24 +166,10 @@ fn user_name(uid: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{
-        CallerEnv, MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
-    };
+    use crate::config::{CallerEnv, MountOptions};
 
     fn request(uri: &str, dir: &Path) -> MountRequest {
-        let options = MountOptions {
-            remote: RemoteOptions::default(),
-            metadata_ttl: std::time::Duration::from_secs(1),
-            allow_other: false,
-            uid: 0,
-            gid: 0,
-            file_mode: 0o444,
-            dir_mode: 0o555,
-            open_mode: OpenModeOption::Auto,
-            record_trace: None,
-            warm: WarmOption::Auto,
-            traffic: TrafficOptions::default(),
-        };
+        let options = MountOptions::default();
         MountRequest {
             uri: uri.to_owned(),
             dir: dir.to_owned(),

@@ -2,20 +2,19 @@
 //! documentation). Names and labels stand in `docs/metrics.md`; a test holds the two
 //! against each other.
 //!
-//! Figures are those of [`status`]; only the steps of histograms are taken from the
+//! Figures are those of [`StatusReply`]; only the steps of histograms are taken from the
 //! counters themselves. Labels are bounded: mounts and remotes by the mounts of a daemon,
 //! the others by what is written here.
 
 use std::fmt::{Display, Write};
 
-use super::{Daemon, status};
+use super::Daemon;
 use crate::control::wire::{MountStatus, StatusReply, WaitingStatus};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::{MountMetrics, Reason, RemoteMetrics};
 
 /// All figures, one family after the other.
-pub(super) fn text(daemon: &Daemon) -> String {
-    let status = status::collect(daemon);
+pub(super) fn text(daemon: &Daemon, status: &StatusReply) -> String {
     let entries = daemon.table.all();
     // One that is detached may have the folder of another one, and would be taken for it.
     let attached = |dir: &std::path::Path| {
@@ -29,11 +28,11 @@ pub(super) fn text(daemon: &Daemon) -> String {
         .filter_map(|mount| Some((mount, attached(&mount.dir)?)))
         .collect();
     let mut text = Text::default();
-    of_daemon(&mut text, &status);
+    of_daemon(&mut text, status);
     of_mounts(&mut text, &mounts);
-    of_remotes(&mut text, &status, daemon.engine.remote_metrics());
-    of_cache(&mut text, &status);
-    of_queues(&mut text, &status);
+    of_remotes(&mut text, status, daemon.engine.remote_metrics());
+    of_cache(&mut text, status);
+    of_queues(&mut text, status);
     text.0
 }
 

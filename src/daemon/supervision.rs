@@ -183,23 +183,11 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption};
+    use crate::config::MountOptions;
     use crate::remote::scripted::ScriptedRemote;
 
     fn request(dir: &str) -> MountRequest {
-        let options = MountOptions {
-            remote: RemoteOptions::default(),
-            metadata_ttl: Duration::from_secs(60),
-            allow_other: false,
-            uid: 1,
-            gid: 1,
-            file_mode: 0o444,
-            dir_mode: 0o555,
-            open_mode: OpenModeOption::Auto,
-            record_trace: None,
-            warm: WarmOption::Auto,
-            traffic: TrafficOptions::default(),
-        };
+        let options = MountOptions::default();
         let env = [("AWS_PROFILE", "old")].into_iter().collect();
         MountRequest { uri: "s3://b".to_owned(), dir: dir.into(), index: None, options, env }
     }

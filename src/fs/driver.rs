@@ -228,7 +228,10 @@ impl Filesystem for Driver {
         let open = self.open.object(node);
         let object = match open.map_or_else(|| self.fs.object(ino), Ok) {
             Ok(object) => object,
-            Err(errno) => return reply.error(errno.into()),
+            Err(errno) => {
+                self.fs.metrics().failed_reads.add(1);
+                return reply.error(errno.into());
+            }
         };
         if offset == 0 && self.fs.mode() == OpenMode::Cached {
             object.opened(); // As near as it comes.

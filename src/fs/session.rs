@@ -81,6 +81,9 @@ impl MountSession {
             // Not `Subtype`, which is lost where root mounts without fusermount.
             MountOption::CUSTOM("subtype=warmfs".to_owned()),
         ];
+        if fs.options().noexec {
+            config.mount_options.push(MountOption::NoExec);
+        }
         if fs.options().allow_other {
             config.acl = SessionACL::All;
         }

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use http::{HeaderMap, Method};
 
 use self::answer::{Item, Listing, Sums, read};
-pub(super) use self::connect::endpoint;
+pub(super) use self::connect::{endpoint, is_emulated};
 pub(super) use self::credentials::{CREDENTIALS, has_login};
 use super::answer::{Asked, lacks};
 use super::base_url::BaseUrl;

@@ -105,8 +105,14 @@ pub async fn credentials(
     options: &RemoteOptions,
     env: &CallerEnv,
 ) -> Result<String, RemoteError> {
+    if let RemoteUri::File { .. } = uri {
+        return Ok("none needed".to_owned());
+    }
     if options.no_sign_request {
         return Ok("none, by --no-sign-request".to_owned());
+    }
+    if matches!(uri, RemoteUri::Gcs { .. }) && gcs::is_emulated(options, env) {
+        return Ok("none, for an emulator".to_owned());
     }
     if env.get(CallerEnv::CREDENTIALS).is_some() {
         return Ok(CallerEnv::CREDENTIALS.to_owned());
@@ -115,7 +121,7 @@ pub async fn credentials(
         return Ok("--credential-command".to_owned());
     }
     let variables: &[&str] = match uri {
-        RemoteUri::File { .. } => return Ok("none needed".to_owned()),
+        RemoteUri::File { .. } => &[],
         RemoteUri::S3 { .. } => {
             return Ok(CallerConfig::load(options, env).await?.source(options, env));
         }

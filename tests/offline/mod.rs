@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
 use warmfs::cache::{Cache, CachedObject, Child, Node, Tree};
-use warmfs::config::{
-    CacheOptions, MountOptions, OpenModeOption, RemoteOptions, TrafficOptions, WarmOption,
-};
+use warmfs::config::{CacheOptions, MountOptions};
 use warmfs::fs::FileSystem;
 use warmfs::fs::inode::Ino;
 use warmfs::fs::ops::{DirEntry, Found};
@@ -51,19 +49,7 @@ pub(crate) fn client(remote: &ScriptedRemote) -> (Arc<RemoteClient>, Arc<RemoteM
 }
 
 pub(crate) fn mount_options(ttl: Duration) -> MountOptions {
-    MountOptions {
-        remote: RemoteOptions::default(),
-        metadata_ttl: ttl,
-        allow_other: false,
-        uid: 0,
-        gid: 0,
-        file_mode: 0o444,
-        dir_mode: 0o555,
-        open_mode: OpenModeOption::Auto,
-        record_trace: None,
-        warm: WarmOption::Auto,
-        traffic: TrafficOptions::default(),
-    }
+    MountOptions { metadata_ttl: ttl, ..MountOptions::default() }
 }
 
 /// An open cache with one mounted tree.

@@ -198,6 +198,7 @@ impl BenchArgs {
         let look = LookArgs {
             metadata_ttl: FOREVER,
             allow_other: false,
+            noexec: false,
             uid: None,
             gid: None,
             file_mode: 0o444,

@@ -28,6 +28,12 @@ pub(super) fn given(command: &Command, matches: &ArgMatches) -> Result<Vec<Strin
         ) {
             continue;
         }
+        let is_of_environment = matches.value_source(id) == Some(ValueSource::EnvVariable);
+        if is_of_environment && long == "credential-command" {
+            let message = "WARMFS_CREDENTIAL_COMMAND would stand where everybody can read it";
+            return Err(refused(message.to_owned())
+                .with_hint("unset it, or give --credential-command if it holds no secret"));
+        }
         let name = long.replace('-', "_");
         if !arg.get_action().takes_values() {
             if matches.get_flag(id) {

@@ -75,7 +75,21 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
 pub(super) struct Table {
     /// Where its bytes are: behind links.
     path: PathBuf,
+    /// As they were when it was read.
+    before: Vec<u8>,
     bytes: Vec<u8>,
+}
+
+/// All of a file; nothing where there is none.
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::metadata(path) {
+        Ok(meta) if !meta.is_file() || meta.len() > BYTES_MAX => {
+            Err(io::Error::other("it is no table of mounts"))
+        }
+        Ok(_) => fs::read(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 impl Table {
@@ -89,15 +103,8 @@ impl Table {
             Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
             Err(error) => return Err(error),
         };
-        let bytes = match fs::metadata(&path) {
-            Ok(meta) if !meta.is_file() || meta.len() > BYTES_MAX => {
-                return Err(io::Error::other("it is no table of mounts"));
-            }
-            Ok(_) => fs::read(&path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        Ok(Table { path, bytes })
+        let bytes = read_bytes(&path)?;
+        Ok(Table { path, before: bytes.clone(), bytes })
     }
 
     fn lines(&self) -> impl Iterator<Item = &[u8]> {
@@ -133,7 +140,14 @@ impl Table {
     /// # Errors
     /// If it cannot be written; then it is as before.
     pub(super) fn write(&self) -> io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        // What somebody else wrote meanwhile is not undone.
+        if read_bytes(&self.path)? != self.before {
+            return Err(io::Error::other("somebody changed it in this moment; try again"));
+        }
+        let dir = match self.path.parent() {
+            Some(dir) if dir.as_os_str().is_empty() => Path::new("."),
+            dir => dir.unwrap_or(Path::new("/")),
+        };
         let mut name = OsString::from(".");
         name.push(self.path.file_name().unwrap_or_default());
         name.push(format!(".warmfs-{}", std::process::id()));
@@ -228,7 +242,8 @@ mod tests {
             memory: (16 << 10, 64),
         };
         target.run(effort, |input| {
-            let mut table = Table { path: PathBuf::new(), bytes: input.to_vec() };
+            let mut table =
+                Table { path: PathBuf::new(), before: Vec::new(), bytes: input.to_vec() };
             let before = table.entries().count();
             let text: String = String::from_utf8_lossy(input).replace('\0', "");
             let mut new = entry("/d");

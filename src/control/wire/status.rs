@@ -16,7 +16,7 @@ pub const STATUS_SCHEMA: u32 = 1;
 
 /// The state of a daemon. Counters run since it started and cover what
 /// reaches it: reads from the kernel's page cache do not.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatusReply {
     /// [`STATUS_SCHEMA`].
     pub schema: u32,

@@ -1,6 +1,7 @@
 //! The cache's disk, its daemon, and the mounts that are here.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -10,12 +11,16 @@ use crate::cache::Disk;
 use crate::control::cache_lock::{self, CacheLock};
 use crate::control::client::Client;
 use crate::daemon::mount_point::clear_stale;
+use crate::daemon::mountinfo::MountInfo;
 use crate::daemon::{kernel, mountinfo, preflight};
 use crate::units::format_bytes;
 
 /// Fewer open files than this are soon short: a descriptor for each that is being read,
 /// one for each request, and those of the daemon itself.
 const DESCRIPTORS_MIN: u64 = 4_096;
+
+/// In this time a supervisor gives dead mounts back.
+const GIVEN_BACK_AFTER: Duration = Duration::from_secs(2);
 
 /// Mounts that are asked whether they live: each may take 2 s to.
 const MOUNTS_MAX: usize = 64;
@@ -134,8 +139,9 @@ pub(super) async fn daemon(cache_dir: &Path) -> Finding {
 
 fn without_daemon(cache_dir: &Path) -> Finding {
     // Without the file nobody holds it, and looking must not make it.
+    // What cannot be taken is not known to be free.
     let is_free =
-        !cache_dir.join("lock").exists() || !matches!(CacheLock::try_take(cache_dir), Ok(None));
+        !cache_dir.join("lock").exists() || matches!(CacheLock::try_take(cache_dir), Ok(Some(_)));
     match is_free {
         true => Finding::ok("daemon", "none runs for this cache directory"),
         false => Finding::warn(
@@ -162,8 +168,13 @@ pub(super) fn mounts() -> Vec<Finding> {
         }
     };
     let ours: Vec<_> = mounts.into_iter().filter(|mount| mount.is_warmfs()).collect();
-    let dead: Vec<_> =
-        ours.iter().take(MOUNTS_MAX).filter(|mount| kernel::is_stale(&mount.dir)).collect();
+    let mut dead: Vec<_> = ours.iter().take(MOUNTS_MAX).filter(|mount| is_dead(mount)).collect();
+    if !dead.is_empty() {
+        // Its supervisor may be about to give it back.
+        std::thread::sleep(GIVEN_BACK_AFTER);
+        dead.retain(|mount| is_dead(mount));
+    }
+    dead.dedup_by(|one, other| one.dir == other.dir);
     let mut findings: Vec<Finding> = dead
         .iter()
         .map(|mount| match clear_stale(&mount.dir) {
@@ -177,6 +188,13 @@ pub(super) fn mounts() -> Vec<Finding> {
     let alive = ours.len() - dead.len();
     findings.push(Finding::ok(check, format!("{alive} alive")));
     findings
+}
+
+/// Whether a mount is dead, and at the top of its folder: what lies over it is not ours
+/// to remove.
+fn is_dead(mount: &MountInfo) -> bool {
+    let top = mountinfo::topmost_at(&mount.dir).ok().flatten();
+    top.is_some_and(|top| top.device == mount.device) && kernel::is_stale(&mount.dir)
 }
 
 #[cfg(test)]

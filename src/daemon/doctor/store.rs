@@ -151,7 +151,10 @@ fn skew(here: SystemTime, there: SystemTime) -> Finding {
     } else if off >= SKEW_USUAL {
         Finding::warn("clock", message, hint)
     } else {
-        Finding::ok("clock", "within a second or two of the store's")
+        match off.as_secs() {
+            0..=2 => Finding::ok("clock", "within a second or two of the store's"),
+            _ => Finding::ok("clock", message),
+        }
     };
     Finding { seconds: Some(seconds), ..finding }
 }

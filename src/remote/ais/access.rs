@@ -105,7 +105,10 @@ impl AisRemote {
         let endpoint = endpoint(options, env)?;
         let http = HttpClient::open_with(options, env, &TLS).await?;
         let uri = format!("ais://{}", bucket_path(provider, bucket));
-        let given = hook::given(uri, options, env)?.or_else(|| configured(env));
+        let given = match options.no_sign_request {
+            true => None,
+            false => hook::given(uri, options, env)?.or_else(|| configured(env)),
+        };
         Ok(AisRemote {
             id: RemoteId(format!("ais://{}/{}", endpoint.host(), bucket_path(provider, bucket))),
             provider,

@@ -60,8 +60,10 @@ pub(in crate::remote) const CREDENTIALS: &[&str] = &[
     KEYS[1],
     KEYS[2],
     SIGNATURE,
-    "AZURE_CLIENT_ID",
-    "IDENTITY_ENDPOINT",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    // It goes with IDENTITY_ENDPOINT, which alone says nothing.
+    "IDENTITY_HEADER",
 ];
 
 /// Where credentials were found.

@@ -166,6 +166,11 @@ impl Connector {
     }
 }
 
+/// Whether requests go to an emulator, which gets no token.
+pub(in crate::remote) fn is_emulated(options: &RemoteOptions, env: &CallerEnv) -> bool {
+    find_endpoint(options, env).is_ok_and(|(_, is_emulator)| is_emulator)
+}
+
 /// Where the store is.
 ///
 /// # Errors

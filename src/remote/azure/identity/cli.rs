@@ -24,22 +24,14 @@ const WHAT: &str = "az account get-access-token";
 /// Where programs are if the caller has no `PATH`: as a shell would say.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// The caller's variables that it needs.
-const VARIABLES: [&str; 13] = [
+/// The caller's variables that it needs, besides those of proxies.
+const VARIABLES: [&str; 5] = [
     "HOME",
     "PATH",
     // The authorities that a firewall before it needs.
     "REQUESTS_CA_BUNDLE",
     "AZURE_CONFIG_DIR",
     "AZURE_EXTENSION_DIR",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "HTTP_PROXY",
-    "http_proxy",
-    "ALL_PROXY",
-    "all_proxy",
-    "NO_PROXY",
-    "no_proxy",
 ];
 
 /// The tokens of whom the CLI knows.
@@ -68,7 +60,8 @@ impl Cli {
         command.args(["account", "get-access-token", "--output", "json", "--resource", RESOURCE]);
         // std looks for the program on this `PATH`, not on that of the process.
         command.env_clear().env("PATH", DEFAULT_PATH);
-        let given = VARIABLES.into_iter().filter_map(|name| Some((name, self.env.get(name)?)));
+        let names = VARIABLES.into_iter().chain(CallerEnv::PROXIES);
+        let given = names.filter_map(|name| Some((name, self.env.get(name)?)));
         command.envs(given);
         command
     }

@@ -14,7 +14,7 @@ use common::{STEP_TIMEOUT, store::BUCKET, store::Store};
 use futures::future::join_all;
 use warmfs::admission::Class;
 use warmfs::config::{CallerEnv, RemoteOptions};
-use warmfs::embedded_store::{Counts, EmbeddedStore, StoreOptions};
+use warmfs::embedded_store::{Access, Counts, EmbeddedStore, StoreOptions};
 use warmfs::metrics::{Counter, RemoteMetrics};
 use warmfs::remote::client::RemoteClient;
 use warmfs::remote::{Key, ListRequest, ObjectMeta, RemoteError, RemoteUri, connect};
@@ -56,14 +56,24 @@ async fn client(
     cluster: &Cluster,
     origin: &EmbeddedStore,
 ) -> (Arc<RemoteClient>, Arc<RemoteMetrics>) {
+    client_with(cluster, origin, true, &[]).await
+}
+
+async fn client_with(
+    cluster: &Cluster,
+    origin: &EmbeddedStore,
+    no_sign_request: bool,
+    credentials: &[(&str, &str)],
+) -> (Arc<RemoteClient>, Arc<RemoteMetrics>) {
     let uri: RemoteUri = format!("ais://@aws/{BUCKET}").parse().unwrap();
     let options = RemoteOptions {
         origin: Some(format!("s3://{BUCKET}")),
-        no_sign_request: true,
+        no_sign_request,
         ..RemoteOptions::default()
     };
-    let env = [("AIS_ENDPOINT", cluster.url()), ("AWS_ENDPOINT_URL", origin.url())];
-    let env: CallerEnv = env.into_iter().collect();
+    let (cluster, store) = (cluster.url(), origin.url());
+    let endpoints = [("AIS_ENDPOINT", cluster.as_str()), ("AWS_ENDPOINT_URL", &store)];
+    let env: CallerEnv = endpoints.into_iter().chain(credentials.iter().copied()).collect();
     let metrics = Arc::<RemoteMetrics>::default();
     let remote = connect(&uri, &options, &env, &metrics).await.unwrap();
     // Figures of what is read, not of how it was reached.
@@ -223,6 +233,37 @@ async fn without_a_cluster_everything_comes_from_the_origin() {
     assert_eq!(reader.next().await.unwrap().unwrap(), HELLO);
     assert_eq!((metrics.from_origin.answers(), metrics.get.errors.get()), (3, 0));
     drop(store);
+}
+
+/// `--no-sign-request` is about the cloud, and what was pushed about the cluster.
+#[tokio::test]
+async fn the_cluster_and_its_origin_have_their_own_credentials() {
+    let pushed = ("WARMFS_CREDENTIALS", r#"{"token": "of-the-cluster"}"#);
+    let keys = [("AWS_ACCESS_KEY_ID", "of-the-origin"), ("AWS_SECRET_ACCESS_KEY", "secret")];
+    for (credentials, access) in [
+        (&[pushed][..], Access::Public),
+        (&[("AIS_AUTHN_TOKEN", "of-the-cluster")], Access::Public),
+        (&[pushed, keys[0], keys[1]], Access::Key("of-the-origin".to_owned())),
+    ] {
+        let signs = access != Access::Public;
+        let options = StoreOptions { access, ..StoreOptions::default() };
+        let store = EmbeddedStore::start(options).await.unwrap();
+        store.create_bucket(BUCKET);
+        store.put(BUCKET, HELLO, HELLO.into());
+        let origin = Some(("aws".to_owned(), Arc::new(S3Origin::new(&store.url())) as _));
+        let token = Some("of-the-cluster".to_owned());
+        let cluster =
+            Cluster::start(1, ClusterOptions { origin, token, ..ClusterOptions::default() });
+        let (client, metrics) = client_with(&cluster, &store, !signs, credentials).await;
+        // The cluster's way to its cloud is not signed.
+        if !signs {
+            client.head(&Key(HELLO.to_owned())).await.unwrap();
+            assert_eq!((cluster.count(Kind::ProxyHead), metrics.from_origin.answers()), (1, 0));
+        }
+        drop(cluster);
+        client.head(&Key(HELLO.to_owned())).await.unwrap();
+        assert_eq!(metrics.from_origin.answers(), 1);
+    }
 }
 
 #[test]

@@ -108,7 +108,7 @@ pub async fn credentials(
     if let RemoteUri::File { .. } = uri {
         return Ok("none needed".to_owned());
     }
-    if options.no_sign_request {
+    if options.no_sign_request && options.origin.is_none() {
         return Ok("none, by --no-sign-request".to_owned());
     }
     if matches!(uri, RemoteUri::Gcs { .. }) && gcs::is_emulated(options, env) {

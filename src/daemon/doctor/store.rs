@@ -246,7 +246,8 @@ mod tests {
         let now = SystemTime::now();
         for (seconds, level, word) in [
             (0, Level::Ok, "within"),
-            (89, Level::Ok, "within"),
+            (2, Level::Ok, "within"),
+            (89, Level::Ok, "89 s behind"),
             (91, Level::Warn, "91 s behind"),
             (901, Level::Fail, "refused"),
         ] {

@@ -105,7 +105,8 @@ impl AisRemote {
         let endpoint = endpoint(options, env)?;
         let http = HttpClient::open_with(options, env, &TLS).await?;
         let uri = format!("ais://{}", bucket_path(provider, bucket));
-        let given = match options.no_sign_request {
+        // With an origin the option is about that, as are all of the cloud's.
+        let given = match options.no_sign_request && options.origin.is_none() {
             true => None,
             false => hook::given(uri, options, env)?.or_else(|| configured(env)),
         };

@@ -222,6 +222,7 @@ fn try_to_write(mount: &std::path::Path) -> Vec<(&'static str, i32)> {
 fn writes_are_refused_by_the_kernel_and_counted_where_they_reach_us() {
     let store = Store::start();
     store.put_some();
+    store.put(BUCKET, "data/deep/er/file", Bytes::new());
     let warmfs = store.warmfs();
     let mount = warmfs.mount_uri("s3://bucket/data", "mount");
     let refused = || warmfs.status()["mounts"][0]["refused_writes"].clone();
@@ -237,13 +238,14 @@ fn writes_are_refused_by_the_kernel_and_counted_where_they_reach_us() {
     if !remounted.success() {
         return machine::skip("writes that reach the daemon", "the kernel does not remount it");
     }
+    File::create(mount.join("deep/er/new")).unwrap_err();
     for (what, code) in try_to_write(&mount) {
         assert_eq!(code, libc::EROFS, "{what}");
     }
     let refused = refused();
-    assert!(refused["requests"].as_u64().unwrap() > 0, "{refused}");
-    assert!(refused["first"].as_str().unwrap().contains("new"), "{refused}");
+    assert!(refused["requests"].as_u64().unwrap() > 1, "{refused}");
+    assert_eq!(refused["first"], "create deep/er/new", "{refused}");
     let text = warmfs.ok(&["status"]).split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(text.contains("were refused, the first was create"), "{text}");
+    assert!(text.contains("were refused, the first was create deep/er/new"), "{text}");
     assert_eq!(fs::read(mount.join("hello")).unwrap(), b"data/hello");
 }

@@ -3,8 +3,10 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -98,6 +100,58 @@ fn a_daemon_that_dies_gives_its_mounts_back() {
     warmfs.unmount("new/mount");
     eventually("the daemon is gone", || warmfs.daemon().is_none());
     warmfs.assert_nothing_left(&["new", "other"]);
+}
+
+#[test]
+fn who_looks_on_or_stays_in_the_foreground_outlives_a_daemon() {
+    let warmfs = Warmfs::new();
+    warmfs.mount("mount");
+    let second = warmfs.path("second");
+    let args = ["mount", "--foreground", &warmfs.source(), second.to_str().unwrap()];
+    let mut staying = warmfs.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watching =
+        warmfs.command(&["status", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    for child in [&staying, &watching] {
+        warmfs.watchdog().watch_pid(child.id());
+    }
+    let mut announced = BufReader::new(staying.stdout.take().unwrap()).lines();
+    announced.next().unwrap().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    kill_daemon(&warmfs);
+    eventually("the mount is there", || is_mounted(&second));
+    // A line of the next daemon.
+    while !lines.next().unwrap().unwrap().contains("1 alert") {}
+    assert!(staying.try_wait().unwrap().is_none(), "its mount is there");
+    for child in [&mut watching, &mut staying] {
+        send(child.id(), Signal::SIGINT);
+        assert!(child.wait().unwrap().success());
+    }
+    assert!(!is_mounted(&second), "it was staying for that");
+    warmfs.unmount("mount");
+    warmfs.assert_nothing_left(&["mount", "second"]);
+}
+
+#[test]
+fn a_cap_on_downloads_counts_on() {
+    const CAP: u64 = 3 << 20;
+    let store = Store::start();
+    store.put(BUCKET, "data/a", noise(1, CAP as usize));
+    store.put(BUCKET, "data/b", noise(2, 1 << 20));
+    let warmfs = store.warmfs();
+    let options = ["--max-download", "3M", "--max-download-strict", "--warm", "off"];
+    let mount = warmfs.mount_with("s3://bucket/data", "mount", &options);
+    assert!(reads(&mount.join("a"), &noise(1, CAP as usize)));
+    // Right before that is in a sample.
+    let told = || warmfs.status()["rates"]["minute"]["remote_bytes"].as_u64() == Some(CAP);
+    eventually("the supervisor was told", told);
+    kill_daemon(&warmfs);
+    eventually("the mount is there", || is_mounted(&mount));
+    let status = warmfs.status();
+    assert_eq!(status["mounts"][0]["download"]["bytes"], CAP, "{status}");
+    let error = fs::read(mount.join("b")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EDQUOT), "{error}");
+    warmfs.unmount("mount");
 }
 
 #[test]

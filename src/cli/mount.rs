@@ -133,16 +133,32 @@ async fn join(plan: &MountPlan, manager: &Manager) -> Result<(), ErrorReply> {
         // The daemon undoes what its client no longer waits for.
         _ = interrupt.received() => return unmount_all(&made, &client).await,
     }
-    let ends = plan.requests().map(|request| {
-        let wait = WaitRequest { dir: request.dir.clone() };
-        let client = &client;
-        async move { client.wait(&wait).await }
-    });
+    let ends = plan.requests().map(|request| ended(plan, &client, request));
     tokio::select! {
         result = futures::future::try_join_all(ends) => result.map(drop),
         _ = interrupt.received() => {
             manager.stopping();
             unmount_all(&made, &client).await
+        }
+    }
+}
+
+/// Returns once a mount has ended; the death of a daemon whose supervisor gives it back is no
+/// end.
+async fn ended(
+    plan: &MountPlan,
+    client: &Client,
+    request: &MountRequest,
+) -> Result<(), ErrorReply> {
+    let wait = WaitRequest { dir: request.dir.clone() };
+    loop {
+        match client.wait(&wait).await {
+            Ok(()) => {}
+            Err(error) if error.code == ErrorCode::NotMounted => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if Client::of_cache_again(&plan.cache.dir).await?.is_none() {
+            return Ok(());
         }
     }
 }

@@ -136,7 +136,14 @@ mod tests {
     fn what_mount_8_runs_becomes_a_mount() {
         for args in [
             &["/sbin/mount.warmfs", "s3://b/p", "/d", "-o", "rw,uid=7,_netdev,user"][..],
-            &["mount.warmfs", "s3://b/p", "/d", "-n", "-v", "-orw,uid=7"],
+            &[
+                "mount.warmfs",
+                "s3://b/p",
+                "/d",
+                "-n",
+                "-v",
+                "-orw,sync,diratime,strictatime,lazytime,uid=7",
+            ],
             &["/sbin/mount.fuse.warmfs", "s3://b/p", "/d", "-o", "ro,uid=7", "-t", "fuse.warmfs"],
             // As mount.fuse3 runs it, and the script in mount_scripts.
             &["warmfs", "s3://b/p", "/d", "-o", "rw,uid=7,dev,suid"],
@@ -149,6 +156,7 @@ mod tests {
         for (args, word) in [
             (&["mount.warmfs", "s3://b", "/d", "-o", "no_such_thing"][..], "no_such_thing"),
             (&["mount.warmfs", "s3://b", "/d", "-o", "foreground"], "foreground"),
+            (&["mount.warmfs", "s3://b", "/d", "-o", "remount"], "mount it anew"),
             (&["mount.warmfs", "s3://b", "/d", "-N", "/proc/1/ns/mnt"], "nsenter"),
             (&["mount.warmfs", "s3://b"], "DIR"),
         ] {

@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 /// Options of mount(8) and systemd that say nothing to a file system.
-const IGNORED: [&str; 23] = [
+const IGNORED: [&str; 28] = [
     "ro",
     "defaults",
     "auto",
@@ -25,12 +25,17 @@ const IGNORED: [&str; 23] = [
     "nodev",
     "exec",
     "async",
+    "sync",
+    "dirsync",
     "silent",
     "atime",
     "noatime",
     "relatime",
     "norelatime",
+    "diratime",
     "nodiratime",
+    "strictatime",
+    "lazytime",
 ];
 
 /// How options of others begin.
@@ -57,6 +62,10 @@ pub(super) fn expand<C: CommandFactory>(options: &[String]) -> Result<Vec<String
     for option in options.iter().map(|option| option.trim()) {
         if option.is_empty() || is_ignored(option) {
             continue;
+        }
+        if option == "remount" {
+            let message = "-o remount: a mount keeps its options, unmount it and mount it anew";
+            return Err(fail(message.to_owned()));
         }
         if option == "rw" {
             return Err(fail("-o rw: warmfs mounts are read-only, use -o ro".to_owned()));

@@ -47,6 +47,11 @@ impl LockRecord {
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }
+
+    /// Whether there is a supervisor that starts another holder, should this one be dead.
+    pub fn is_supervised(&self) -> bool {
+        self.supervisor > 0 && Path::new(&format!("/proc/{}", self.supervisor)).exists()
+    }
 }
 
 impl CacheLock {

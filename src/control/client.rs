@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -45,6 +45,11 @@ const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
 /// least; the rest is for a machine whose disk is busy with just that.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// For a daemon to be started in the place of one that died, mounts and all; the usual time
+/// is some 20 ms, and the longest pause before it a quarter of a second.
+const RESTART_LIMIT: Duration = Duration::from_secs(5);
+const RESTART_LOOK: Duration = Duration::from_millis(20);
+
 /// A daemon that answered.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -77,6 +82,25 @@ impl Client {
         match cache_lock::read_record(cache_dir) {
             Some(record) => Client::connect(&record.socket).await,
             None => Ok(None),
+        }
+    }
+
+    /// The same, which may be about to be started in the place of one that died; that takes
+    /// less than a second.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn of_cache_again(cache_dir: &Path) -> Result<Option<Client>, ErrorReply> {
+        let until = Instant::now() + RESTART_LIMIT;
+        loop {
+            let Some(record) = cache_lock::read_record(cache_dir) else { return Ok(None) };
+            if let Some(client) = Client::connect(&record.socket).await? {
+                return Ok(Some(client));
+            }
+            if !record.is_supervised() || Instant::now() >= until {
+                return Ok(None);
+            }
+            tokio::time::sleep(RESTART_LOOK).await;
         }
     }
 

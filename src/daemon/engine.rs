@@ -30,7 +30,7 @@ pub trait Engine: Send + Sync + 'static {
     /// requests are served.
     ///
     /// What was mounted `before`, by a daemon that died, is mounted without a request to
-    /// the remote.
+    /// the remote, and its bytes are counted on.
     ///
     /// # Errors
     /// Nothing is left mounted. The message is one line with a next step.
@@ -38,7 +38,7 @@ pub trait Engine: Send + Sync + 'static {
         &self,
         request: &MountRequest,
         dir: &Path,
-        before: Option<Known>,
+        before: Option<Before>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply>;
 
     /// What the cache holds.
@@ -103,6 +103,15 @@ pub trait Engine: Send + Sync + 'static {
     /// daemon may open them. Mounts whose files are still open may be left and
     /// fail from now on; none will come.
     async fn shutdown(&self);
+}
+
+/// A mount of a daemon that died.
+#[derive(Clone, Debug)]
+pub struct Before {
+    /// Its remote, which need not be reached.
+    pub remote: Known,
+    /// What it downloaded.
+    pub downloaded_bytes: u64,
 }
 
 /// A mount that the kernel sends requests to.

@@ -46,7 +46,7 @@ use crate::control::wire::{
     ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, RestartStatus, StatusReply,
     UnmountReply, UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
-use engine::Engine;
+use engine::{Before, Engine};
 use mount_point::MountPoint;
 pub use mount_point::clear_dead;
 pub use process::{logs_to, prepare_to_hold_secrets};
@@ -197,12 +197,14 @@ impl Daemon {
         }
     }
 
-    /// Takes a sample of the totals each second, for as long as it is polled.
+    /// Takes a sample of the totals each second, for as long as it is polled, and tells the
+    /// supervisor what caps count.
     async fn take_samples(&self) {
         let mut interval = tokio::time::interval(rates::INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
+            self.table.all().iter().for_each(|entry| entry.tell_download());
             self.rates.sample(Instant::now(), self.totals());
         }
     }
@@ -210,10 +212,11 @@ impl Daemon {
     fn totals(&self) -> Totals {
         let (remote, cache) = (self.engine.remote_metrics(), self.engine.cache_metrics());
         let kinds = [&remote.get, &remote.list, &remote.head];
-        let (hit_bytes, miss_bytes) = self.table.read_bytes();
+        let reads = self.table.reads();
         Totals {
-            hit_bytes,
-            miss_bytes,
+            hit_bytes: reads.hit_bytes,
+            miss_bytes: reads.miss_bytes,
+            failed_reads: reads.failed,
             remote_bytes: remote.get.bytes.get(),
             requests: kinds.iter().map(|kind| kind.requests.get()).sum(),
             errors: kinds.iter().map(|kind| kind.errors.get()).sum(),
@@ -273,7 +276,8 @@ impl Daemon {
     }
 
     async fn restore_one(&self, kept: Kept) -> Result<(), ErrorReply> {
-        let Kept { request, remote, created, is_restoring } = kept.clone();
+        let Kept { request, remote, created, downloaded_bytes, is_restoring } = kept.clone();
+        let before = Before { remote, downloaded_bytes };
         let uri = preflight::check_uri(&request)?.to_string();
         let (dir, cache_dir) = (request.dir.clone(), self.cache.dir.clone());
         let supervisor = self.supervisor.clone();
@@ -287,7 +291,7 @@ impl Daemon {
             MountPoint::prepare_again(&dir, &cache_dir, created)
         };
         let point = blocking(prepare).await??;
-        let mount = self.engine.mount(&request, &request.dir, Some(remote)).await?;
+        let mount = self.engine.mount(&request, &request.dir, Some(before)).await?;
         self.supervisor.tell(&Change::Mounted(Box::new(Kept { is_restoring: false, ..kept })));
         tracing::info!("{uri} is mounted at {} again, {}", request.dir.display(), mount.mode());
         self.keep(Entry::new(request, uri, mount, point, self.supervisor.clone())).await
@@ -339,6 +343,7 @@ impl Daemon {
             request: MountRequest { index: None, ..request.clone() },
             remote: mount.remote(),
             created: point.created().to_owned(),
+            downloaded_bytes: 0,
             is_restoring: false,
         };
         // Before it can end, which is told too.

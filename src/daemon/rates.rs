@@ -21,6 +21,7 @@ const MINUTES: usize = 60;
 pub(super) struct Totals {
     pub(super) hit_bytes: u64,
     pub(super) miss_bytes: u64,
+    pub(super) failed_reads: u64,
     pub(super) remote_bytes: u64,
     pub(super) requests: u64,
     pub(super) errors: u64,
@@ -85,6 +86,7 @@ impl Totals {
             seconds,
             hit_bytes: self.hit_bytes.saturating_sub(before.hit_bytes),
             miss_bytes: self.miss_bytes.saturating_sub(before.miss_bytes),
+            failed_reads: self.failed_reads.saturating_sub(before.failed_reads),
             remote_bytes: self.remote_bytes.saturating_sub(before.remote_bytes),
             requests: self.requests.saturating_sub(before.requests),
             errors: self.errors.saturating_sub(before.errors),
@@ -111,6 +113,7 @@ fn add(sum: &mut SampleStatus, more: &SampleStatus) {
     sum.seconds += more.seconds;
     sum.hit_bytes += more.hit_bytes;
     sum.miss_bytes += more.miss_bytes;
+    sum.failed_reads += more.failed_reads;
     sum.remote_bytes += more.remote_bytes;
     sum.requests += more.requests;
     sum.errors += more.errors;

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::engine::{ActiveMount, Engine};
+use super::engine::{ActiveMount, Before, Engine};
 use super::{kernel, mountinfo};
 use crate::cache::{
     AttachError, Audited, Cache, CacheError, Evicted, HintError, NodeId, OnTheWay, Pinned,
@@ -65,14 +65,14 @@ impl Engine for ReadThrough {
         &self,
         request: &MountRequest,
         dir: &Path,
-        before: Option<Known>,
+        before: Option<Before>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
         let uri = super::preflight::check_uri(request)?;
         let options = &request.options;
         let metrics = &self.remote_metrics;
         let is_new = before.is_none();
         let (client, tree) = match before {
-            Some(known) => self.attach_again(request, &uri, known).await?,
+            Some(before) => self.attach_again(request, &uri, before).await?,
             None => {
                 let client = client(&uri, options, &request.env, metrics, &self.endpoints).await?;
                 let tree = self.attach(request, &uri, &client).await?;
@@ -201,7 +201,7 @@ impl ReadThrough {
         &self,
         request: &MountRequest,
         uri: &RemoteUri,
-        known: Known,
+        before: Before,
     ) -> Result<(Arc<RemoteClient>, Arc<Tree>), ErrorReply> {
         let (options, env) = (request.options.remote.clone(), request.env.clone());
         let (uri_again, metrics) = (uri.clone(), self.remote_metrics.clone());
@@ -210,7 +210,7 @@ impl ReadThrough {
             let metrics = metrics.clone();
             Box::pin(async move { remote::connect(&uri, &options, &env, &metrics).await })
         };
-        let remote = Arc::new(Later::new(known, connect));
+        let remote = Arc::new(Later::new(before.remote, connect));
         let behind = remote.clone();
         tokio::spawn(async move {
             if let Err(error) = behind.connect().await {
@@ -218,6 +218,7 @@ impl ReadThrough {
             }
         });
         let client = self.client_of(remote, &request.options);
+        client.continue_download(before.downloaded_bytes);
         let attached = self
             .cache
             .attach_again(client.clone(), uri.prefix(), request.options.metadata_ttl)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Daemon;
-use super::table::Entry;
+use super::table::{Entry, Reads};
 use super::trouble::troubles;
 use crate::cache::{Doing, Warming};
 use crate::control::wire::{
@@ -22,7 +22,7 @@ pub(super) fn collect(daemon: &Daemon) -> StatusReply {
     let entries = daemon.table.all();
     let cache = engine.cache_metrics();
     let way = engine.on_the_way();
-    let (hit_bytes, miss_bytes) = daemon.table.read_bytes();
+    let Reads { hit_bytes, miss_bytes, .. } = daemon.table.reads();
     let mut status = StatusReply {
         schema: STATUS_SCHEMA,
         pid: std::process::id(),

@@ -39,6 +39,9 @@ pub struct Kept {
     pub remote: Known,
     /// Folders that were created for it, parents first.
     pub created: Vec<PathBuf>,
+    /// Bytes that it downloaded, which its cap counts.
+    #[serde(default)]
+    pub downloaded_bytes: u64,
     /// It was being made again when a daemon died: the dead one need not be there.
     #[serde(default)]
     pub is_restoring: bool,
@@ -89,6 +92,13 @@ pub enum Change {
         /// These.
         env: CallerEnv,
     },
+    /// It downloaded so many bytes by now.
+    Downloaded {
+        /// Where it is mounted.
+        dir: PathBuf,
+        /// Those before the last death included.
+        bytes: u64,
+    },
     /// It is gone, and its folders are put back.
     Gone(PathBuf),
 }
@@ -113,6 +123,11 @@ impl Change {
             Change::Renewed { dir, env } => {
                 if let Some(mount) = mounts.find(&dir) {
                     mount.request.env = env;
+                }
+            }
+            Change::Downloaded { dir, bytes } => {
+                if let Some(mount) = mounts.find(&dir) {
+                    mount.downloaded_bytes = bytes;
                 }
             }
             Change::Gone(dir) => mounts.forget(&dir),
@@ -201,6 +216,7 @@ mod tests {
                 request: request(dir),
                 remote: known.clone(),
                 created,
+                downloaded_bytes: 0,
                 is_restoring: false,
             })
         };
@@ -215,6 +231,8 @@ mod tests {
             Change::Mounted(kept("/a")),
             Change::Renewed { dir: "/a".into(), env: env.clone() },
             Change::Renewed { dir: "/c".into(), env: env.clone() },
+            Change::Downloaded { dir: "/a".into(), bytes: 7 },
+            Change::Downloaded { dir: "/c".into(), bytes: 8 },
             Change::Gone("/b".into()),
             Change::Gone("/b".into()),
         ] {
@@ -224,6 +242,7 @@ mod tests {
         assert_eq!(mounts.kept.len(), 1);
         assert_eq!(mounts.kept[0].request.dir, Path::new("/a"));
         assert_eq!(mounts.kept[0].request.env, env);
+        assert_eq!(mounts.kept[0].downloaded_bytes, 7);
         assert!(!mounts.kept[0].is_restoring, "it was mounted since");
         assert_eq!(mounts.pending, [("/z".into(), Vec::new())]);
         Change::Restoring("/a".into()).apply(&mut mounts);

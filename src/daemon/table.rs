@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -14,9 +15,9 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::engine::ActiveMount;
 use super::mount_point::MountPoint;
-use super::supervision::Supervisor;
+use super::supervision::{Change, Supervisor};
 use crate::config::{MountOptions, MountRequest};
-use crate::control::wire::{ErrorCode, ErrorReply};
+use crate::control::wire::{DownloadStatus, ErrorCode, ErrorReply};
 
 /// Mounts of one daemon. Each costs threads and descriptors; the field has
 /// one to a handful.
@@ -37,6 +38,8 @@ pub(super) struct Entry {
     /// The folder leads to it no more; it lives until its last file is closed.
     detached: watch::Sender<bool>,
     gone: watch::Sender<bool>,
+    /// Bytes that the supervisor knows of.
+    told_bytes: AtomicU64,
 }
 
 impl Entry {
@@ -57,12 +60,26 @@ impl Entry {
             point: Mutex::new(Some(point)),
             detached: watch::Sender::new(false),
             gone: watch::Sender::new(false),
+            told_bytes: AtomicU64::new(0),
         }
     }
 
-    fn read_bytes(&self) -> (u64, u64) {
+    /// Tells the supervisor what was downloaded of a cap: another daemon counts on.
+    pub(super) fn tell_download(&self) {
+        let DownloadStatus { bytes, cap, .. } = self.mount.download();
+        // One task tells, and a mount without a cap counts for nobody.
+        if cap.is_some() && self.told_bytes.swap(bytes, Ordering::Relaxed) != bytes {
+            self.supervisor.tell(&Change::Downloaded { dir: self.dir.clone(), bytes });
+        }
+    }
+
+    fn reads(&self) -> Reads {
         let metrics = self.mount.metrics();
-        (metrics.hit_bytes.get(), metrics.miss_bytes.get())
+        Reads {
+            hit_bytes: metrics.hit_bytes.get(),
+            miss_bytes: metrics.miss_bytes.get(),
+            failed: metrics.failed_reads.get(),
+        }
     }
 
     pub(super) fn is_detached(&self) -> bool {
@@ -99,11 +116,20 @@ pub(super) struct Table {
 #[derive(Default)]
 struct State {
     entries: Vec<Arc<Entry>>,
-    /// Bytes of READ of mounts that ended: hits and misses.
-    ended: (u64, u64),
+    /// Of mounts that ended.
+    ended: Reads,
     /// Requests that may add a mount.
     pending: usize,
     closed: bool,
+}
+
+/// What READs of mounts came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reads {
+    pub(super) hit_bytes: u64,
+    pub(super) miss_bytes: u64,
+    /// READs.
+    pub(super) failed: u64,
 }
 
 /// A mount request under way: keeps the table open.
@@ -147,9 +173,9 @@ impl Table {
     }
 
     /// Bytes of READ of every mount there ever was: hits and misses.
-    pub(super) fn read_bytes(&self) -> (u64, u64) {
+    pub(super) fn reads(&self) -> Reads {
         let state = lock(&self.state);
-        state.entries.iter().map(|entry| entry.read_bytes()).fold(state.ended, plus)
+        state.entries.iter().map(|entry| entry.reads()).fold(state.ended, Reads::plus)
     }
 
     /// Adds a mount, and watches for its end. Refused if the table was closed meanwhile.
@@ -203,7 +229,7 @@ impl Table {
         {
             let mut state = lock(&self.state);
             state.entries.retain(|other| !Arc::ptr_eq(other, entry));
-            state.ended = plus(state.ended, entry.read_bytes());
+            state.ended = state.ended.plus(entry.reads());
             self.close_if_idle_locked(&mut state);
         }
         entry.gone.send_replace(true);
@@ -225,8 +251,14 @@ impl Drop for Pending<'_> {
     }
 }
 
-fn plus(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
-    (a.0 + b.0, a.1 + b.1)
+impl Reads {
+    fn plus(self, other: Reads) -> Reads {
+        Reads {
+            hit_bytes: self.hit_bytes + other.hit_bytes,
+            miss_bytes: self.miss_bytes + other.miss_bytes,
+            failed: self.failed + other.failed,
+        }
+    }
 }
 
 pub(super) fn shutting_down() -> ErrorReply {

@@ -29,9 +29,10 @@ pub(super) fn troubles(status: &StatusReply) -> Vec<TroubleStatus> {
         );
         say(what, LOG.to_owned());
     }
-    if status.queues.memory.demand > 0 {
-        let what = format!("{} fetches of readers wait for memory", status.queues.memory.demand);
-        say(what, "more --memory-limit lets more be in flight".to_owned());
+    // One that failed yesterday is history.
+    if status.rates.hour.failed_reads > 0 {
+        let what = format!("{} reads failed in the last hour", status.rates.hour.failed_reads);
+        say(what, LOG.to_owned());
     }
     let wrong = status.cache.compared.dropped + status.cache.compared.disputed;
     if wrong > 0 {
@@ -46,9 +47,6 @@ fn of_mount(mount: &MountStatus, say: &mut impl FnMut(String, String)) {
     if let Some(refusal) = &mount.refusal {
         let what = format!("what is not cached is refused: {refusal}");
         say(what, format!("log in, then `warmfs renew {dir}`"));
-    }
-    if mount.failed_reads > 0 {
-        say(format!("{} reads at {dir} failed", mount.failed_reads), LOG.to_owned());
     }
     if mount.download.reached {
         let what = format!("{dir} reached its --max-download, nothing is fetched ahead any more");

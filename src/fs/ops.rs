@@ -28,6 +28,9 @@ pub const READDIR_ENTRIES_MAX: usize = 256;
 pub const NAME_BYTES_MAX: usize = 255;
 
 /// Offset after `.`; the one after `..` is 2. Others are node ids, which begin higher.
+/// Names of a path that are told of. Keys have 1,024 bytes at most where they are bounded.
+const PATH_NAMES_MAX: usize = 1_024;
+
 const OFFSET_DOT: u64 = 1;
 const OFFSET_DOT_DOT: u64 = 2;
 
@@ -177,11 +180,24 @@ impl FileSystem {
     /// folder `ino`, or empty for that itself.
     pub(super) fn refused(&self, op: &str, ino: Ino, name: &OsStr) {
         self.metrics.refused.add(|| {
-            let node = self.node(ino).ok();
-            let folder = node.map(|node| node.name).unwrap_or_default();
-            let slash = if folder.is_empty() || name.is_empty() { "" } else { "/" };
-            format!("{op} {folder}{slash}{}", name.to_string_lossy())
+            let name = name.to_string_lossy();
+            let names = [self.path(ino), name.into_owned()];
+            let names: Vec<_> = names.into_iter().filter(|name| !name.is_empty()).collect();
+            format!("{op} {}", names.join("/"))
         });
+    }
+
+    /// Where a node stands below the mount point, as far as that is known.
+    fn path(&self, ino: Ino) -> String {
+        let root = Ino::ROOT.node(self.tree.root());
+        let (mut names, mut id) = (Vec::new(), ino.node(self.tree.root()));
+        while id != root && names.len() < PATH_NAMES_MAX {
+            let Ok(Some(node)) = self.tree.node(id) else { break };
+            names.push(node.name);
+            id = node.parent;
+        }
+        names.reverse();
+        names.join("/")
     }
 
     /// What it shows.

@@ -223,6 +223,11 @@ impl RemoteClient {
         self.download.state()
     }
 
+    /// Counts what the mount downloaded before its daemon died.
+    pub fn continue_download(&self, bytes: u64) {
+        self.download.receive(bytes);
+    }
+
     /// Whether objects that came as a whole are to be compared with their
     /// [`RemoteClient::checksum`].
     pub fn verifies(&self) -> bool {

@@ -101,7 +101,8 @@ impl DownloadCap {
         InFlight { of: self.clone(), bytes }
     }
 
-    fn receive(&self, bytes: u64) {
+    /// Counts bytes that came.
+    pub(super) fn receive(&self, bytes: u64) {
         let received = self.received.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let is_reached = self.cap.is_some_and(|cap| received >= cap);
         if is_reached && !self.was_told.swap(true, Ordering::Relaxed) {

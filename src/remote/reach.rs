@@ -148,6 +148,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_region_has_its_own_host() {
+        for (region, host) in [
+            (None, "s3.amazonaws.com"),
+            (Some("eu-west-1"), "s3.eu-west-1.amazonaws.com"),
+            (Some("cn-north-1"), "s3.cn-north-1.amazonaws.com.cn"),
+        ] {
+            let env = region.map(|region| ("AWS_REGION", region)).into_iter().collect();
+            let uri = "s3://bucket".parse().unwrap();
+            let reach = Reach::find(&uri, &RemoteOptions::default(), &env).await.unwrap().unwrap();
+            assert_eq!((reach.host(), reach.port()), (host, 443));
+        }
+    }
+
+    #[tokio::test]
     async fn the_first_source_is_named_and_nothing_of_it() {
         let tmp = tempfile::tempdir().unwrap();
         let home = ("HOME", tmp.path().to_str().unwrap());

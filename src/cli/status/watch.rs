@@ -3,6 +3,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
@@ -13,6 +14,7 @@ use super::text::{COLUMNS, LABEL, per_second, text};
 use super::{StatusArgs, ask, json};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::output::{harmless, terminal_size};
+use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply, SampleStatus, StatusReply};
 use crate::units::format_bytes;
 
@@ -29,15 +31,22 @@ const STEPS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', 
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
-/// Shows the state until it is told to end, or the daemon is gone.
+/// Shows the state until it is told to end, or the daemon is gone for good.
 pub(super) async fn watch(args: &StatusArgs) -> Result<(), ErrorReply> {
     let mut interrupt = Interrupt::new()?;
     let mut screen = match std::io::stdout().is_terminal() && !args.json {
         true => Some(Screen::enter()),
         false => None,
     };
+    let mut cache_dir: Option<PathBuf> = None;
     loop {
-        let status = ask(args).await?;
+        let status = match (ask(args).await, cache_dir.take()) {
+            (Ok(status), _) => status,
+            // It died, and its supervisor starts another.
+            (Err(_), Some(dir)) if Client::of_cache_again(&dir).await?.is_some() => continue,
+            (Err(error), _) => return Err(error),
+        };
+        cache_dir = Some(status.cache.dir.clone());
         let is_read = match &mut screen {
             Some(screen) => screen.draw(&status, args),
             None => print(&line(&status, args)?),

@@ -104,6 +104,8 @@ pub struct SampleStatus {
     pub hit_bytes: u64,
     /// Bytes of READ that waited for it.
     pub miss_bytes: u64,
+    /// READs that failed.
+    pub failed_reads: u64,
     /// Body bytes received from remotes.
     pub remote_bytes: u64,
     /// Requests sent to remotes.

@@ -123,8 +123,8 @@ pub(super) async fn daemon(cache_dir: &Path) -> Finding {
         Err(error) => return Finding::refused(check, error),
     };
     let (pid, version) = (client.daemon().pid, &client.daemon().version);
-    let supervisor = cache_lock::read_record(cache_dir).map_or(0, |record| record.supervisor);
-    let is_supervised = supervisor > 0 && Path::new(&format!("/proc/{supervisor}")).exists();
+    let record = cache_lock::read_record(cache_dir);
+    let is_supervised = record.is_some_and(|record| record.is_supervised());
     let supervised = if is_supervised { "supervised" } else { "not supervised" };
     let message = format!("process {pid}, version {version}, {supervised}");
     match version == env!("CARGO_PKG_VERSION") {

@@ -62,12 +62,7 @@ impl S3Remote {
         // AWS itself is asked over https only.
         let customer_key = CustomerKey::find(options, env, endpoint.as_ref()).await?;
         let http = HttpClient::open_with(options, env, &TLS).await?.for_sdk();
-        let region = options
-            .region
-            .as_deref()
-            .or_else(|| env.get("AWS_REGION"))
-            .or_else(|| env.get("AWS_DEFAULT_REGION"))
-            .or_else(|| config.get("region"));
+        let region = find_region(options, env, &config);
         let handed = match options.no_sign_request {
             true => None,
             false => hook::given(format!("s3://{bucket}"), options, env)?,
@@ -217,10 +212,24 @@ pub(in crate::remote) async fn endpoint(
     env: &CallerEnv,
 ) -> Result<BaseUrl, RemoteError> {
     let config = CallerConfig::load(options, env).await?;
-    match find_endpoint(options, env, &config)? {
-        Some(endpoint) => Ok(endpoint),
-        None => BaseUrl::parse("the store", AWS),
+    if let Some(endpoint) = find_endpoint(options, env, &config)? {
+        return Ok(endpoint);
     }
+    let at = find_region(options, env, &config).map(|region| {
+        let of_china = if region.starts_with("cn-") { ".cn" } else { "" };
+        format!("https://s3.{region}.amazonaws.com{of_china}")
+    });
+    BaseUrl::parse("the store", at.as_deref().unwrap_or(AWS))
+}
+
+/// The region by option, environment or profile.
+fn find_region<'a>(
+    options: &'a RemoteOptions,
+    env: &'a CallerEnv,
+    config: &'a CallerConfig,
+) -> Option<&'a str> {
+    let variables = || env.get("AWS_REGION").or_else(|| env.get("AWS_DEFAULT_REGION"));
+    options.region.as_deref().or_else(variables).or_else(|| config.get("region"))
 }
 
 /// The endpoint by option, environment or profile; `None` for AWS.

@@ -22,8 +22,9 @@ pub(super) fn run(args: RenewArgs) -> Result<(), ErrorReply> {
     client_runtime()?.block_on(async {
         let Some((client, _)) = status::find_mount(&dir).await? else {
             let message = format!("no daemon serves {}", dir.display());
-            return Err(ErrorReply::new(ErrorCode::NotMounted, message)
-                .with_hint("`warmfs status` lists what is mounted"));
+            let error = ErrorReply::new(ErrorCode::NotMounted, message)
+                .with_hint("`warmfs status` lists what is mounted");
+            return Err(status::not_served(&dir, error));
         };
         client.renew(&RenewRequest { dir: dir.clone(), env: CallerEnv::from_process() }).await?;
         output::line(&format!("{} has the credentials of this shell", dir.display()))

@@ -4,9 +4,12 @@ mod money;
 mod text;
 mod watch;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use nix::unistd::Uid;
 use serde::Serialize;
 
 use self::money::{Cost, Money};
@@ -15,7 +18,7 @@ pub(super) use self::text::{COLUMNS, wrap};
 use super::{args, client_runtime, output};
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply, StatusReply};
-use crate::daemon::preflight;
+use crate::daemon::{mountinfo, preflight};
 
 /// Show mounts, cache and requests
 #[derive(Debug, Args)]
@@ -73,6 +76,11 @@ pub(super) async fn find_mount(dir: &Path) -> Result<Option<(Client, StatusReply
     Ok(daemons(None).await?.into_iter().find(|(_, status)| serves(status)))
 }
 
+/// What to say of `path` where no daemon in reach serves it: whose it is, or else `otherwise`.
+pub(super) fn not_served(path: &Path, otherwise: ErrorReply) -> ErrorReply {
+    mountinfo::other_owner(path).map_or(otherwise, |owner| preflight::of_another_user(path, owner))
+}
+
 /// Every daemon in reach, and its state. That of `cache_dir`, or the default
 /// cache, is among them although its socket may lie in another session's
 /// runtime directory.
@@ -102,6 +110,18 @@ fn default_cache() -> Result<PathBuf, ErrorReply> {
     args::resolve_cache_dir(named.map(PathBuf::from).as_deref())
 }
 
+/// Of a cache that is another user's nobody but root can tell whether a daemon serves it.
+fn check_owner(cache: &Path) -> Result<(), ErrorReply> {
+    let own = Uid::effective();
+    let Ok(meta) = fs::metadata(cache) else { return Ok(()) };
+    if own.is_root() || meta.uid() == own.as_raw() {
+        return Ok(());
+    }
+    let (owner, cache) = (preflight::user_name(meta.uid()), output::short(cache));
+    Err(ErrorReply::new(ErrorCode::Denied, format!("the cache {cache} belongs to {owner}"))
+        .with_hint(format!("run this as {owner}")))
+}
+
 async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
     if let Some(dir) = &args.dir {
         let dir = preflight::resolve(dir)?;
@@ -112,8 +132,9 @@ async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
             }
             None => {
                 let message = format!("no daemon serves {}", dir.display());
-                Err(ErrorReply::new(ErrorCode::NotMounted, message)
-                    .with_hint(format!("`warmfs mount URI {}` mounts there", dir.display())))
+                let error = ErrorReply::new(ErrorCode::NotMounted, message)
+                    .with_hint(format!("`warmfs mount URI {}` mounts there", dir.display()));
+                Err(not_served(&dir, error))
             }
         };
     }
@@ -121,6 +142,7 @@ async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
     if let Some(status) = Client::status_of_cache(&cache).await? {
         return Ok(status);
     }
+    check_owner(&cache)?;
     let others = if args.cache_dir.is_some() { Vec::new() } else { Client::all().await };
     match others.as_slice() {
         [only] => only.status().await,

@@ -71,7 +71,8 @@ fn without_daemon(dir: &Path, lazy: bool) -> Result<(), ErrorReply> {
         return Err(not_ours());
     }
     let lazy = lazy || kernel::is_stale(dir);
-    kernel::unmount(dir, lazy).map_err(|error| unmount_failed(dir, &error))
+    let unmounted = kernel::unmount(dir, lazy);
+    unmounted.map_err(|error| status::not_served(dir, unmount_failed(dir, &error)))
 }
 
 /// A handle on a process; `None` where the kernel has none (before 5.3).

@@ -307,8 +307,9 @@ fn locate<'a>(
         Some((client, _)) => Ok((client, canonical)),
         None => {
             let message = format!("{} is in no mount of warmfs", canonical.display());
-            Err(ErrorReply::new(ErrorCode::NotMounted, message)
-                .with_hint("mount it first: `warmfs mount URI DIR`"))
+            let error = ErrorReply::new(ErrorCode::NotMounted, message)
+                .with_hint("mount it first: `warmfs mount URI DIR`");
+            Err(status::not_served(&canonical, error))
         }
     }
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Uid;
+
 /// The file system type the kernel shows for our mounts.
 pub const FS_TYPE: &str = "fuse.warmfs";
 
@@ -20,6 +22,8 @@ pub struct MountInfo {
     pub fs_type: String,
     /// What, in the file system's own words.
     pub source: String,
+    /// The user whose process serves it, if it is a FUSE mount.
+    pub owner: Option<u32>,
 }
 
 impl MountInfo {
@@ -41,6 +45,17 @@ impl MountInfo {
 /// If /proc cannot be read.
 pub fn read() -> io::Result<Vec<MountInfo>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// Whose warmfs mount a canonical path lies in, if it is another user's: that user's daemon is
+/// out of reach.
+pub fn other_owner(path: &Path) -> Option<u32> {
+    let mounts = read().ok()?;
+    let innermost = mounts.iter().filter(|mount| path.starts_with(&mount.dir));
+    // Of two at one place the later.
+    let innermost = innermost.max_by_key(|mount| mount.dir.as_os_str().len())?;
+    let owner = innermost.owner.filter(|_| innermost.is_warmfs())?;
+    (owner != Uid::effective().as_raw()).then_some(owner)
 }
 
 /// What a path leads to if it is a mount point; `dir` is canonical.
@@ -67,7 +82,13 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
         dir: OsString::from_vec(unescape(fields.get(4)?)).into(),
         fs_type: text(fields.get(dash + 1)?),
         source: text(fields.get(dash + 2)?),
+        owner: fields.get(dash + 3).and_then(|options| owner(&text(options))),
     })
+}
+
+/// Of `rw,user_id=0,group_id=0,allow_other`.
+fn owner(options: &str) -> Option<u32> {
+    options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
 }
 
 /// The kernel writes space, tab, newline, backslash and hash as `\` and three octal digits.
@@ -99,7 +120,7 @@ mod tests {
     use super::*;
 
     const TEXT: &[u8] = b"22 1 0:20 / / rw,relatime - overlay overlay rw,lowerdir=/a\n\
-        40 22 0:44 / /mnt/a\\040b\\134c rw,nosuid shared:7 master:1 - fuse.warmfs s3://bucket/x ro\n\
+        40 22 0:44 / /mnt/a\\040b\\134c rw,nosuid shared:7 master:1 - fuse.warmfs s3://bucket/x ro,user_id=7\n\
         41 40 8:1 /sub /mnt/tab\\011x rw - ext4 /dev/sda1 rw\n\
         42 22 0:45 / /mnt/a\\040b\\134c rw - tmpfs  rw\n\
         nonsense\n";
@@ -110,10 +131,10 @@ mod tests {
         assert_eq!(mounts.len(), 4);
         assert_eq!(mounts[1].dir, Path::new("/mnt/a b\\c"));
         assert_eq!(mounts[1].device, (0, 44));
-        assert_eq!(mounts[1].source, "s3://bucket/x");
+        assert_eq!((mounts[1].source.as_str(), mounts[1].owner), ("s3://bucket/x", Some(7)));
         assert!(mounts[1].is_warmfs() && mounts[1].is_fuse());
         assert_eq!(mounts[2].dir, Path::new("/mnt/tab\tx"));
-        assert!(!mounts[2].is_fuse());
+        assert!(!mounts[2].is_fuse() && mounts[2].owner.is_none());
         assert_eq!(mounts[3].fs_type, "tmpfs");
     }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, Uid, access};
 
 use super::kernel::find_program;
-use super::mountinfo::overlap;
+use super::mountinfo::{self, overlap};
 use crate::config::MountRequest;
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::remote::{RemoteUri, local};
@@ -20,6 +20,7 @@ use crate::remote::{RemoteUri, local};
 /// The first thing that is wrong.
 pub fn check(request: &MountRequest, cache_dir: &Path) -> Result<(), ErrorReply> {
     check_uri(request)?;
+    check_owner(&request.dir)?;
     check_fuse()?;
     check_cache_dir(cache_dir)
 }
@@ -156,7 +157,26 @@ pub fn describe(error: &io::Error) -> String {
     }
 }
 
-fn user_name(uid: u32) -> String {
+/// What is in a mount of another user is out of reach of all but root.
+///
+/// # Errors
+/// If `path` is.
+pub fn check_owner(path: &Path) -> Result<(), ErrorReply> {
+    match mountinfo::other_owner(path) {
+        Some(owner) if !Uid::effective().is_root() => Err(of_another_user(path, owner)),
+        _ => Ok(()),
+    }
+}
+
+/// That `path` is in a mount of `owner`.
+pub fn of_another_user(path: &Path, owner: u32) -> ErrorReply {
+    let (path, owner) = (path.display(), user_name(owner));
+    let message = format!("{path} is in a mount of another user, {owner}");
+    ErrorReply::new(ErrorCode::Denied, message).with_hint(format!("run this as {owner}"))
+}
+
+/// As whom people know a user.
+pub fn user_name(uid: u32) -> String {
     match nix::unistd::User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
         _ => format!("user {uid}"),

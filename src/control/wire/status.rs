@@ -17,6 +17,7 @@ pub const STATUS_SCHEMA: u32 = 1;
 /// The state of a daemon. Counters run since it started and cover what
 /// reaches it: reads from the kernel's page cache do not.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StatusReply {
     /// [`STATUS_SCHEMA`].
     pub schema: u32,
@@ -25,16 +26,13 @@ pub struct StatusReply {
     /// The daemon's version.
     pub version: String,
     /// Seconds since it started.
-    #[serde(default)]
     pub uptime_s: f64,
     /// Where `GET /metrics` is answered over TCP, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
     /// What is not as it should be, and what to do.
-    #[serde(default)]
     pub troubles: Vec<TroubleStatus>,
     /// Daemons that died before this one.
-    #[serde(default)]
     pub restarts: RestartStatus,
     /// Its mounts, in the order they were made.
     pub mounts: Vec<MountStatus>,
@@ -44,10 +42,8 @@ pub struct StatusReply {
     pub remote: RemoteStatus,
     /// Attempts of any kind that failed, by reason; reasons that never came are left
     /// out.
-    #[serde(default)]
     pub remote_errors: BTreeMap<String, u64>,
     /// How long answers took.
-    #[serde(default)]
     pub remote_times: RemoteTimesStatus,
     /// Damaged chunks that were dropped and fetched again.
     pub repairs: u64,
@@ -57,26 +53,22 @@ pub struct StatusReply {
     /// What was given up to make room.
     pub evictions: EvictionStatus,
     /// What was fetched before it was read.
-    #[serde(default)]
     pub prefetched: PrefetchStatus,
     /// Prefetches that go on without a client.
-    #[serde(default)]
     pub prefetching: Vec<ProgressReport>,
     /// The daemon's memory.
     pub memory: MemoryStatus,
     /// READ of all mounts, those that ended included.
-    #[serde(default)]
     pub reads: ReadStatus,
     /// The last minute and hour.
-    #[serde(default)]
     pub rates: RatesStatus,
     /// What waits for what.
-    #[serde(default)]
     pub queues: QueuesStatus,
 }
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TroubleStatus {
     /// In plain words.
     pub what: String,
@@ -86,6 +78,7 @@ pub struct TroubleStatus {
 
 /// What happened of late. Sampled once a second, so it may be a second behind.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RatesStatus {
     /// The last 60 seconds.
     pub minute: SampleStatus,
@@ -97,6 +90,7 @@ pub struct RatesStatus {
 
 /// What happened in a while: sums, not rates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SampleStatus {
     /// How long that was; less than was asked for while the daemon is young.
     pub seconds: f64,
@@ -120,6 +114,7 @@ pub struct SampleStatus {
 
 /// What waits for what, at this moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct QueuesStatus {
     /// Fetches that wait for memory.
     pub memory: WaitingStatus,
@@ -133,6 +128,7 @@ pub struct QueuesStatus {
 
 /// Who waits, by class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WaitingStatus {
     /// For a reader.
     pub demand: u64,
@@ -144,6 +140,7 @@ pub struct WaitingStatus {
 
 /// GETs in flight to a remote.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RemoteQueueStatus {
     /// The remote, which all mounts of it share.
     pub remote: String,
@@ -160,6 +157,7 @@ pub struct RemoteQueueStatus {
 
 /// How long something took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TimesStatus {
     /// How often it was timed.
     pub count: u64,
@@ -175,6 +173,7 @@ pub struct TimesStatus {
 /// Requests to remotes by time, from sending one to its answer. Those that failed are
 /// left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RemoteTimesStatus {
     /// GETs, to their first bytes.
     pub get_first_byte: TimesStatus,
@@ -188,6 +187,7 @@ pub struct RemoteTimesStatus {
 
 /// READ by time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ReadTimesStatus {
     /// Those that waited for no byte of the remote.
     pub hits: TimesStatus,
@@ -197,6 +197,7 @@ pub struct ReadTimesStatus {
 
 /// Requests to change something, which are refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RefusedStatus {
     /// How many reached the daemon: none while the mount is read-only, since the kernel
     /// refuses them by itself.
@@ -208,6 +209,7 @@ pub struct RefusedStatus {
 
 /// Daemons that died, and whose mounts the next one was given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RestartStatus {
     /// How many since the first one was started.
     pub count: u64,
@@ -216,7 +218,8 @@ pub struct RestartStatus {
 }
 
 /// One mount.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MountStatus {
     /// What is mounted.
     pub uri: String,
@@ -229,24 +232,18 @@ pub struct MountStatus {
     /// Seconds since it was mounted.
     pub uptime_s: f64,
     /// Detached from `dir` and waiting for its last user.
-    #[serde(default)]
     pub detached: bool,
     /// READ by where its bytes came from.
     pub reads: ReadStatus,
     /// How long READ took.
-    #[serde(default)]
     pub read_times: ReadTimesStatus,
     /// READs that failed.
-    #[serde(default)]
     pub failed_reads: u64,
     /// What is read without the daemon, and is in none of these figures.
-    #[serde(default)]
     pub not_seen: String,
     /// Writes that were refused.
-    #[serde(default)]
     pub refused_writes: RefusedStatus,
     /// What it downloaded, and the cap on that.
-    #[serde(default)]
     pub download: DownloadStatus,
     /// Why its credentials are refused, if they are: what is cached is served, and the
     /// rest is EACCES.
@@ -255,12 +252,12 @@ pub struct MountStatus {
     /// Requests from the kernel.
     pub fuse: FuseStatus,
     /// What is fetched before it is read.
-    #[serde(default)]
     pub warming: WarmingStatus,
 }
 
 /// What a mount fetches before it is read; see `--warm`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WarmingStatus {
     /// What it does, or why nothing: `off`, `waiting` (nothing is being gone
     /// through), `listing` (of `all`), `fetching`, `ahead` (of its readers, as far
@@ -279,6 +276,7 @@ pub struct WarmingStatus {
 
 /// Bytes read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ReadStatus {
     /// Answered without waiting for the remote, in bytes.
     pub hit_bytes: u64,
@@ -288,6 +286,7 @@ pub struct ReadStatus {
 
 /// Bytes downloaded for one mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DownloadStatus {
     /// Body bytes received.
     pub bytes: u64,
@@ -300,6 +299,7 @@ pub struct DownloadStatus {
 
 /// Requests from the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct FuseStatus {
     /// Of any kind.
     pub requests: u64,
@@ -309,6 +309,7 @@ pub struct FuseStatus {
 
 /// The cache.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CacheStatus {
     /// Where it lies.
     pub dir: PathBuf,
@@ -317,36 +318,31 @@ pub struct CacheStatus {
     /// Bytes it may hold.
     pub limit_bytes: u64,
     /// Bytes that its disk has left for anybody, within the last second.
-    #[serde(default)]
     pub disk_free_bytes: u64,
     /// Objects held, in whole or in part.
     pub objects: u64,
     /// `ok`, or in a few words why reads pass it by.
     pub state: String,
     /// Bytes of all objects below the mounts, as far as they are listed.
-    #[serde(default)]
     pub dataset_bytes: u64,
     /// Of these, in the cache.
-    #[serde(default)]
     pub dataset_cached_bytes: u64,
     /// Part of an epoch's bytes that will come from the cache once it is warm,
     /// 0 to 1; left out while nothing is listed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_hit_rate: Option<f64>,
     /// Files and folders that are pinned.
-    #[serde(default)]
     pub pins: u64,
     /// Keys below the mounts that no path can name, as far as they are listed:
     /// `warmfs ls --hidden` names them.
-    #[serde(default)]
     pub hidden_keys: u64,
     /// What came of `--verify-remote`.
-    #[serde(default)]
     pub compared: ComparedStatus,
 }
 
 /// Objects that were compared with the checksums of their stores, since the daemon started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ComparedStatus {
     /// Those that are as the store says.
     pub same: u64,
@@ -365,6 +361,7 @@ pub struct ComparedStatus {
 
 /// Requests sent to remotes, one per attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RemoteStatus {
     /// Ranged GETs.
     pub get: TransferStatus,
@@ -373,21 +370,18 @@ pub struct RemoteStatus {
     /// HEADs.
     pub head: RequestStatus,
     /// Answers of any kind that asked for fewer requests: 503 and 429.
-    #[serde(default)]
     pub throttled: u64,
     /// Requests that were made again, by what became of the attempt before.
-    #[serde(default)]
     pub retries: RetryStatus,
     /// GETs that were sent once more because the first one was slow.
-    #[serde(default)]
     pub hedges: HedgeStatus,
     /// Answers of `--origin` in place of its cluster's.
-    #[serde(default)]
     pub from_origin: OriginStatus,
 }
 
 /// What came from `--origin`, and why not from its cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct OriginStatus {
     /// Answers to GETs.
     pub gets: u64,
@@ -411,6 +405,7 @@ pub struct OriginStatus {
 
 /// Requests that were made again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RetryStatus {
     /// The store asked for fewer requests.
     pub throttled: u64,
@@ -426,6 +421,7 @@ pub struct RetryStatus {
 
 /// GETs sent once more. They count among the GETs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HedgeStatus {
     /// Sent.
     pub sent: u64,
@@ -435,6 +431,7 @@ pub struct HedgeStatus {
 
 /// Requests with a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TransferStatus {
     /// Attempts.
     pub requests: u64,
@@ -446,6 +443,7 @@ pub struct TransferStatus {
 
 /// Requests whose bodies are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RequestStatus {
     /// Attempts.
     pub requests: u64,
@@ -455,6 +453,7 @@ pub struct RequestStatus {
 
 /// What was evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EvictionStatus {
     /// Objects.
     pub objects: u64,
@@ -464,6 +463,7 @@ pub struct EvictionStatus {
 
 /// What was fetched before it was read, by all mounts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PrefetchStatus {
     /// Objects.
     pub objects: u64,
@@ -473,16 +473,29 @@ pub struct PrefetchStatus {
 
 /// Memory of the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemoryStatus {
     /// Resident set in bytes, as /proc has it.
     pub rss_bytes: u64,
     /// Bytes between the remote, the readers and the disk.
-    #[serde(default)]
     pub in_flight_bytes: u64,
     /// Most of these: five eighths of the limit, the rest is what comes on top of them.
-    #[serde(default)]
     pub budget_bytes: u64,
     /// `--memory-limit`, or its default.
-    #[serde(default)]
     pub limit_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_daemon_does_not_say_is_empty() {
+        let text = r#"{"mounts": [{"dir": "/d"}], "rates": {"minute": {"errors": 3}}}"#;
+        let status: StatusReply = serde_json::from_str(text).unwrap();
+        assert_eq!((status.mounts[0].dir.to_str(), status.mounts[0].failed_reads), (Some("/d"), 0));
+        assert_eq!((status.rates.minute.errors, status.rates.minute.failed_reads), (3, 0));
+        let empty: StatusReply = serde_json::from_str("{}").unwrap();
+        assert_eq!(empty, StatusReply::default());
+    }
 }

@@ -99,8 +99,10 @@ fn an_order_that_does_not_fit_costs_no_more_than_what_does_not_fit() {
     let options = ["--warm", "off", "--cache-size", "50M", "--memory-limit", "16M"];
     let mount = warmfs.mount_with("s3://bucket/data", "mount", &options);
     let dir = mount.to_str().unwrap();
-    let mut gets = Vec::new();
+    let (mut gets, mut ahead) = (Vec::new(), Vec::new());
+    let prefetched = || warmfs.status()["prefetched"]["objects"].as_u64().unwrap();
     for epoch in 0..4 {
+        let before = prefetched();
         let order = shuffled(MANY, epoch);
         store.reset_log();
         tell(&warmfs, dir, &format!("epoch {epoch}"), &order);
@@ -113,8 +115,9 @@ fn an_order_that_does_not_fit_costs_no_more_than_what_does_not_fit() {
             drop_pages(&file).unwrap();
         }
         gets.push(store.counts().get.requests);
+        ahead.push(prefetched() - before);
     }
-    println!("{gets:?} GETs of {MANY} objects in epochs with half of the room");
+    println!("{gets:?} GETs of {MANY} objects in epochs with half of the room, {ahead:?} ahead");
     let used = warmfs.status()["cache"]["used_bytes"].as_u64().unwrap();
     assert!(used <= 50 << 20, "{used}");
     // Without a word of the order it is about half, if the half that stays is a stable one.

@@ -92,6 +92,23 @@ fn what_does_not_fit_is_said() {
     assert_eq!(fs::read(format!("{dir}/large")).unwrap(), noise(99, 20 << 20));
 }
 
+/// A cache whose room is less than an object and more than half of one is full, too.
+#[test]
+fn whatever_room_is_left_a_prefetch_ends() {
+    let store = Store::start();
+    fill(&store);
+    for rest in 0..4 {
+        let warmfs = store.warmfs();
+        let size = format!("{}", (4 << 20) + rest * BYTES / 4);
+        let dir = mounted(&warmfs, &["--cache-size", &size]);
+        for n in 0..OBJECTS {
+            let folder = if n % 2 == 0 { "even" } else { "odd" };
+            warmfs.ok(&["prefetch", &format!("{dir}/{folder}/{n:02}"), "--wait"]);
+        }
+        warmfs.unmount("mount");
+    }
+}
+
 #[test]
 fn a_prefetch_goes_on_in_the_background_until_it_is_stopped() {
     let options =

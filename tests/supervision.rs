@@ -156,18 +156,19 @@ fn a_cap_on_downloads_counts_on() {
 
 #[test]
 fn credentials_outlive_a_daemon_and_stay_secret() {
-    let access = Access::Key("AKIDGOOD".to_owned());
-    let store = Store::with(StoreOptions { access, ..StoreOptions::default() });
+    let access = |id: &str| Access::Key(id.to_owned());
+    let store = Store::with(StoreOptions { access: access("ONE"), ..StoreOptions::default() });
     store.put(BUCKET, "data/a", Bytes::from("a"));
     let warmfs = store.warmfs();
-    let keys = |command: &mut std::process::Command, secret: &str| {
-        command.env("AWS_ACCESS_KEY_ID", "AKIDGOOD").env("AWS_SECRET_ACCESS_KEY", secret);
+    let keys = |command: &mut std::process::Command, id: &str, secret: &str| {
+        command.env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
         assert!(command.output().unwrap().status.success());
     };
     let mount = warmfs.path("mount");
     let dir = mount.to_str().unwrap();
-    keys(&mut warmfs.command(&["mount", "s3://bucket/data", dir]), "mark-one");
-    keys(&mut warmfs.command(&["renew", dir]), "mark-two");
+    keys(&mut warmfs.command(&["mount", "s3://bucket/data", dir]), "ONE", "mark-one");
+    store.set_access(access("TWO"));
+    keys(&mut warmfs.command(&["renew", dir]), "TWO", "mark-two");
     kill_daemon(&warmfs);
     eventually("it reads with the keys that it was given", || reads(&mount.join("a"), b"a"));
     let record = warmfs.record().unwrap();

@@ -66,7 +66,8 @@ pub(super) async fn make(
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let daemon = match Client::of_cache(&plan.cache.dir).await? {
+        // One of our own would take the place of the one that its supervisor starts.
+        let daemon = match Client::of_cache_again(&plan.cache.dir).await? {
             Some(client) => Launched::found(client),
             None => launch::launch(plan).await?,
         };

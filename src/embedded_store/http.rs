@@ -1,6 +1,6 @@
 //! From requests to answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -156,7 +156,8 @@ impl Asked<'_> {
         let options = &self.shared.options;
         let signer = request::signer(&self.target, &self.headers);
         let forbidden = |code, message| Err(S3Error::new(StatusCode::FORBIDDEN, code, message));
-        match (&options.access, &signer) {
+        let access = self.shared.access.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (&access, &signer) {
             (Access::Public, _) => {}
             (Access::Key(_), None) => return forbidden("AccessDenied", "Access Denied"),
             (Access::Key(id), Some(signer)) if signer.access_key_id != *id => {

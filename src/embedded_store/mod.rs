@@ -22,8 +22,8 @@ mod xml;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,6 +95,7 @@ impl Default for StoreOptions {
 #[derive(Debug)]
 struct Shared {
     options: StoreOptions,
+    access: Mutex<Access>,
     buckets: Buckets,
     log: RequestLog,
     faults: Faults,
@@ -118,6 +119,7 @@ impl EmbeddedStore {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
+            access: Mutex::new(options.access.clone()),
             options,
             buckets: Buckets::default(),
             log: RequestLog::default(),
@@ -184,6 +186,11 @@ impl EmbeddedStore {
     /// Forgets the log and starts counting from zero.
     pub fn reset_log(&self) {
         self.shared.log.reset();
+    }
+
+    /// Lets others in from now on.
+    pub fn set_access(&self, access: Access) {
+        *self.shared.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
     }
 
     /// Replaces the faults in force. For each request the first rule that

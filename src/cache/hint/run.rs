@@ -29,8 +29,10 @@ const WINDOW_PART: u64 = 8;
 /// And at least so much: a second of a fast line.
 const WINDOW_BYTES_MIN: u64 = 64 << 20;
 
-/// What is given up at once: each time is a commit of the index.
+/// What is given up at once, since each time is a commit of the index that waits for the
+/// disk: so much, or of a small cache this part.
 const EVICTED_BYTES: u64 = 8 << 20;
+const EVICTED_PART: u64 = 32;
 const EVICTED_MAX: usize = 256;
 
 /// How often it is looked whether it may go on.
@@ -64,6 +66,9 @@ pub(super) struct Run {
     pace: Pace,
     fills: FuturesUnordered<BoxFuture<'static, Filled>>,
     filling_bytes: u64,
+    /// What is given up next, once it is enough, and its bytes.
+    victims: Vec<NodeId>,
+    victim_bytes: u64,
     paused_until: Option<Instant>,
 }
 
@@ -76,6 +81,8 @@ impl Run {
             pace: Pace::new(Instant::now()),
             fills: FuturesUnordered::new(),
             filling_bytes: 0,
+            victims: Vec::new(),
+            victim_bytes: 0,
             paused_until: None,
         }
     }
@@ -118,6 +125,8 @@ impl Run {
         *lock(&self.active) = Instant::now();
         if part.is_new {
             self.sequence = Sequence::default();
+            self.victims.clear();
+            self.victim_bytes = 0;
         }
         for turn in part.turns {
             self.sequence.push(turn);
@@ -176,20 +185,22 @@ impl Run {
         if self.sequence.bytes() <= store.object_limit_bytes() {
             return Ok(false); // Else it would take the place of itself.
         }
-        let mut victims = Vec::new();
-        let mut victim_bytes = 0;
-        while victim_bytes < EVICTED_BYTES.max(bytes) && victims.len() < EVICTED_MAX {
-            let Some(node) = self.sequence.victim() else { break };
+        let enough = EVICTED_BYTES.min(store.object_limit_bytes() / EVICTED_PART).max(bytes);
+        while self.victim_bytes < enough && self.victims.len() < EVICTED_MAX {
+            let Some(node) = self.sequence.victim() else { return Ok(false) };
             let present = store.present_bytes(node);
             if present > 0 && !tree.is_pinned(node)? {
-                victim_bytes += present;
-                victims.push(node);
+                self.victim_bytes += present;
+                self.victims.push(node);
             }
         }
-        if victims.is_empty() {
-            return Ok(false);
-        }
+        let victims = std::mem::take(&mut self.victims);
+        self.victim_bytes = 0;
         let removed = store.remove(&victims, Readers::Spare)?;
+        // Who reads is heard of before the file is closed.
+        for node in victims.into_iter().filter(|node| store.present_bytes(*node) > 0) {
+            self.sequence.spare(node);
+        }
         store.metrics().evicted_objects.add(removed.objects);
         store.metrics().evicted_bytes.add(removed.bytes);
         Ok(store.room_bytes() > wanted)

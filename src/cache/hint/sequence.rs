@@ -140,6 +140,11 @@ impl Sequence {
         true
     }
 
+    /// A victim is still open, and can go later.
+    pub(super) fn spare(&mut self, victim: NodeId) {
+        self.read.push_back(victim);
+    }
+
     /// The object that is needed last, of those that were not given up yet. `None` if
     /// there is none but those that are needed soon.
     pub(super) fn victim(&mut self) -> Option<NodeId> {
@@ -218,6 +223,8 @@ mod tests {
         }
         let victims: Vec<_> = (0..5).map(|_| order.victim().unwrap().0).collect();
         assert_eq!(victims, [1, 0, 2, 4_999, 4_998]);
+        order.spare(NodeId(0));
+        assert_eq!(order.victim(), Some(NodeId(0)), "it was open, and is asked again");
         // Never what comes soon.
         let near = std::iter::from_fn(|| order.victim()).last().unwrap();
         assert_eq!(near.0, 10 + NEAR as u64);

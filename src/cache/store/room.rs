@@ -175,7 +175,8 @@ impl Store {
             return reserved;
         }
         for _ in 0..RESERVE_TRIES {
-            if reserved || !self.make_room(Excess { bytes, files: 0 }, false) {
+            let is_met = || self.budget.has_room(bytes);
+            if reserved || !self.make_room(Excess { bytes, files: 0 }, false, is_met) {
                 break;
             }
             // Others may have been faster.
@@ -192,7 +193,7 @@ impl Store {
     pub(in crate::cache) fn reserve_file(&self, may_evict: bool) -> bool {
         self.budget.reserve_file()
             || (may_evict
-                && self.make_room(Excess { bytes: 0, files: 1 }, false)
+                && self.make_room(Excess { bytes: 0, files: 1 }, false, || self.budget.has_files())
                 && self.budget.reserve_file())
     }
 
@@ -237,7 +238,7 @@ impl Store {
                 self.unlink_blindly(excess);
                 break;
             }
-            if !self.make_room(excess, true) {
+            if !self.make_room(excess, true, || false) {
                 break;
             }
         }
@@ -315,21 +316,17 @@ impl Store {
         while !has_room() {
             let free = self.budget.for_objects().saturating_sub(self.budget.used());
             let short = Excess { bytes: wanted.bytes.saturating_sub(free), ..wanted };
-            if self.budget.for_objects() < wanted.bytes || !self.make_room(short, force) {
+            let can_be = self.budget.for_objects() >= wanted.bytes;
+            if !can_be || !self.make_room(short, force, has_room) {
                 return false;
             }
         }
         true
     }
 
-    /// Evicts until there is room for `wanted`; `false` if it could not.
-    pub(in crate::cache) fn make_room(&self, wanted: Excess, force: bool) -> bool {
+    /// Evicts `wanted`, unless `is_met` by now; `false` if it could not.
+    fn make_room(&self, wanted: Excess, force: bool, is_met: impl Fn() -> bool) -> bool {
         let mut search = lock(&self.room.search);
-        let is_met = || {
-            !force
-                && self.budget.has_room(wanted.bytes)
-                && (wanted.files == 0 || self.budget.has_files())
-        };
         if is_met() {
             return true; // Somebody else evicted meanwhile.
         }

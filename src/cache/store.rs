@@ -318,7 +318,12 @@ impl Store {
 
     /// Whether bytes may be fetched that nobody waits for, as far as the disk goes.
     pub(super) fn may_prefetch(&self) -> bool {
-        self.is_keeping() && self.writer.lag() < Lag::Prefetch
+        self.is_keeping() && self.keeps_up()
+    }
+
+    /// The same for who makes room for them.
+    pub(super) fn keeps_up(&self) -> bool {
+        !self.health.is_pausing() && self.writer.lag() < Lag::Prefetch
     }
 
     /// A chunk was not kept, since the disk was behind: it is fetched again once the

@@ -169,7 +169,7 @@ impl Run {
     fn is_held_up(&self, tree: &Tree) -> bool {
         self.paused_until.is_some_and(|until| Instant::now() < until)
             || !tree.remote.may_speculate(1)
-            || !tree.store().may_prefetch()
+            || !tree.store().keeps_up()
     }
 
     /// Whether there is room, or is by giving up what is needed last.

@@ -519,6 +519,9 @@ impl Store {
             removed.bytes += leaver.held_bytes;
             self.bury(leaver, rows_are_gone);
         }
+        if removed.bytes > 0 {
+            self.full.store(false, Ordering::Relaxed);
+        }
         result.map(|()| removed)
     }
 

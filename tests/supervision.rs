@@ -17,6 +17,7 @@ use common::store::{BUCKET, Store};
 use common::tree::{Tree, noise};
 use common::{Warmfs, eventually, is_mounted};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 use nix::unistd::Pid;
 use warmfs::embedded_store::{Access, Fault, FaultRule, Op, StoreOptions};
 
@@ -29,6 +30,11 @@ fn kill_daemon(warmfs: &Warmfs) {
     let before = warmfs.daemon().expect("a daemon runs");
     send(before, Signal::SIGKILL);
     eventually("another daemon", || warmfs.daemon().is_some_and(|pid| pid != before));
+}
+
+/// Whether a folder leads to a mount that answers: what is left of a dead daemon does not.
+fn is_alive(mount: &Path) -> bool {
+    statfs(mount).is_ok_and(|found| found.filesystem_type() == FUSE_SUPER_MAGIC)
 }
 
 fn reads(path: &Path, expected: &[u8]) -> bool {
@@ -60,7 +66,7 @@ fn a_daemon_that_dies_gives_its_mounts_back() {
     let ops = [Op::Get, Op::Head, Op::List];
     store.set_faults(ops.map(|op| FaultRule::next(u64::MAX, op, no.clone())).into());
     kill_daemon(&warmfs);
-    eventually("both mounts are there", || is_mounted(&mount) && is_mounted(&other));
+    eventually("both mounts are there", || is_alive(&mount) && is_alive(&other));
     tree.assert_equals(&mount, "after a death");
     assert_eq!(inode(&mount.join("of-1")), before);
     assert_eq!(store.counts().get.requests, 0, "all of it was cached");
@@ -95,7 +101,7 @@ fn a_daemon_that_dies_gives_its_mounts_back() {
     // Unmounted while it is dead or alive, nothing of it comes back or is left.
     warmfs.unmount("other");
     kill_daemon(&warmfs);
-    eventually("the mount is there", || is_mounted(&mount));
+    eventually("the mount is there", || is_alive(&mount));
     assert!(!is_mounted(&other));
     warmfs.unmount("new/mount");
     eventually("the daemon is gone", || warmfs.daemon().is_none());
@@ -119,7 +125,7 @@ fn who_looks_on_or_stays_in_the_foreground_outlives_a_daemon() {
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
     lines.next().unwrap().unwrap();
     kill_daemon(&warmfs);
-    eventually("the mount is there", || is_mounted(&second));
+    eventually("the mount is there", || is_alive(&second));
     // A line of the next daemon.
     while !lines.next().unwrap().unwrap().contains("1 alert") {}
     assert!(staying.try_wait().unwrap().is_none(), "its mount is there");
@@ -146,7 +152,7 @@ fn a_cap_on_downloads_counts_on() {
     let told = || warmfs.status()["rates"]["minute"]["remote_bytes"].as_u64() == Some(CAP);
     eventually("the supervisor was told", told);
     kill_daemon(&warmfs);
-    eventually("the mount is there", || is_mounted(&mount));
+    eventually("the mount is there", || is_alive(&mount));
     let status = warmfs.status();
     assert_eq!(status["mounts"][0]["download"]["bytes"], CAP, "{status}");
     let error = fs::read(mount.join("b")).unwrap_err();

@@ -244,7 +244,10 @@ async fn open(socket: &Path) -> Result<Option<UnixStream>, ErrorReply> {
     let stream = match tokio::time::timeout(QUICK_TIMEOUT, UnixStream::connect(socket)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
+            // The last is of one that died in this moment.
+            io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset => return Ok(None),
             _ => return Err(unreachable(socket, &error.to_string())),
         },
         Err(_) => return Err(unreachable(socket, "it does not accept connections")),

@@ -129,7 +129,7 @@ impl Drop for MountPoint {
 pub(super) fn clear_stale(dir: &Path) -> Result<(), ErrorReply> {
     for _ in 0..STALE_LAYERS_MAX {
         let found = mountinfo::topmost_at(dir).map_err(|error| not_usable(dir, &error))?;
-        let Some(mount) = found else { return Ok(()) };
+        let Some(mount) = found.filter(|mount| !mount.waits_for_us()) else { return Ok(()) };
         if !mount.is_fuse() || !kernel::is_stale(dir) {
             return Err(occupied(dir, &mount));
         }
@@ -148,6 +148,15 @@ fn occupied(dir: &Path, mount: &mountinfo::MountInfo) -> ErrorReply {
     if mount.is_warmfs() {
         let message = format!("{dir} is in use by {}", mount.source);
         return refused(message, &format!("`warmfs unmount {dir}` first"));
+    }
+    if mount.mounter.is_some() {
+        let message = format!("{dir} is mounted by {} at its first use", mount.source);
+        return refused(
+            message,
+            &format!(
+                "`ls {dir}` does; where a daemon runs already, give this mount a cache_dir of its own"
+            ),
+        );
     }
     let message = format!("{dir} is in use by a mount of {} ({})", mount.source, mount.fs_type);
     refused(message, &format!("unmount it with `umount {dir}`, or choose another mount point"))

@@ -134,7 +134,7 @@ async fn join(plan: &MountPlan, manager: &Manager) -> Result<(), ErrorReply> {
         _ = interrupt.received() => return unmount_all(&made, &client).await,
     }
     let ends = plan.requests().map(|request| {
-        let wait = WaitRequest { dir: request.dir.clone() };
+        let wait = WaitRequest { dir: request.place().to_owned() };
         let client = &client;
         async move { client.wait(&wait).await }
     });
@@ -170,7 +170,7 @@ async fn make_all<'a>(
 async fn unmount_all(requests: &[&MountRequest], client: &Client) -> Result<(), ErrorReply> {
     let mut result = Ok(());
     for request in requests {
-        let unmount = |lazy| UnmountRequest { dir: request.dir.clone(), lazy };
+        let unmount = |lazy| UnmountRequest { dir: request.place().to_owned(), lazy };
         let mut unmounted = client.unmount(&unmount(false)).await;
         if unmounted.as_ref().is_err_and(|error| error.code == ErrorCode::Busy) {
             unmounted = client.unmount(&unmount(true)).await;
@@ -213,7 +213,10 @@ fn check_budgets(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
 
 /// What a service manager shows of it.
 fn mounts_of(plan: &MountPlan) -> String {
-    let mounts = plan.requests().map(|one| format!("{} at {}", one.uri, one.dir.display()));
+    let mounts = plan.requests().map(|one| match &one.dir {
+        Some(dir) => format!("{} at {}", one.uri, dir.display()),
+        None => one.uri.clone(),
+    });
     mounts.collect::<Vec<_>>().join(", ")
 }
 
@@ -222,6 +225,12 @@ fn announce(plan: &MountPlan, reply: &MountReply) -> Result<(), ErrorReply> {
         return Ok(());
     }
     let cache = output::short(&plan.cache.dir);
-    let dir = reply.dir.display();
-    output::line(&format!("{} mounted at {dir} (cache {cache})", reply.uri))
+    match plan.request.dir {
+        Some(_) => output::line(&format!(
+            "{} mounted at {} (cache {cache})",
+            reply.uri,
+            reply.dir.display()
+        )),
+        None => output::line(&format!("{} can be read from Python (cache {cache})", reply.uri)),
+    }
 }

@@ -20,7 +20,7 @@ use crate::daemon::preflight;
 /// Show mounts, cache and requests
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Only this mount point
+    /// Only this mount point; after --no-fuse the URI
     dir: Option<PathBuf>,
     /// As JSON (docs/status.md)
     #[arg(long)]
@@ -104,7 +104,7 @@ fn default_cache() -> Result<PathBuf, ErrorReply> {
 
 async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
     if let Some(dir) = &args.dir {
-        let dir = preflight::resolve(dir)?;
+        let dir = preflight::resolve_place(dir)?;
         return match find_mount(&dir).await? {
             Some((_, mut status)) => {
                 status.mounts.retain(|mount| mount.dir == dir);

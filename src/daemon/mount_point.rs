@@ -63,6 +63,11 @@ impl MountPoint {
         Ok(point)
     }
 
+    /// For a view, which has none: there is nothing to make ready or to put back.
+    pub(super) fn none(uri: &Path) -> MountPoint {
+        MountPoint { dir: uri.to_owned(), created: Vec::new() }
+    }
+
     /// What was created for it, parents first.
     pub(super) fn created(&self) -> &[PathBuf] {
         &self.created

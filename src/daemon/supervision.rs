@@ -80,11 +80,11 @@ pub enum Change {
     },
     /// It is being made again.
     Restoring(PathBuf),
-    /// It is there.
+    /// It is there, mounted or as a view.
     Mounted(Box<Kept>),
     /// It has other credentials.
     Renewed {
-        /// Where it is mounted.
+        /// What it is known by.
         dir: PathBuf,
         /// These.
         env: CallerEnv,
@@ -107,7 +107,7 @@ impl Change {
                 }
             }
             Change::Mounted(kept) => {
-                mounts.forget(&kept.request.dir);
+                mounts.forget(kept.request.place());
                 mounts.kept.push(*kept);
             }
             Change::Renewed { dir, env } => {
@@ -127,11 +127,11 @@ impl Mounts {
     }
 
     fn find(&mut self, dir: &Path) -> Option<&mut Kept> {
-        self.kept.iter_mut().find(|mount| mount.request.dir == dir)
+        self.kept.iter_mut().find(|mount| mount.request.place() == dir)
     }
 
     fn forget(&mut self, dir: &Path) {
-        self.kept.retain(|mount| mount.request.dir != dir);
+        self.kept.retain(|mount| mount.request.place() != dir);
         self.pending.retain(|(pending, _)| pending != dir);
     }
 }
@@ -189,7 +189,7 @@ mod tests {
     fn request(dir: &str) -> MountRequest {
         let options = MountOptions::default();
         let env = [("AWS_PROFILE", "old")].into_iter().collect();
-        MountRequest { uri: "s3://b".to_owned(), dir: dir.into(), index: None, options, env }
+        MountRequest { uri: "s3://b".to_owned(), dir: Some(dir.into()), index: None, options, env }
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
             serde_json::from_slice::<Change>(&line).unwrap().apply(&mut mounts);
         }
         assert_eq!(mounts.kept.len(), 1);
-        assert_eq!(mounts.kept[0].request.dir, Path::new("/a"));
+        assert_eq!(mounts.kept[0].request.place(), Path::new("/a"));
         assert_eq!(mounts.kept[0].request.env, env);
         assert!(!mounts.kept[0].is_restoring, "it was mounted since");
         assert_eq!(mounts.pending, [("/z".into(), Vec::new())]);

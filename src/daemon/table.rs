@@ -24,7 +24,10 @@ pub(super) const MOUNTS_MAX: usize = 64;
 
 /// One mount and what the daemon remembers of it.
 pub(super) struct Entry {
+    /// The mount point, or a view's URI.
     pub(super) dir: PathBuf,
+    /// There is no folder.
+    pub(super) is_view: bool,
     /// Normalised.
     pub(super) uri: String,
     /// Not the whole request, which holds secrets.
@@ -48,7 +51,8 @@ impl Entry {
         supervisor: Arc<Supervisor>,
     ) -> Self {
         Entry {
-            dir: request.dir,
+            dir: request.place().to_owned(),
+            is_view: request.dir.is_none(),
             uri,
             options: request.options,
             mount,
@@ -135,7 +139,7 @@ impl Table {
         mutex.lock_owned().await
     }
 
-    /// The mount that `dir` leads to.
+    /// The mount that `dir` leads to, or the view of that URI.
     pub(super) fn at(&self, dir: &Path) -> Option<Arc<Entry>> {
         let state = lock(&self.state);
         state.entries.iter().find(|entry| entry.dir == dir && !entry.is_detached()).cloned()

@@ -114,7 +114,8 @@ fn the_verbs_take_a_views_uri() {
     assert_same(&socket.read_all(&small).unwrap(), &noise(2, 100_000), "prefetched");
     assert_eq!(gets(&store), fetched);
     warmfs.ok(&["pin", &at("large")]);
-    assert!(warmfs.ok(&["du", URI]).contains("100 %"));
+    let sums = warmfs.ok(&["du", URI]);
+    assert!(sums.contains("24.9 MiB of   24.9 MiB"), "{sums}");
     warmfs.ok(&["evict", URI]);
     assert_eq!(warmfs.ok(&["ls", "--cached", URI]), "empty\nlarge\n", "what is pinned stays");
     warmfs.ok(&["renew", URI]);
@@ -232,25 +233,21 @@ fn more_readers_than_turns_wait_and_more_than_places_are_told() {
     socket.read_all(&small).unwrap();
     let large = socket.open(&at("large")).unwrap();
     store.set_faults(vec![FaultRule::next(u64::MAX, Op::Get, Fault::NoAnswer)]);
-    let mut waiting: Vec<_> = (0..ANSWERED_MAX).map(|_| Connection::to(&warmfs)).collect();
-    for one in &mut waiting {
-        one.send("/v1/read", &large.range(0, 1)).unwrap();
-    }
-    // One is told once all turns and places are taken; the requests before may still be on
-    // their way.
-    let busy = || {
+    let ask = || {
         let mut one = Connection::to(&warmfs);
-        one.send("/v1/read", &small.range(0, 1)).unwrap();
+        one.send("/v1/read", &large.range(0, 1)).unwrap();
         one
     };
+    let mut waiting: Vec<_> = (0..ANSWERED_MAX + WAITING_MAX).map(|_| ask()).collect();
+    // The requests before may still be on their way.
     let mut told = None;
-    for _ in 0..2 * WAITING_MAX {
-        let mut one = busy();
+    while told.is_none() && waiting.len() < ANSWERED_MAX + 2 * WAITING_MAX {
+        let mut one = ask();
         if one.is_answered() {
             told = Some(one);
-            break;
+        } else {
+            waiting.push(one);
         }
-        waiting.push(one);
     }
     let (status, length) = told.expect("somebody is told").head().unwrap();
     assert_eq!((status, length > 0), (409, true));

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,14 @@ class Client:
     """The daemon that listens at ``socket``."""
 
     socket: Path
+
+    def read(self, body: Mapping[str, Any], into: memoryview) -> int:
+        """Reads bytes of a file, on this thread's own connection; how many came. It may be
+        fewer than there are, and none at its end.
+        """
+        kept = _kept_connection(self.socket)
+        with _Exchange(self.socket, "POST", "/v1/read", body, kept.limit_s, kept) as exchange:
+            return exchange.into(into)
 
     def get(self, path: str) -> dict[str, Any]:
         """Asks for what the daemon has in memory."""
@@ -115,6 +124,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout_s: float):
         super().__init__("warmfs", timeout=timeout_s)
         self._path = path
+        self.limit_s = timeout_s
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -126,8 +136,28 @@ class _Connection(http.client.HTTPConnection):
             raise _unusable(self._path, f"it belongs to user {uid}")
 
 
+# Connections that are kept from one read to the next: each thread has its own.
+class _Kept(threading.local):
+    pid = 0
+    connections: dict[Path, _Connection]
+
+
+_kept = _Kept()
+
+
+def _kept_connection(path: Path) -> _Connection:
+    """This thread's connection to a daemon. A process that was forked begins anew: it has
+    its parent's connections, and answers on them would be anybody's.
+    """
+    if _kept.pid != os.getpid():
+        _kept.pid, _kept.connections = os.getpid(), {}
+    return _kept.connections.setdefault(path, _Connection(path, REMOTE_TIMEOUT_S))
+
+
 class _Exchange:
-    """A request that was sent, and its answer."""
+    """A request that was sent, and its answer. A connection that is ``kept`` is so if all of
+    the answer was read.
+    """
 
     def __init__(
         self,
@@ -136,9 +166,11 @@ class _Exchange:
         target: str,
         body: Optional[Mapping[str, Any]],
         timeout_s: float,
+        kept: Optional[_Connection] = None,
     ):
         self._path, self._target, self._timeout_s = path, target, timeout_s
-        self._connection = _Connection(path, timeout_s)
+        self._connection = kept or _Connection(path, timeout_s)
+        self._is_kept = kept is not None
         self._request = (method, target, None if body is None else json.dumps(body).encode())
 
     def __enter__(self) -> _Exchange:
@@ -153,7 +185,20 @@ class _Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        if not self._is_kept or self._response.length:
+            self._connection.close()
+
+    def into(self, view: memoryview) -> int:
+        """As much of the answer as comes; a failure on the way is told to who asks again."""
+        done = 0
+        while done < len(view) and not self._response.isclosed():
+            count = self._guarded(lambda: self._response.readinto(view[done:]))  # noqa: B023
+            if not count:
+                break
+            done += count
+        if not done and self._response.length:
+            raise _gone(self._path)
+        return done
 
     def whole(self) -> dict[str, Any]:
         """The answer as one JSON object."""
@@ -183,7 +228,9 @@ class _Exchange:
 
     def _begin(self) -> http.client.HTTPResponse:
         method, target, body = self._request
-        headers = {"Connection": "close", "warmfs-protocol": PROTOCOL}
+        headers = {"warmfs-protocol": PROTOCOL}
+        if not self._is_kept:
+            headers["Connection"] = "close"
         # Who does not know a request answers without reading it to its end, and closes.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.request(method, target, body, headers)

@@ -19,7 +19,14 @@ from typing import IO, Any, Callable, Optional, TypeVar
 
 from . import _client, _mount, _paths
 from ._client import Client
-from ._errors import BusyError, DaemonGoneError, InvalidError, NotMountedError, WarmfsError
+from ._errors import (
+    BusyError,
+    DaemonGoneError,
+    InvalidError,
+    NotMountedError,
+    StaleError,
+    WarmfsError,
+)
 from ._paths import Found, Pathish
 from ._status import MountStatus, decode
 from ._upkeep import Row, Rows, rows_of
@@ -90,7 +97,7 @@ class Files:
             stat = _stat(found)
             if stat.is_folder:
                 raise IsADirectoryError(errno.EISDIR, "it is a folder", uri)
-            return RawFile(found.client, stat, uri)
+            return RawFile(found.client, stat, uri, lambda: self.stat(uri))
 
         return self._asked(uri, opened)
 
@@ -121,12 +128,13 @@ class RawFile(io.RawIOBase):
 
     mode = "rb"
 
-    def __init__(self, client: Client, stat: Stat, name: str):
+    def __init__(self, client: Client, stat: Stat, name: str, look: Callable[[], Stat]):
         self.name = name
         self.size = stat.bytes
         """In bytes."""
         self._client = client
-        self._file = {"dir": stat.dir, "ino": stat.ino, "version": stat.version or ""}
+        self._stat = stat
+        self._look = look
         self._at = 0
 
     def readable(self) -> bool:
@@ -163,11 +171,30 @@ class RawFile(io.RawIOBase):
         length = min(len(view), READ_BYTES_MAX, self.size - offset)
         if length <= 0:
             return 0
-        body = {**self._file, "offset": offset, "length": length}
         try:
-            return again(lambda: self._client.read(body, view[:length]))
+            try:
+                return again(lambda: self._read(offset, view[:length]))
+            except StaleError:
+                # A daemon that died may have known more than its index.
+                if not self._is_same_again():
+                    raise
+                return again(lambda: self._read(offset, view[:length]))
         except WarmfsError as error:
             raise os_error(error, self.name) from None
+
+    def _read(self, offset: int, view: memoryview) -> int:
+        stat = self._stat
+        body = {"dir": stat.dir, "ino": stat.ino, "version": stat.version or ""}
+        return self._client.read({**body, "offset": offset, "length": len(view)}, view)
+
+    def _is_same_again(self) -> bool:
+        """Whether the name leads to the same version, under another number."""
+        stat = self._look()
+        is_same = (stat.version, stat.bytes) == (self._stat.version, self.size)
+        is_news = stat.ino != self._stat.ino
+        if is_same and is_news:
+            self._stat = stat
+        return is_same and is_news
 
     def read_range(self, start: int, end: int) -> bytes:
         """The bytes of a range, as far as the file goes."""

@@ -131,7 +131,7 @@ class WarmfsFileSystem(AbstractFileSystem, View):  # type: ignore[misc]
     ) -> bytes:
         """The bytes of a file, or of a range of it; from its end, if that is negative."""
         with self._raw(path) as raw:
-            first, last, _ = slice(start, end).indices(raw.size)
+            first, last, _step = slice(start, end).indices(raw.size)
             return raw.read_range(first, last)
 
     def cat_ranges(

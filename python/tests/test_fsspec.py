@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import io
 import json
 import multiprocessing
@@ -12,6 +11,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +24,7 @@ import pytest
 from conftest import REPOSITORY, World
 
 import warmfs
-from warmfs import _client, _files, _mount, _paths
+from warmfs import _client, _files, _mount, _paths, _reads
 from warmfs._fsspec import WarmfsFileSystem
 from warmfs._view import View
 
@@ -120,7 +120,8 @@ def test_without_fuse_mount_says_so_and_returns_the_file_system(world: World, ho
 def test_a_view_without_fsspec(
     world: World, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    monkeypatch.delitem(sys.modules, "warmfs._fsspec")
     with warmfs.mount(world.uri, warm="off") as data:
         assert type(data) is View and not data.existed
         assert data.open("large.bin").read() == content["large.bin"]
@@ -393,13 +394,16 @@ def test_threads_have_connections_of_their_own(
 def test_a_connection_that_was_ended_is_made_again(
     world: World, content: dict[str, bytes], data: Any
 ) -> None:
-    _client._kept.connections.clear()
     data.cat_file("0/000.bin")
-    [kept] = _client._kept.connections.values()
-    assert kept.sock is not None
-    kept.sock.shutdown(2)
-    assert data.cat_file("0/002.bin") == content["0/002.bin"]
-    assert list(_client._kept.connections.values()) == [kept]
+    kept = _reads._kept.connections
+    _, first = kept.popitem()
+    kept.clear()
+    kept[_paths.mounts()[0][0].socket] = first
+    data.cat_file("0/002.bin")
+    assert list(kept.values()) == [first], "it is used again"
+    first.shutdown(socket.SHUT_RDWR)
+    assert data.cat_file("1/001.bin") == content["1/001.bin"]
+    assert list(kept.values()) != [first]
 
 
 def test_tables_are_read_by_every_framework(world: World) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Callable, Optional, TypeVar
 
-from . import _client, _mount, _paths
+from . import _client, _mount, _paths, _reads
 from ._client import Client
 from ._errors import (
     BusyError,
@@ -184,8 +184,9 @@ class RawFile(io.RawIOBase):
 
     def _read(self, offset: int, view: memoryview) -> int:
         stat = self._stat
-        body = {"dir": stat.dir, "ino": stat.ino, "version": stat.version or ""}
-        return self._client.read({**body, "offset": offset, "length": len(view)}, view)
+        body: dict[str, Any] = {"dir": stat.dir, "ino": stat.ino, "version": stat.version or ""}
+        body.update(offset=offset, length=len(view))
+        return _reads.read(self._client.socket, body, view)
 
     def _is_same_again(self) -> bool:
         """Whether the name leads to the same version, under another number."""
@@ -198,11 +199,18 @@ class RawFile(io.RawIOBase):
 
     def read_range(self, start: int, end: int) -> bytes:
         """The bytes of a range, as far as the file goes."""
-        data = bytearray(max(min(end, self.size) - start, 0))
-        done, view = 0, memoryview(data)
-        while done < len(data):
-            done += self.read_at(start + done, view[done:])
-        return bytes(data)
+        length = min(end, self.size) - start
+        if length <= 0:
+            return b""
+        # Its value is handed over: bytes are made of a bytearray by another copy.
+        whole = io.BytesIO()
+        whole.seek(length - 1)
+        whole.write(b"\0")
+        with whole.getbuffer() as view:
+            done = 0
+            while done < length:
+                done += self.read_at(start + done, view[done:])
+        return whole.getvalue()
 
     def readall(self) -> bytes:
         """The rest of it."""

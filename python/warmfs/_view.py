@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Optional, Union
@@ -73,10 +72,10 @@ class View(Mount):
 
 def view(uri: str, place: str, existed: bool, options: Mapping[str, Any]) -> View:
     """A view that is there: as a file system of fsspec, if that is installed."""
-    if importlib.util.find_spec("fsspec") is None:
+    try:
+        from ._fsspec import WarmfsFileSystem
+    except ImportError:
         return View(uri, place, existed, options)
-    from ._fsspec import WarmfsFileSystem
-
     found: View = WarmfsFileSystem(place, **options)
     found.uri, found.existed = uri, existed
     return found

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -386,9 +385,17 @@ def test_threads_have_connections_of_their_own(
         starts = range(0, LARGE, 1 << 20)
         parts = pool.map(lambda start: large.read_range(start, start + (1 << 20)), starts)
         assert b"".join(parts) == content["large.bin"]
-    own = threading.Thread(target=lambda: data.cat_file("0/000.bin"))
-    own.start()
-    own.join()
+    # One file that several read in, each by a seek and a read, as DuckDB does.
+    with data.open("large.bin") as file, ThreadPoolExecutor(8) as pool:
+
+        def part(start: int) -> bool:
+            file.seek(start)
+            return bool(file.read(5_000) == content["large.bin"][start : start + 5_000])
+
+        assert all(pool.map(part, (n * 7_919_777 % LARGE for n in range(400))))
+        file.seek(10)
+        assert pool.submit(file.read, 5).result() == content["large.bin"][10:15]
+        assert pool.submit(file.tell).result() == 15
 
 
 def test_a_connection_that_was_ended_is_made_again(

@@ -12,6 +12,7 @@ import builtins
 import errno
 import io
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -224,6 +225,58 @@ class RawFile(io.RawIOBase):
             raise ValueError("I/O operation on closed file")
 
 
+class BufferedFile(io.BufferedReader):
+    """A file in which a seek and the read after it belong together, in each thread: DuckDB has
+    several of them do that in one file, and a read here lets go of the interpreter.
+    """
+
+    def __init__(self, raw: RawFile, size: int = BUFFER_BYTES):
+        super().__init__(raw, size)
+        self._turn = threading.RLock()
+        self._sought = threading.local()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Where this thread's next read begins, and everybody's if nobody seeks before it."""
+        with self._turn:
+            at = super().seek(offset, whence)
+            self._sought.at = at
+            return at
+
+    def tell(self) -> int:
+        """Where this thread's next read begins."""
+        at: Optional[int] = vars(self._sought).get("at")
+        return super().tell() if at is None else at
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        """As of any file."""
+        with self._turn:
+            self._go()
+            return super().read(size)
+
+    def read1(self, size: int = -1) -> bytes:
+        """As of any file."""
+        with self._turn:
+            self._go()
+            return super().read1(size)
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any file."""
+        with self._turn:
+            self._go()
+            return super().readinto(buffer)
+
+    def readline(self, size: Optional[int] = -1) -> bytes:
+        """As of any file."""
+        with self._turn:
+            self._go()
+            return super().readline(size)
+
+    def _go(self) -> None:
+        at = vars(self._sought).pop("at", None)
+        if at is not None:
+            super().seek(at)
+
+
 _anywhere = Files()
 
 
@@ -266,7 +319,7 @@ def wrapped(
     """A file as its mode has it: buffered, unless that is not wanted, and text or bytes."""
     if buffering == 0 and "b" in mode:
         return raw  # type: ignore[return-value]
-    buffered = io.BufferedReader(raw, buffering if buffering > 1 else BUFFER_BYTES)
+    buffered = BufferedFile(raw, buffering if buffering > 1 else BUFFER_BYTES)
     if "b" in mode:
         return buffered
     return io.TextIOWrapper(buffered, encoding, errors, newline)

@@ -349,10 +349,12 @@ def test_a_view_that_was_ended(
         data.status()
 
 
-def digest(fs: Any, name: str) -> tuple[int, str]:
-    """What a worker reads, and who it is."""
+def digest(fs: Any, name: str) -> tuple[int, str, set[int]]:
+    """What a worker reads, who it is, and its connections."""
     with fs.open(name) as file:
-        return os.getpid(), hashlib.sha256(file.read()).hexdigest()
+        found = hashlib.sha256(file.read()).hexdigest()
+    connections = _reads._kept.connections.values()
+    return os.getpid(), found, {os.fstat(one.fileno()).st_ino for one in connections}
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -368,10 +370,11 @@ def test_workers_read_by_themselves(
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(3, mp_context=context) as pool:
         found = list(pool.map(digest, [data] * 9, ["large.bin"] * 9))
-    assert {one for _, one in found} == {expected}
-    assert os.getpid() not in {pid for pid, _ in found}
+    assert {one for _, one, _ in found} == {expected}
+    pid, again_here, ours = digest(data, "large.bin")
+    assert again_here == expected
+    assert all(other != pid and not theirs & ours for other, _, theirs in found)
     assert before.read() == content["large.bin"][1 << 20 :]
-    assert digest(data, "large.bin")[1] == expected
 
 
 def test_threads_have_connections_of_their_own(

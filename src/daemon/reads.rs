@@ -33,8 +33,8 @@ const ANSWERED_MAX: usize = 64;
 /// Reads that wait for their turn besides. More are told so, and leave connections to others.
 const WAITING_MAX: usize = 256;
 
-/// Bytes of a file that are read at a time: two chunks. With one a warm file came a third
-/// slower, with four no faster.
+/// Bytes of a file that are read at a time: two chunks, which is what our client asks for on
+/// behalf of who wants less.
 const PIECE_BYTES: u64 = 2 * CHUNK_BYTES;
 
 /// How long a client may take no piece: one that is stopped keeps no turn.

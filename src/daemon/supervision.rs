@@ -234,6 +234,23 @@ mod tests {
     }
 
     #[test]
+    fn a_view_is_known_by_its_uri() {
+        let text = serde_json::to_value(request("/a")).unwrap();
+        let mut view = text.clone();
+        view.as_object_mut().unwrap().remove("dir");
+        let request: MountRequest = serde_json::from_value(view).unwrap();
+        assert_eq!((request.dir.as_ref(), request.place()), (None, Path::new("s3://b")));
+        let remote = Known::of(&ScriptedRemote::new());
+        let kept = Kept { request, remote, created: Vec::new(), is_restoring: false };
+        let mut mounts = Mounts::default();
+        Change::Mounted(Box::new(kept)).apply(&mut mounts);
+        Change::Gone("/a".into()).apply(&mut mounts);
+        assert_eq!(mounts.kept.len(), 1);
+        Change::Gone("s3://b".into()).apply(&mut mounts);
+        assert!(mounts.is_empty());
+    }
+
+    #[test]
     fn a_supervisor_that_is_gone_is_no_matter() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let supervisor = Supervisor(Mutex::new(Some(ours)));

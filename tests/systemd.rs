@@ -8,8 +8,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use common::Warmfs;
 use common::machine::{is_root, skip};
-use common::{Warmfs, eventually};
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 
@@ -17,7 +17,7 @@ const SYSTEMD: &str = "/lib/systemd/systemd";
 /// folder. Ends with all that it started once the checks are done.
 const OUTSIDE: &str = r#"
 group=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/self/mounts)/warmfs-test-$$
-mkdir "$group"
+test "${group#/warmfs}" = "$group" && mkdir "$group" || exit 77
 (
     sh -c 'echo $PPID' > "$group/cgroup.procs"
     exec unshare --fork --kill-child --pid --mount --cgroup --uts --ipc sh -c "$INSIDE" sh "$1"
@@ -65,6 +65,7 @@ exec /lib/systemd/systemd --system --unit=checks.service --log-target=null --sho
 const CHECKS: &str = r#"
 set -ex
 show() { systemctl show --property "$1" --value "$2"; }
+gone() { if grep " $1 .* fuse.warmfs " /proc/self/mountinfo; then exit 1; fi; }
 
 systemctl start "$SERVICE"
 # It was ready, or start would not be over.
@@ -79,7 +80,7 @@ done
 cat /run/test/data/hello
 systemctl stop "$SERVICE"
 test "$(show Result "$SERVICE")" = success
-! grep ' /run/test/data ' /proc/self/mountinfo
+gone /run/test/data
 
 systemctl start "$AUTO.automount"
 test "$(show ActiveState "$AUTO.mount")" = inactive
@@ -88,12 +89,12 @@ test "$(show ActiveState "$AUTO.mount")" = active
 umount /run/test/auto
 cat /run/test/auto/hello
 systemctl stop "$AUTO.mount" "$AUTO.automount"
-! grep ' /run/test/auto ' /proc/self/mountinfo
+gone /run/test/auto
 
 # A daemon that runs already is not who it waits for.
 systemctl start "$AUTO.automount"
 /run/test/warmfs mount file:///run/test/source /run/test/other --cache-dir /run/test/cache-auto
-! cat /run/test/auto/hello
+if cat /run/test/auto/hello; then exit 1; fi
 /run/test/warmfs unmount /run/test/other
 systemctl stop "$AUTO.automount"
 echo passed
@@ -141,10 +142,9 @@ fn a_unit_is_ready_and_an_automount_is_mounted_at_its_first_use() {
         .spawn()
         .unwrap();
     warmfs.watchdog().watch_pid(child.id());
-    child.wait().unwrap();
+    if child.wait().unwrap().code() == Some(77) {
+        return skip("systemd", "no control group can be made");
+    }
     let said = fs::read_to_string(warmfs.path("said")).unwrap_or_default();
     assert!(said.contains("\npassed\nended\n"), "{said}");
-    eventually("nothing is mounted any more", || {
-        !fs::read_to_string("/proc/self/mountinfo").unwrap().contains("/run/test")
-    });
 }

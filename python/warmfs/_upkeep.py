@@ -17,7 +17,7 @@ from ._client import Client
 from ._errors import InvalidError, WarmfsError
 from ._html import format_bytes, grid
 from ._mount import daemon
-from ._paths import Pathish
+from ._paths import Found, Pathish
 from ._progress import Progress, Report
 from ._status import decode
 
@@ -207,14 +207,18 @@ def doctor(uri: Optional[str] = None) -> Diagnosis:
 
 
 def _rows(target: str, path: Pathish, **fields: Any) -> Rows:
+    return rows_of(_paths.find(path), target, **fields)
+
+
+def rows_of(found: Found, target: str, **fields: Any) -> Rows:
+    """Rows of what was found."""
     rows = Rows()
 
     def on_line(kind: str, value: Any) -> None:
         if kind == "rows" and isinstance(value, list):
             rows.extend(decode(Row, row) for row in value if isinstance(row, dict))
 
-    found = _paths.find(path)
-    found.client.upkeep(target, {"path": str(found.path), **fields}, on_line)
+    found.client.upkeep(target, {"path": found.path, **fields}, on_line)
     return rows
 
 
@@ -233,14 +237,14 @@ def _carrier(path: Optional[Pathish]) -> tuple[Client, Optional[str]]:
     if path is None:
         return daemon(), None
     found = _paths.find(path)
-    return found.client, str(found.path)
+    return found.client, found.path
 
 
 def _line(path: Pathish) -> str:
     text = os.fspath(path)
     if "\n" in text:
         raise InvalidError(f"{text!r} holds a line break", "name its folder instead")
-    return text if "://" in text else str(_paths.walk(text))
+    return _paths.uri_of(text) if "://" in text else str(_paths.walk(text))
 
 
 def _fetched(client: Client) -> Callable[[], Report]:

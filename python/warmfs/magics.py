@@ -68,7 +68,7 @@ def _run_epoch(words: list[str], cell: str, shell: Any) -> None:
 
 def _run_mount(words: list[str]) -> Mount:
     arguments, options = _options.parse(words)
-    if len(arguments) != 2:
+    if len(arguments) not in (1, 2):
         raise InvalidError("mount takes a URI and a folder", "%warmfs mount s3://BUCKET DIR")
     return _mount.mount(*arguments, **options)
 

@@ -124,7 +124,8 @@ fn command(plan: &MountPlan) -> Command {
 /// but the process group that it waits for, so the daemon has to stay in that.
 fn is_awaited(plan: &MountPlan) -> bool {
     let at = |dir| mountinfo::topmost_at(dir).ok().flatten();
-    plan.requests().any(|request| at(&request.dir).is_some_and(|mount| mount.waits_for_us()))
+    let mut dirs = plan.requests().filter_map(|request| request.dir.as_deref());
+    dirs.any(|dir| at(dir).is_some_and(|mount| mount.waits_for_us()))
 }
 
 /// This program, also if its file was replaced by an update meanwhile.

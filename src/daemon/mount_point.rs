@@ -63,6 +63,11 @@ impl MountPoint {
         Ok(point)
     }
 
+    /// For a view, which has none: there is nothing to make ready or to put back.
+    pub(super) fn none(uri: &Path) -> MountPoint {
+        MountPoint { dir: uri.to_owned(), created: Vec::new() }
+    }
+
     /// What was created for it, parents first.
     pub(super) fn created(&self) -> &[PathBuf] {
         &self.created
@@ -149,7 +154,7 @@ fn occupied(dir: &Path, mount: &mountinfo::MountInfo) -> ErrorReply {
         let message = format!("{dir} is in use by {}", mount.source);
         return refused(message, &format!("`warmfs unmount {dir}` first"));
     }
-    if mount.mounter.is_some() {
+    if mount.mounter.is_some() && mount.source.starts_with("systemd") {
         let message = format!("{dir} is mounted by {} at its first use", mount.source);
         return refused(
             message,

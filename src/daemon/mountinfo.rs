@@ -38,7 +38,8 @@ impl MountInfo {
 
     /// Whether this process is the one that is to mount something on it.
     pub fn waits_for_us(&self) -> bool {
-        self.mounter == Some(getpgrp().as_raw())
+        // 0 is a group that this process cannot see.
+        self.mounter.is_some_and(|group| group > 0 && group == getpgrp().as_raw())
     }
 
     /// Whether it is a FUSE mount of any kind.

@@ -235,6 +235,7 @@ def test_a_request_at_the_socket_is_the_command_lines_own(
         "credential_command": "true",
         "metadata_ttl": 90.0,
         "allow_other": True,
+        "noexec": True,
         "uid": 3,
         "gid": 4,
         "file_mode": 0o440,

@@ -257,3 +257,12 @@ def test_paths_are_absolute_and_odd_values_left_out(monkeypatch: pytest.MonkeyPa
     assert "AWS_ODD" not in env
     assert "OTHER" not in env
     assert "p" not in repr(env).replace("AWS_", "").lower().split(", ")
+
+
+def test_a_view_is_given_the_secrets_too(world: World, store: Store, colab: Colab) -> None:
+    colab.secrets = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    options: dict[str, Any] = {"endpoint_url": store.endpoint, "region": "us-east-1", "warm": "off"}
+    data: Any = warmfs.mount("s3://bucket", **options)
+    assert data.open("1.bin").read() == OBJECTS["1.bin"]
+    assert not data.existed and data.status().view
+    assert warmfs.mount("s3://bucket", **options).existed

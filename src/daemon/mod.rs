@@ -308,7 +308,7 @@ impl Daemon {
         let point = blocking(prepare).await??;
         let mount = self.engine.mount(&request, Some(before)).await?;
         self.supervisor.tell(&Change::Mounted(Box::new(Kept { is_restoring: false, ..kept })));
-        tracing::info!("{} is there again, {}", describe(&request, &uri), mount.mode());
+        tracing::info!("{uri} is mounted {} again, {}", where_of(&request.dir), mount.mode());
         self.keep(Entry::new(request, uri, mount, point, self.supervisor.clone())).await
     }
 
@@ -348,14 +348,14 @@ impl Daemon {
         let mount = match self.engine.mount(&request, None).await {
             Ok(mount) => mount,
             Err(error) => {
-                tracing::warn!("{} did not come to be: {error}", describe(&request, &uri));
+                tracing::warn!("{uri} was not mounted {}: {error}", where_of(&request.dir));
                 blocking(move || point.remove()).await?;
                 self.supervisor.tell_gone(&dir);
                 return Err(error);
             }
         };
         kill_point::reach("mount-made");
-        tracing::info!("{} is there, {}", describe(&request, &uri), mount.mode());
+        tracing::info!("{uri} is mounted {}, {}", where_of(&request.dir), mount.mode());
         let kept = Kept {
             // What an index file says is in the index by now.
             request: MountRequest { index: None, ..request.clone() },
@@ -493,11 +493,11 @@ pub fn unmount_failed(dir: &Path, error: &io::Error) -> ErrorReply {
         .with_hint(format!("end that, or detach it with `warmfs unmount --lazy {shown}`"))
 }
 
-/// A mount or a view, as the log has it.
-fn describe(request: &MountRequest, uri: &str) -> String {
-    match &request.dir {
-        Some(dir) => format!("the mount of {uri} at {}", dir.display()),
-        None => format!("the view of {uri}"),
+/// Where a mount is, as the log has it.
+fn where_of(dir: &Option<PathBuf>) -> String {
+    match dir {
+        Some(dir) => format!("at {}", dir.display()),
+        None => "without a folder".to_owned(),
     }
 }
 

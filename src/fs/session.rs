@@ -18,6 +18,7 @@ use super::inode::Ino;
 use super::open_mode::{Obstacle, OpenMode};
 use super::ops::FileSystem;
 use crate::cache::{Event, NodeId};
+use crate::linux;
 
 /// Threads that take requests from the kernel. Two cores are kept busy by
 /// two; two more take lookups while those copy a large read.
@@ -263,11 +264,11 @@ fn own_descriptors(fuse: RawFd) -> Option<OwnedFd> {
 /// any. Only for a table that no other thread uses, or a range without any.
 /// Kernels before 5.9 cannot.
 fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
-    // SAFETY: a plain system call; the caller sees to it that nobody uses these.
-    if first <= last && unsafe { libc::close_range(first, last, 0) } != 0 {
-        return Err(io::Error::last_os_error());
+    if first > last {
+        return Ok(());
     }
-    Ok(())
+    // SAFETY: the caller sees to it that nobody uses these.
+    unsafe { linux::close_range(first, last, 0) }
 }
 
 /// Waits for the end of a session, which closes its last descriptor.

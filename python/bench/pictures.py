@@ -1,4 +1,4 @@
-"""The dataset: JPEGs of 500 x 375 pixels and about 110 KB, as ImageNet has them.
+"""The dataset: JPEGs of 500 x 375 pixels and about 110 KiB, as ImageNet has them.
 
 They are the same in every run, made once and kept in ``WARMFS_TEST_HOME``. Smooth colours
 under noise: the noise is what a JPEG spends its bytes, and its reader its time, on.
@@ -15,8 +15,8 @@ VERSION = 1
 
 SIZE = (500, 375)
 QUALITY = 90
-# Of noise, in steps of a colour: 110 KB with this quality.
-SIGMA = 23.0
+# Of noise, in steps of a colour: 110 KiB with this quality.
+SIGMA = 32.0
 
 # As ImageFolder has them: a folder for each class, of one page of a listing.
 CLASSES = 10

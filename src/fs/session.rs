@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use fuser::{BackgroundSession, BackingId, INodeNo, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
@@ -23,6 +24,10 @@ use crate::linux;
 /// Threads that take requests from the kernel. Two cores are kept busy by
 /// two; two more take lookups while those copy a large read.
 const FUSE_THREADS: usize = 4;
+
+/// After the last block count that changed, the next ones are waited for so long: they are
+/// told in one go, and who counts them wakes nobody for each small file.
+const BLOCKS_REST: Duration = Duration::from_millis(2);
 
 /// What the kernel reads ahead of a reader, as root may set it. First touch of
 /// 110 KiB files: 3,155 files/s with the kernel's own 128 KiB, 5,744 with this.
@@ -204,7 +209,9 @@ fn try_passthrough(session: &impl AsFd, sample: &File) -> io::Result<()> {
 /// the session.
 fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
     let ino = |node| INodeNo(Ino::of(node, root).0);
-    for event in events {
+    let mut was_of_blocks = false;
+    while let Some(event) = next_event(events, was_of_blocks) {
+        was_of_blocks = matches!(event, Event::Blocks(_));
         let told = match &event {
             Event::Entry(parent, name) => notifier.inval_entry(ino(*parent), OsStr::new(name)),
             // The copy of the listing goes, not the mtime alone: the kernel drops
@@ -224,6 +231,17 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
             Err(error) => tracing::debug!(%error, ?event, "the kernel was not told of a change"),
         }
     }
+}
+
+/// What changed next; `None` at the end of the session.
+fn next_event(events: &Receiver<Event>, may_rest: bool) -> Option<Event> {
+    if let Ok(event) = events.try_recv() {
+        return Some(event);
+    }
+    if may_rest {
+        std::thread::sleep(BLOCKS_REST);
+    }
+    events.recv().ok()
 }
 
 /// Gives the calling thread descriptors of its own: one to the mount under

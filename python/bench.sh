@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what training from a mount costs, beside training from a disk, and the way from an
 # empty environment to a first batch: docs/performance.md, "Training epochs". Needs root, nginx
-# and 3 GB for torch.
+# and some GB for torch.
 #
 #   python/bench.sh                                    builds the wheel and measures everything
 #   python/bench.sh --only twice_the_cache --rounds 1  a group of it, once

@@ -37,7 +37,8 @@ pub(crate) fn preadv2(
 ) -> io::Result<usize> {
     let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // Of the size of a register, as the kernel takes them: a smaller one leaves half undefined.
-    let (descriptor, count) = (libc::c_long::from(file.as_raw_fd()), 1 as libc::c_ulong);
+    let descriptor = libc::c_long::from(file.as_raw_fd());
+    let count: libc::c_ulong = 1;
     // The offset's, on machines whose registers have half its size.
     let upper_half: libc::c_ulong = 0;
     // SAFETY: the one iovec points to `buf`, which is writable for its whole length and

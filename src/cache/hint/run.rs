@@ -33,8 +33,8 @@ const WINDOW_BYTES_MIN: u64 = 64 << 20;
 const EVICTED_BYTES: u64 = 8 << 20;
 const EVICTED_MAX: usize = 256;
 
-/// Between two turns of the task, at least: in each one it gives this thread's other tasks
-/// to another thread, which costs as much as a small fetch does at half its things.
+/// Between two turns of the task, at least: in each one it hands what else its thread had
+/// to do to another thread, which is to be woken for it.
 const TURN_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How often it is looked whether it may go on.

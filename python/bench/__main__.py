@@ -244,6 +244,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only", default="", choices=[group.__name__ for group in GROUPS])
     args = parser.parse_args()
+    # Ends the store and the mounts, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     home = Path(os.environ["WARMFS_TEST_HOME"])
     disk = pictures.make(home, COUNT)
     missed = 0

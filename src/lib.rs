@@ -7,7 +7,7 @@
 //! main -> cli -> (daemon | control client)
 //! daemon -> fs -> cache -> remote
 //! daemon -> control server
-//! admission, config, units, metrics: leaves
+//! admission, config, linux, units, metrics: leaves
 //! ```
 //!
 //! `remote` knows objects and byte ranges, `cache` knows objects and chunks,
@@ -23,6 +23,7 @@ pub mod embedded_store;
 pub mod fs;
 #[cfg(test)]
 mod fuzz;
+mod linux;
 pub mod metrics;
 pub mod remote;
 pub mod units;

@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 /// Each layer, and the layers it may name.
 const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["config", "control", "daemon", "embedded_store", "units"]),
+    ("cli", &["config", "control", "daemon", "embedded_store", "linux", "units"]),
     ("control", &["config"]),
     ("daemon", &["admission", "cache", "config", "control", "fs", "metrics", "remote", "units"]),
-    ("fs", &["cache", "config", "metrics", "remote", "units"]),
-    ("cache", &["admission", "config", "metrics", "remote"]),
+    ("fs", &["cache", "config", "linux", "metrics", "remote", "units"]),
+    ("cache", &["admission", "config", "linux", "metrics", "remote"]),
     ("remote", &["admission", "config", "metrics"]),
     ("embedded_store", &[]),
     ("admission", &[]),
     ("config", &[]),
+    ("linux", &[]),
     ("metrics", &[]),
     ("units", &[]),
 ];

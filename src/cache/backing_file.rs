@@ -9,7 +9,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -21,6 +21,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::block::{ALIGNMENT, Filler};
 use super::chunk_map::{CHUNK_BYTES, ChunkMap, Presence, chunk_count, chunk_range};
 use super::record::{FileId, Fingerprint, NodeId};
+use crate::linux;
 
 /// Least bytes that go past the page cache at once: for fewer, waiting for the disk
 /// costs more than the copy.
@@ -199,14 +200,9 @@ impl BackingFile {
     /// As [`BackingFile::read`], but only from the page cache: `false` if that
     /// would have to wait for the disk, or cannot be told.
     pub(super) fn read_if_in_memory(&self, buf: &mut [u8], offset: u64) -> bool {
-        let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         let Ok(offset) = libc::off_t::try_from(offset) else { return false };
-        // SAFETY: the one iovec points to `buf`, which is writable for its
-        // whole length and outlives the call; the descriptor is open.
-        let read = unsafe {
-            libc::preadv2(self.file.as_raw_fd(), &raw const iov, 1, offset, libc::RWF_NOWAIT)
-        };
-        usize::try_from(read).is_ok_and(|read| read == buf.len())
+        linux::preadv2(self.file.as_fd(), buf, offset, libc::RWF_NOWAIT)
+            .is_ok_and(|read| read == buf.len())
     }
 
     /// Writes all of `bytes`, which lie in a block, from `offset` on, which is a chunk's.

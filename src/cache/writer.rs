@@ -25,6 +25,13 @@ const MEMORY_PER_WORKER: u64 = 2 * WHOLE_OBJECT_MAX_BYTES;
 /// short while the disk keeps up, and each thread more costs a switch.
 const JOBS_PER_WORKER: usize = 1;
 
+/// How long a thread that has written everything rests before it ends: where small files
+/// come one by one from a line, it writes a few at once, and none costs a wake-up.
+const REST: Duration = Duration::from_millis(2);
+
+/// Jobs that wait for the thread that rests. More bring another one.
+const JOBS_AT_REST: usize = 8;
+
 /// Percent of the memory that may be unwritten: above the first nothing is
 /// prefetched, above the second readahead shrinks, above the third nothing more
 /// is kept. The rest is for what is on its way from the network.
@@ -90,10 +97,19 @@ pub(super) struct Writer {
 struct Queue {
     jobs: VecDeque<Box<dyn Job>>,
     workers: usize,
+    /// One of them has nothing to do, and looks again in a moment.
+    is_resting: bool,
     /// Bytes that were fetched and are neither on disk nor given up.
     unwritten_bytes: u64,
     /// When the last write ended, or the first one after a pause began.
     moved: Instant,
+}
+
+impl Queue {
+    /// Threads that write, or are about to.
+    fn at_work(&self) -> usize {
+        self.workers - usize::from(self.is_resting)
+    }
 }
 
 impl std::fmt::Debug for Queue {
@@ -101,6 +117,7 @@ impl std::fmt::Debug for Queue {
         f.debug_struct("Queue")
             .field("jobs", &self.jobs.len())
             .field("workers", &self.workers)
+            .field("is_resting", &self.is_resting)
             .field("unwritten_bytes", &self.unwritten_bytes)
             .finish()
     }
@@ -110,8 +127,13 @@ impl Writer {
     /// A writer of what was fetched within `memory_bytes`.
     pub(super) fn new(runtime: Handle, memory_bytes: u64) -> Arc<Self> {
         let moved = Instant::now();
-        let queue = Queue { jobs: VecDeque::new(), workers: 0, unwritten_bytes: 0, moved };
-        let queue = Mutex::new(queue);
+        let queue = Mutex::new(Queue {
+            jobs: VecDeque::new(),
+            workers: 0,
+            is_resting: false,
+            unwritten_bytes: 0,
+            moved,
+        });
         let workers_max = (memory_bytes / MEMORY_PER_WORKER).clamp(1, WORKERS_MAX as u64) as usize;
         Arc::new(Writer { runtime, memory_bytes, workers_max, queue, settled: Condvar::new() })
     }
@@ -120,7 +142,8 @@ impl Writer {
     pub(super) fn push(self: &Arc<Self>, job: Box<dyn Job>) {
         let mut queue = self.lock();
         queue.jobs.push_back(job);
-        let is_short = queue.jobs.len() <= queue.workers * JOBS_PER_WORKER;
+        let at_rest = if queue.is_resting { JOBS_AT_REST } else { 0 };
+        let is_short = queue.jobs.len() <= queue.at_work() * JOBS_PER_WORKER + at_rest;
         if is_short || queue.workers == self.workers_max {
             return;
         }
@@ -150,14 +173,14 @@ impl Writer {
     /// Jobs that wait or are at work, and the bytes that are not on disk yet.
     pub(super) fn backlog(&self) -> Backlog {
         let queue = self.lock();
-        let jobs = (queue.jobs.len() + queue.workers) as u64;
+        let jobs = (queue.jobs.len() + queue.at_work()) as u64;
         Backlog { jobs, bytes: queue.unwritten_bytes }
     }
 
     /// Whether nothing is being written.
     pub(super) fn is_idle(&self) -> bool {
         let queue = self.lock();
-        queue.workers == 0 && queue.unwritten_bytes == 0
+        queue.at_work() == 0 && queue.unwritten_bytes == 0
     }
 
     /// `bytes` were fetched, and are on their way to the disk until the drop of
@@ -218,6 +241,13 @@ impl Worker {
     fn work(&self) {
         loop {
             let mut queue = self.0.lock();
+            if queue.jobs.is_empty() && !queue.is_resting {
+                queue.is_resting = true;
+                drop(queue);
+                std::thread::sleep(REST);
+                queue = self.0.lock();
+                queue.is_resting = false;
+            }
             let Some(job) = queue.jobs.pop_front() else {
                 // Under the lock: who pushes next sees one worker less.
                 queue.workers -= 1;

@@ -26,6 +26,7 @@ use crate::config::CallerEnv;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply};
 use crate::daemon::{log_file, mountinfo, preflight};
+use crate::linux;
 
 /// How long a daemon may take to listen: it may wait 10 s for one that is
 /// saving its index, and check an index after a crash.
@@ -153,8 +154,7 @@ fn leave_descriptors() -> io::Result<()> {
     // Marked, not closed: std reports a failed exec through one of them.
     // SAFETY: plain system calls on this process's own descriptors.
     unsafe {
-        let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
-        if libc::close_range(3, libc::c_uint::MAX, flags) != 0 {
+        if linux::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC).is_err() {
             // Kernels before 5.11. A caller with more open is rare.
             for fd in 3..1024 {
                 libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);

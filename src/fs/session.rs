@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use fuser::{BackgroundSession, BackingId, INodeNo, MountOption, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
@@ -18,10 +19,15 @@ use super::inode::Ino;
 use super::open_mode::{Obstacle, OpenMode};
 use super::ops::FileSystem;
 use crate::cache::{Event, NodeId};
+use crate::linux;
 
 /// Threads that take requests from the kernel. Two cores are kept busy by
 /// two; two more take lookups while those copy a large read.
 const FUSE_THREADS: usize = 4;
+
+/// After the last block count that changed, the next ones are waited for so long: they are
+/// told in one go, and who counts them wakes nobody for each small file.
+const BLOCKS_REST: Duration = Duration::from_millis(2);
 
 /// What the kernel reads ahead of a reader, as root may set it. First touch of
 /// 110 KiB files: 3,155 files/s with the kernel's own 128 KiB, 5,744 with this.
@@ -203,7 +209,9 @@ fn try_passthrough(session: &impl AsFd, sample: &File) -> io::Result<()> {
 /// the session.
 fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
     let ino = |node| INodeNo(Ino::of(node, root).0);
-    for event in events {
+    let mut was_of_blocks = false;
+    while let Some(event) = next_event(events, was_of_blocks) {
+        was_of_blocks = matches!(event, Event::Blocks(_));
         let told = match &event {
             Event::Entry(parent, name) => notifier.inval_entry(ino(*parent), OsStr::new(name)),
             // The copy of the listing goes, not the mtime alone: the kernel drops
@@ -223,6 +231,17 @@ fn notify(events: &Receiver<Event>, notifier: &Notifier, root: NodeId) {
             Err(error) => tracing::debug!(%error, ?event, "the kernel was not told of a change"),
         }
     }
+}
+
+/// What changed next; `None` at the end of the session.
+fn next_event(events: &Receiver<Event>, may_rest: bool) -> Option<Event> {
+    if let Ok(event) = events.try_recv() {
+        return Some(event);
+    }
+    if may_rest {
+        std::thread::sleep(BLOCKS_REST);
+    }
+    events.recv().ok()
 }
 
 /// Gives the calling thread descriptors of its own: one to the mount under
@@ -263,11 +282,11 @@ fn own_descriptors(fuse: RawFd) -> Option<OwnedFd> {
 /// any. Only for a table that no other thread uses, or a range without any.
 /// Kernels before 5.9 cannot.
 fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
-    // SAFETY: a plain system call; the caller sees to it that nobody uses these.
-    if first <= last && unsafe { libc::close_range(first, last, 0) } != 0 {
-        return Err(io::Error::last_os_error());
+    if first > last {
+        return Ok(());
     }
-    Ok(())
+    // SAFETY: the caller sees to it that nobody uses these.
+    unsafe { linux::close_range(first, last, 0) }
 }
 
 /// Waits for the end of a session, which closes its last descriptor.

@@ -35,6 +35,10 @@ const EVICTED_BYTES: u64 = 8 << 20;
 const EVICTED_PART: u64 = 32;
 const EVICTED_MAX: usize = 256;
 
+/// Between two turns of the task, at least: in each one it hands what else its thread had
+/// to do to another thread, which is to be woken for it.
+const TURN_INTERVAL: Duration = Duration::from_millis(2);
+
 /// How often it is looked whether it may go on.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -46,10 +50,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 enum Next {
     /// Once something happens.
     Wait,
-    /// At once.
+    /// In the next turn.
     GoOn,
     /// When what holds it up may have changed.
     HeldUp,
+}
+
+/// Returns then, or never.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A fetch that has ended.
@@ -95,7 +107,8 @@ impl Run {
         mut ended: watch::Receiver<bool>,
     ) {
         let mut reads = Vec::with_capacity(HEARD_AT_ONCE);
-        let mut next = Next::Wait;
+        let mut turn_at = None;
+        let mut turned_at = Instant::now();
         loop {
             tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => return,
@@ -105,19 +118,29 @@ impl Run {
                 },
                 count = heard.recv_many(&mut reads, HEARD_AT_ONCE) => if count == 0 { return },
                 Some(filled) = self.fills.next() => self.filled(filled),
-                () = tokio::task::yield_now(), if next == Next::GoOn => {}
-                () = tokio::time::sleep(LOOK_INTERVAL), if next == Next::HeldUp => {}
+                () = until(turn_at) => {}
             }
             for node in reads.drain(..) {
                 if self.sequence.was_read(node) {
                     *lock(&self.active) = Instant::now();
                 }
             }
+            let soonest = turned_at + TURN_INTERVAL;
+            if Instant::now() < soonest {
+                turn_at = Some(soonest);
+                continue;
+            }
             let Some(tree) = self.tree.upgrade() else { return };
-            next = tokio::task::block_in_place(|| self.go_on(&tree)).unwrap_or_else(|error| {
+            let next = tokio::task::block_in_place(|| self.go_on(&tree)).unwrap_or_else(|error| {
                 tracing::debug!(%error, "what to fetch in order cannot be told");
                 Next::HeldUp
             });
+            turned_at = Instant::now();
+            turn_at = match next {
+                Next::Wait => None,
+                Next::GoOn => Some(turned_at + TURN_INTERVAL),
+                Next::HeldUp => Some(turned_at + LOOK_INTERVAL),
+            };
         }
     }
 

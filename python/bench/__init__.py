@@ -1,0 +1,1 @@
+"""What training from a mount costs beside training from a disk: ``python/bench.sh``."""

@@ -19,7 +19,7 @@ TOOLS=('mypy==2.4.*' 'ruff==0.17.*' 'pytest==9.*' 'ipykernel==7.*' 'jupyter_clie
 
 # What docs/frameworks.md reads with, unless it is large: a minute to install.
 LIGHT=(numpy 'pillow>=11' pandas pyarrow polars duckdb h5py 'zarr>=3' lmdb safetensors
-    opencv-python-headless)
+    opencv-python-headless fsspec)
 
 # The large ones, 9 GB, for `./check --full`.
 HEAVY=(torch torchvision tensorflow jax grain datasets transformers webdataset)

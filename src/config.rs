@@ -294,8 +294,10 @@ impl fmt::Display for IndexSource {
 pub struct MountRequest {
     /// What to mount, as the user wrote it.
     pub uri: String,
-    /// Where: an absolute path that may not exist yet.
-    pub dir: PathBuf,
+    /// Where: an absolute path that may not exist yet. `None` for a view, which has no
+    /// folder: its files are read at the socket.
+    #[serde(default)]
+    pub dir: Option<PathBuf>,
     /// An index file to take the listing of the dataset from.
     #[serde(default)]
     pub index: Option<IndexSource>,
@@ -303,6 +305,14 @@ pub struct MountRequest {
     pub options: MountOptions,
     /// The caller's credentials and configuration.
     pub env: CallerEnv,
+}
+
+impl MountRequest {
+    /// What other requests know it by: its mount point, or the URI of a view. These cannot
+    /// be taken for each other, since a mount point is absolute; below each lie its files.
+    pub fn place(&self) -> &Path {
+        self.dir.as_deref().unwrap_or(Path::new(&self.uri))
+    }
 }
 
 /// What a daemon does besides serving its cache.

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use common::fronts::{Front, tls_file};
 use common::moto::Moto;
+use common::socket::Connection;
 use common::store::{BUCKET, Store};
 use common::stub::{Reply, Request, Stub};
 use common::tree::{assert_same, noise};
@@ -540,8 +541,17 @@ fn a_machine_without_dev_fuse() {
     let mut command = warmfs.command(&["mount", &warmfs.source(), dir.to_str().unwrap()]);
     with_own_dev(&mut command, None, None);
     let line = warmfs.fails_as(&mut command);
-    assert_words(&line, &["there is no /dev/fuse", "modprobe fuse", "--device /dev/fuse"]);
+    let words = ["there is no /dev/fuse", "modprobe fuse", "--device /dev/fuse", "--no-fuse URI"];
+    assert_words(&line, &words);
     assert!(!warmfs.cache().exists(), "not even a cache directory");
+    // It needs none to be read at the socket.
+    let mut command = warmfs.command(&["mount", "--no-fuse", &warmfs.source()]);
+    with_own_dev(&mut command, Some(0o000), None);
+    assert!(command.status().unwrap().success(), "{}", warmfs.log());
+    let mut socket = Connection::to(&warmfs);
+    let hello = socket.open(&format!("{}/hello", warmfs.source())).unwrap();
+    assert_eq!(socket.read_all(&hello).unwrap(), b"hello, world");
+    warmfs.ok(&["unmount", &warmfs.source()]);
     warmfs.assert_nothing_left(&["new/mount", "new"]);
 }
 

@@ -11,10 +11,10 @@ use tokio::sync::{mpsc, watch};
 use warmfs::config::MountRequest;
 use warmfs::control::BODY_BYTES_MAX;
 use warmfs::control::client::Client;
-use warmfs::control::server::{Listener, Service};
+use warmfs::control::server::{Listener, Reading, Service};
 use warmfs::control::wire::{
-    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
-    UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, ReadRequest, RenewRequest, StatReply,
+    StatRequest, StatusReply, UnmountReply, UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 
 struct Refuser;
@@ -59,6 +59,14 @@ impl Service for Refuser {
 
     async fn hint(&self, _: HintRequest) -> Result<(), ErrorReply> {
         Ok(())
+    }
+
+    async fn stat(&self, _: StatRequest) -> Result<StatReply, ErrorReply> {
+        Err(ErrorReply::new(ErrorCode::NotFound, "no such path"))
+    }
+
+    async fn read(&self, _: ReadRequest) -> Result<Reading, ErrorReply> {
+        Err(ErrorReply::new(ErrorCode::Stale, "another version"))
     }
 
     async fn upkeep(&self, _: UpkeepRequest) -> Result<mpsc::Receiver<UpkeepLine>, ErrorReply> {

@@ -21,7 +21,7 @@ use warmfs::control::wire::{
     ProgressReport, UnmountReply, UnmountRequest, UpkeepLine, UpkeepReply, UpkeepRequest,
     VerifyRequest, WaitRequest,
 };
-use warmfs::daemon::engine::{ActiveMount, Engine};
+use warmfs::daemon::engine::{ActiveMount, Before, Engine};
 use warmfs::daemon::{self, Running, StartError, Supervision};
 use warmfs::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 use warmfs::remote::later::Known;
@@ -55,10 +55,9 @@ impl Engine for FakeEngine {
     async fn mount(
         &self,
         request: &MountRequest,
-        dir: &Path,
-        _: Option<Known>,
+        _: Option<Before>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
-        assert!(dir.is_dir(), "the mount point is ready");
+        assert!(request.dir.as_ref().is_none_or(|dir| dir.is_dir()), "the mount point is ready");
         self.entered.notify_one();
         if let Some(gate) = &self.gate {
             gate.notified().await;
@@ -266,7 +265,7 @@ async fn start(tmp: &Path, engine: &Arc<FakeEngine>) -> Result<Running, StartErr
 fn request(uri: &str, dir: &Path) -> MountRequest {
     let options = MountOptions::default();
     let env = CallerEnv::from_iter([("AWS_SECRET_ACCESS_KEY", "secret")]);
-    MountRequest { uri: uri.to_owned(), dir: dir.to_owned(), index: None, options, env }
+    MountRequest { uri: uri.to_owned(), dir: Some(dir.to_owned()), index: None, options, env }
 }
 
 #[tokio::test]

@@ -5,12 +5,14 @@ mod common;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use common::epoch::drop_pages;
 use common::store::{BUCKET, Store};
 use common::tree::noise;
 use common::{Warmfs, eventually};
 use serde_json::{Value, json};
+use warmfs::embedded_store::StoreOptions;
 
 const OBJECTS: usize = 200;
 
@@ -36,7 +38,9 @@ fn hint(warmfs: &Warmfs, body: &Value) -> (u16, Value) {
 }
 
 fn store(objects: usize) -> Store {
-    let store = Store::start();
+    // So that who reads is not faster than what is given up for it, a commit each time.
+    let ttfb = Duration::from_millis(3);
+    let store = Store::with(StoreOptions { ttfb, ..StoreOptions::default() });
     for n in 0..objects {
         store.put(BUCKET, format!("data/{}/{n:03}", n % 4), noise(n as u64, BYTES));
     }

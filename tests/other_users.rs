@@ -40,7 +40,7 @@ fn what_is_another_users_is_told_so() {
         (&["prefetch", file], "another user, root"),
         (&["pin", file], "another user, root"),
         (&["ls", dir], "another user, root"),
-        (&["log", "--cache-dir", cache], "another user's"),
+        (&["log", "--cache-dir", cache], "as its owner"),
         (&["mount", &warmfs.source(), dir], "another user, root"),
     ] {
         let mut command = Command::new(&program);

@@ -116,7 +116,7 @@ fn who_looks_on_or_stays_in_the_foreground_outlives_a_daemon() {
     let args = ["mount", "--foreground", &warmfs.source(), second.to_str().unwrap()];
     let mut staying = warmfs.command(&args).stdout(Stdio::piped()).spawn().unwrap();
     let mut watching =
-        warmfs.command(&["status", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+        warmfs.command(&["status", "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     for child in [&staying, &watching] {
         warmfs.watchdog().watch_pid(child.id());
     }
@@ -126,8 +126,11 @@ fn who_looks_on_or_stays_in_the_foreground_outlives_a_daemon() {
     lines.next().unwrap().unwrap();
     kill_daemon(&warmfs);
     eventually("the mount is there", || is_alive(&second));
-    // A line of the next daemon.
-    while !lines.next().unwrap().unwrap().contains("1 alert") {}
+    // Until there is a line of the next daemon.
+    let restarts = |line: String| -> serde_json::Value {
+        serde_json::from_str::<serde_json::Value>(&line).unwrap()["restarts"]["count"].clone()
+    };
+    while restarts(lines.next().unwrap().unwrap()) != 1 {}
     assert!(staying.try_wait().unwrap().is_none(), "its mount is there");
     for child in [&mut watching, &mut staying] {
         send(child.id(), Signal::SIGINT);

@@ -17,7 +17,7 @@ import pytest
 from conftest import World
 
 import warmfs
-from warmfs import _client, _errors, _options, _paths, _sockets
+from warmfs import _client, _errors, _options, _paths, _reads, _sockets
 from warmfs._status import Status, decode
 from warmfs._upkeep import Row
 
@@ -120,6 +120,19 @@ def test_damaged_answers_are_values_or_sentences(
         with contextlib.suppress(warmfs.WarmfsError):
             client.upkeep("/v1/ls", {}, check_line)
         queue.clear()
+
+
+def test_damaged_answers_to_a_read(peer: tuple[_client.Client, list[bytes]]) -> None:
+    client, queue = peer
+    head = HEAD.replace(b"application/json", b"application/octet-stream")
+    right = head + b"Content-Length: 100\r\n\r\n" + bytes(100)
+    dice, room = random.Random(7), memoryview(bytearray(100))
+    for _ in range(CASES):
+        queue[:] = [damaged(dice, right)]
+        # Who asked for more than came hears of it when asking again.
+        with contextlib.suppress(warmfs.WarmfsError):
+            assert 0 <= _reads.read(client.socket, {}, room) <= 100
+    queue.clear()
 
 
 def test_odd_values_of_a_status_print() -> None:

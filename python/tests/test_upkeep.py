@@ -222,7 +222,7 @@ def test_options_are_those_of_the_command_line() -> None:
     )
     theirs = set(re.findall(r"^ +(?:-\w, )?--([a-z-]+)", help_text.stdout, re.MULTILINE))
     ours = {name.replace("_", "-") for name in _options.NAMES}
-    assert theirs - ours == {"help", "help-all", "foreground", "record-trace"} & theirs
+    assert theirs - ours == {"help", "help-all", "foreground", "no-fuse", "record-trace"} & theirs
     assert ours <= theirs
     assert {"foreground", "record-trace"} <= theirs
 

@@ -30,10 +30,12 @@ from ._errors import (
     MountPointError,
     NotFoundError,
     NotMountedError,
+    StaleError,
     UnreachableError,
     UnsupportedError,
     WarmfsError,
 )
+from ._files import open_file as open  # noqa: A004
 from ._live import Watch, watch
 from ._mount import Mount, login, mount, status, unmount
 from ._options import Options
@@ -57,6 +59,7 @@ from ._upkeep import (
     unpin,
     verify,
 )
+from ._view import View
 
 __all__ = [
     "BusyError",
@@ -79,10 +82,12 @@ __all__ = [
     "Refreshed",
     "Row",
     "Rows",
+    "StaleError",
     "Status",
     "UnreachableError",
     "UnsupportedError",
     "Verified",
+    "View",
     "WarmfsError",
     "Watch",
     "doctor",
@@ -92,6 +97,7 @@ __all__ = [
     "login",
     "ls",
     "mount",
+    "open",
     "pin",
     "prefetch",
     "refresh",

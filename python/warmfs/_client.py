@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 from . import _sockets
 from ._errors import DaemonGoneError, MachineError, UnsupportedError, WarmfsError, from_reply
@@ -42,6 +42,8 @@ BODY_BYTES_MAX = 1 << 20
 LINE_BYTES_MAX = 1 << 20
 
 OnLine = Callable[[str, Any], None]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Client:
                     raise from_reply(value if isinstance(value, dict) else {})
                 if on_line:
                     on_line(kind, value)
-        raise _gone(self.socket)
+        raise gone(self.socket)
 
 
 def of_cache(cache: Path) -> Optional[Client]:
@@ -109,6 +111,22 @@ def _answers_quietly(client: Client) -> bool:
         return False
 
 
+def connected(path: Path, timeout_s: Optional[float]) -> socket.socket:
+    """A connection to a daemon of this user."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(str(path))
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", peer)
+        if os.geteuid() not in (0, uid):
+            raise unusable(path, f"it belongs to user {uid}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 class _Connection(http.client.HTTPConnection):
     """A connection to a daemon of this user."""
 
@@ -117,13 +135,7 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-        peer = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", peer)
-        if os.geteuid() not in (0, uid):
-            raise _unusable(self._path, f"it belongs to user {uid}")
+        self.sock = connected(self._path, self.timeout)
 
 
 class _Exchange:
@@ -160,7 +172,7 @@ class _Exchange:
         try:
             value = _json(self._body())
         except ValueError:
-            raise _unusable(self._path, "its answer is not JSON") from None
+            raise unusable(self._path, "its answer is not JSON") from None
         # An answer without content is `null`.
         return value if isinstance(value, dict) else {}
 
@@ -173,7 +185,7 @@ class _Exchange:
             if not line:
                 return
             if len(line) > LINE_BYTES_MAX:
-                raise _unusable(self._path, "it answers with an endless line")
+                raise unusable(self._path, "it answers with an endless line")
             try:
                 value = _json(line)
             except ValueError:
@@ -190,39 +202,52 @@ class _Exchange:
         return self._connection.getresponse()
 
     def _check_protocol(self) -> None:
-        if self._response.headers.get("warmfs-protocol") != PROTOCOL:
-            version = self._response.headers.get("warmfs-version", "of an unknown version")
-            raise UnsupportedError(
-                f"the running daemon is warmfs {version}, this is another",
-                "unmount its mounts with that version, or with umount, and try again",
-            )
+        headers = self._response.headers
+        check_protocol(headers.get("warmfs-protocol"), headers.get("warmfs-version"))
 
     def _refusal(self) -> WarmfsError:
-        try:
-            reply = _json(self._body())
-        except ValueError:
-            reply = None
-        if isinstance(reply, dict):
-            return from_reply(reply)
-        return _unusable(self._path, f"it answers {self._response.status}")
+        return refusal(self._body(), self._response.status, self._path)
 
     def _body(self) -> bytes:
         body: bytes = self._guarded(lambda: self._response.read(BODY_BYTES_MAX + 1))
         if len(body) > BODY_BYTES_MAX:
-            raise _unusable(self._path, "it answers with more than a daemon has to say")
+            raise unusable(self._path, "it answers with more than a daemon has to say")
         return body
 
     def _guarded(self, step: Callable[[], Any]) -> Any:
-        """A connection that breaks before its answer is a daemon that went away."""
-        try:
-            return step()
-        except socket.timeout:
-            why = f"no answer to {self._target} within {self._timeout_s:.0f} s"
-            raise _unusable(self._path, why) from None
-        except (http.client.HTTPException, ConnectionError, FileNotFoundError):
-            raise _gone(self._path) from None
-        except OSError as error:
-            raise _unusable(self._path, str(error)) from None
+        return guarded(step, self._path, self._target, self._timeout_s)
+
+
+def guarded(step: Callable[[], _T], path: Path, target: str, timeout_s: float) -> _T:
+    """A connection that breaks before its answer is a daemon that went away."""
+    try:
+        return step()
+    except socket.timeout:
+        raise unusable(path, f"no answer to {target} within {timeout_s:.0f} s") from None
+    except (http.client.HTTPException, ConnectionError, FileNotFoundError):
+        raise gone(path) from None
+    except OSError as error:
+        raise unusable(path, str(error)) from None
+
+
+def check_protocol(protocol: Optional[str], version: Optional[str]) -> None:
+    """Raises if a daemon speaks another one."""
+    if protocol != PROTOCOL:
+        raise UnsupportedError(
+            f"the running daemon is warmfs {version or 'of an unknown version'}, this is another",
+            "unmount its mounts with that version, or with umount, and try again",
+        )
+
+
+def refusal(body: bytes, status: int, path: Path) -> WarmfsError:
+    """The error that a daemon answered with."""
+    try:
+        reply = _json(body)
+    except ValueError:
+        reply = None
+    if isinstance(reply, dict):
+        return from_reply(reply)
+    return unusable(path, f"it answers {status}")
 
 
 def _json(text: bytes) -> Any:
@@ -233,11 +258,13 @@ def _json(text: bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def _gone(path: Path) -> DaemonGoneError:
+def gone(path: Path) -> DaemonGoneError:
+    """It ended."""
     return DaemonGoneError(
         f"the daemon at {path} ended", "see its log, warmfs.log in the cache directory"
     )
 
 
-def _unusable(path: Path, why: str) -> MachineError:
+def unusable(path: Path, why: str) -> MachineError:
+    """It is there, and no use."""
     return MachineError(f"the daemon at {path} cannot be used: {why}")

@@ -44,7 +44,7 @@ class MountPointError(WarmfsError):
 
 
 class BusyError(WarmfsError):
-    """A process keeps the mount busy."""
+    """A process keeps the mount busy, or the daemon has enough to do."""
 
     code = "busy"
 
@@ -59,6 +59,12 @@ class NotFoundError(WarmfsError):
     """There is no such bucket, prefix or object."""
 
     code = "not-found"
+
+
+class StaleError(WarmfsError):
+    """The object is no longer the version that was opened."""
+
+    code = "stale"
 
 
 class DeniedError(WarmfsError):
@@ -99,6 +105,7 @@ _CLASSES = {
         BusyError,
         NotMountedError,
         NotFoundError,
+        StaleError,
         DeniedError,
         UnreachableError,
         MachineError,

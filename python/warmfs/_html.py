@@ -11,8 +11,7 @@ from html import escape
 from typing import Any
 
 UNSEEN = (
-    "Not counted: what the kernel reads without the daemon, from its page cache or from files "
-    "that are passed through to it."
+    "Not counted: reads that the kernel answers from its page cache or from passed-through files."
 )
 
 # Told apart in both themes, and by who does not see red or green.

@@ -20,8 +20,8 @@ from ._html import COLD, WARM, format_bytes, format_count, format_duration
 from ._paths import Pathish
 from ._status import Status
 
-# Points of the curve.
-POINTS_MAX = 120
+# Points of the curve: a minute, wide enough to be seen when it begins.
+POINTS_MAX = 60
 
 # Drawn no more often than this: each picture travels to the browser.
 INTERVAL_S_MIN = 0.2

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from . import _binary, _caller_env, _client, _html, _options, _paths, _secrets, _sockets
 from ._client import Client
@@ -34,6 +36,12 @@ from ._status import MountStatus, Status
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# What a mount is refused with on a machine that has no FUSE for it.
+WITHOUT_FUSE = re.compile(r"/dev/fuse|fusermount3")
+
+# Options of a mount, which a file system of fsspec is given among others.
+MADE_OPTIONS = frozenset(_options.NAMES)
+
 # How long a daemon whose last mount went may take to save its index.
 EXIT_TIMEOUT_S = 60.0
 
@@ -44,28 +52,33 @@ class Mount:
     As a context manager it is unmounted at the end, unless it was there before.
     """
 
-    def __init__(self, uri: str, path: Path, existed: bool = False):
+    def __init__(self, uri: str, place: Union[Path, str], existed: bool = False):
         self.uri = uri
         """What is mounted, as it was written."""
-        self.path = path
-        """Where; ``mount.path / "train"`` and ``os.listdir(mount)`` work."""
         self.existed = existed
         """Whether the same mount was there before."""
+        # What the daemon knows it by: the mount point, or a view's URI.
+        self._place = str(place)
+
+    @property
+    def path(self) -> Path:
+        """Where; ``mount.path / "train"`` and ``os.listdir(mount)`` work."""
+        return Path(self._place)
 
     def status(self) -> MountStatus:
         """The state of this mount alone."""
-        return _at(self.path)[1]
+        return _at(self._place)[1]
 
     def renew(self) -> None:
         """Gives the mount the credentials of this process, or Colab's if these are refused."""
-        _renew(*_at(self.path), ask_first=False)
+        _renew(*_at(self._place), ask_first=False)
 
     def unmount(self, lazy: bool = False) -> bool:
         """As :func:`unmount`."""
-        return unmount(self.path, lazy=lazy)
+        return unmount(self._place, lazy=lazy)
 
     def __fspath__(self) -> str:
-        return str(self.path)
+        return self._place
 
     def __enter__(self) -> Mount:
         return self
@@ -82,7 +95,7 @@ class Mount:
             pass
 
     def __repr__(self) -> str:
-        return f"Mount({self.uri!r}, {str(self.path)!r})"
+        return f"Mount({self.uri!r}, {self._place!r})"
 
     def _repr_html_(self) -> str:
         try:
@@ -91,25 +104,75 @@ class Mount:
             return _html.note(str(error))
 
 
-def mount(uri: str, path: Pathish, **options: Unpack[_options.Options]) -> Mount:
+def mount(uri: str, path: Optional[Pathish] = None, **options: Unpack[_options.Options]) -> Mount:
     """Makes ``uri`` a read-only folder at ``path`` and returns once it can be read.
 
     Running it again is success, and gives the mount the credentials of now. The mount and
     its cache outlive the cell, the kernel and an interrupt; :func:`unmount` ends it.
+
+    Where the machine has no FUSE, it says so and returns a file system of the same cache in
+    place of the folder (``warmfs://`` of fsspec). Without a ``path`` that is what was asked for.
     """
-    uri, path, flags = str(uri), _resolve(path), _options.flags(options)
+    uri = str(uri)
     if not uri or uri.startswith("-"):
         raise InvalidError(f"{uri!r} is not a URI", "write s3://BUCKET[/PREFIX] or another scheme")
-    cache = _cache_of(options)
-    existed = _paths.mount_at(path, cache) is not None
-    try:
+    if path is not None:
+        try:
+            return _mount_at(uri, _resolve(path), options)
+        except MachineError as error:
+            if not WITHOUT_FUSE.search(str(error)):
+                raise
+            _say_there_is_no_folder(error, path)
+    from ._view import view
+
+    place, existed = attach(_paths.uri_of(uri), options)
+    return view(uri, place, existed, options)
+
+
+def _mount_at(uri: str, path: Path, options: Mapping[str, Any]) -> Mount:
+    flags = _options.flags(options)
+    existed = _paths.mount_at(path, _cache_of(options)) is not None
+    with _asking_for_secrets(uri) as secrets:
         _binary.run(["mount", *flags, uri, str(path)], _binary.MOUNT_TIMEOUT_S)
-    except DeniedError as refusal:
-        secrets = _secrets.ask(uri, refusal)
-        if secrets is None:
-            raise
-        _mount_with(secrets, uri, path, options)
+    if secrets:
+        _mount_with(secrets, uri, str(path), options)
     return Mount(uri, path, existed)
+
+
+def attach(uri: str, options: Mapping[str, Any]) -> tuple[str, bool]:
+    """Attaches a remote to the cache, with no folder: what the daemon knows the view by, and
+    whether it was there before.
+    """
+    flags = _options.flags(options)
+    before = {mount.dir for _, mount in mounts_for(options)}
+    with _asking_for_secrets(uri) as secrets:
+        said = _binary.run(["mount", "--no-fuse", *flags, uri], _binary.MOUNT_TIMEOUT_S)
+        place = said.partition(" can be read from Python")[0]
+    if secrets:
+        place = str(_mount_with(secrets, uri, None, options).get("dir"))
+    return place, place in before
+
+
+def _say_there_is_no_folder(error: MachineError, path: Pathish) -> None:
+    why = error.message.partition(": ")[0]
+    message = (
+        f"{why}, so there is nothing at {os.fspath(path)}. What warmfs.mount() returned is a file "
+        "system over the same cache: use its open(path), or warmfs:// where fsspec is understood"
+    )
+    warnings.warn(f"warmfs: {message}", stacklevel=3)
+
+
+@contextlib.contextmanager
+def _asking_for_secrets(uri: str) -> Iterator[dict[str, str]]:
+    """Runs what may be refused for lack of credentials, and then has Colab's."""
+    secrets: dict[str, str] = {}
+    try:
+        yield secrets
+    except DeniedError as refusal:
+        asked = _secrets.ask(uri, refusal)
+        if asked is None:
+            raise
+        secrets.update(asked)
 
 
 def unmount(path: Pathish, lazy: bool = False) -> bool:
@@ -118,14 +181,14 @@ def unmount(path: Pathish, lazy: bool = False) -> bool:
 
     Returns whether it is gone entirely. What a dead daemon left is cleaned up.
     """
-    path = _resolve(path)
-    found = _paths.mount_at(path)
+    place = _place_of(path)
+    found = _paths.mount_at(place)
     if found is None:
         # A stale mount, or one that is not ours: the program knows them apart.
         flags = ["--lazy"] if lazy else []
-        _binary.run(["unmount", *flags, str(path)], _client.UNMOUNT_TIMEOUT_S)
+        _binary.run(["unmount", *flags, place], _client.UNMOUNT_TIMEOUT_S)
         return True
-    return _unmount(found[0], path, lazy)
+    return _unmount(found[0], place, lazy)
 
 
 def status(path: Optional[Pathish] = None, cache_dir: Optional[Pathish] = None) -> Status:
@@ -186,40 +249,38 @@ def _send_renew(client: Client, path: str, secrets: Mapping[str, str]) -> None:
 
 
 def _mount_with(
-    secrets: Mapping[str, str], uri: str, path: Path, options: Mapping[str, Any]
-) -> None:
-    """Sends the request for a mount that needs secrets."""
+    secrets: Mapping[str, str], uri: str, path: Optional[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Sends the request for a mount that needs secrets, or without a path for a view."""
     body = {
         "uri": uri,
-        "dir": str(path),
+        "dir": path,
         "env": _caller_env.of_process(secrets),
         **_options.request(options),
     }
     cache = _cache_of(options)
     client = _client.of_cache(cache)
     if client:
-        _send_mount(client, body)
-        return
+        return _send_mount(client, body)
     with _kept(cache, options) as client:
-        _send_mount(client, body)
+        return _send_mount(client, body)
 
 
-def _send_mount(client: Client, body: Mapping[str, Any]) -> None:
-    client.send("POST", "/v1/mounts", body, _client.REMOTE_TIMEOUT_S)
+def _send_mount(client: Client, body: Mapping[str, Any]) -> dict[str, Any]:
+    return client.send("POST", "/v1/mounts", body, _client.REMOTE_TIMEOUT_S)
 
 
 @contextlib.contextmanager
 def _kept(cache: Path, options: Mapping[str, Any]) -> Iterator[Client]:
-    """A new daemon of a cache, kept alive by the mount of a folder of our own until the
+    """A new daemon of a cache, kept alive by a view of a folder of our own until the
     caller has its own: a daemon lives as long as it has a mount, and only the program
     knows how to start one.
     """
     daemon_flags = _options.flags({k: v for k, v in options.items() if k in _options.DAEMON})
     with tempfile.TemporaryDirectory(prefix="warmfs-") as folder:
-        source, point = Path(folder, "source"), Path(folder, "mount")
-        source.mkdir()
-        (source / "empty").touch()
-        args = ["mount", *daemon_flags, "--warm=off", source.as_uri(), str(point)]
+        Path(folder, "empty").touch()
+        source = Path(os.path.realpath(folder)).as_uri()
+        args = ["mount", "--no-fuse", *daemon_flags, "--warm=off", source]
         _binary.run(args, _binary.MOUNT_TIMEOUT_S)
         client = _client.of_cache(cache)
         if client is None:
@@ -227,15 +288,15 @@ def _kept(cache: Path, options: Mapping[str, Any]) -> Iterator[Client]:
         try:
             yield client
         finally:
-            _unmount(client, point, lazy=True)
+            _unmount(client, source, lazy=True)
 
 
-def _unmount(client: Client, path: Path, lazy: bool) -> bool:
+def _unmount(client: Client, place: str, lazy: bool) -> bool:
     # Opened before the request, while the process is certain to be that daemon.
     pid = int(client.get("/v1/ping").get("pid", 0))
     process = _open_process(pid)
     try:
-        body = {"dir": str(path), "lazy": lazy}
+        body = {"dir": place, "lazy": lazy}
         reply = client.send("DELETE", "/v1/mounts", body, _client.UNMOUNT_TIMEOUT_S)
         if reply.get("daemon_exits") and process is not None:
             _wait_for_exit(process, pid)
@@ -261,11 +322,22 @@ def _wait_for_exit(process: int, pid: int) -> None:
         )
 
 
-def _at(path: Path) -> tuple[Client, MountStatus]:
-    found = _paths.find(path)
-    if found.mount.dir != str(path):
-        raise NotMountedError(f"{path} is not a warmfs mount", "warmfs.status() lists them")
+def mounts_for(options: Mapping[str, Any]) -> list[tuple[Client, MountStatus]]:
+    """The mounts of the cache that the options name, or else of every daemon in reach."""
+    return _paths.mounts(_cache_of(options), only=options.get("cache_dir") is not None)
+
+
+def _at(place: str) -> tuple[Client, MountStatus]:
+    found = _paths.find(place)
+    if found.mount.dir != place:
+        raise NotMountedError(f"{place} is not a warmfs mount", "warmfs.status() lists them")
     return found.client, found.mount
+
+
+def _place_of(path: Pathish) -> str:
+    """What the daemon knows a mount by: its mount point, or a view's URI."""
+    text = os.fspath(path)
+    return _paths.uri_of(text).rstrip("/") if "://" in text else str(_resolve(text))
 
 
 def _cache_of(options: Mapping[str, Any]) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
@@ -19,6 +20,9 @@ from ._status import MountStatus, Status, decode
 
 Pathish = Union[str, "os.PathLike[str]"]
 
+# What a URL of ours begins with.
+PROTOCOL = "warmfs"
+
 # Symlinks followed, as the kernel has it.
 LINKS_MAX = 40
 
@@ -28,7 +32,7 @@ class Found(NamedTuple):
 
     client: Client
     mount: MountStatus
-    path: Path
+    path: str
 
 
 def status_of(client: Client) -> Status:
@@ -36,10 +40,11 @@ def status_of(client: Client) -> Status:
     return decode(Status, client.get("/v1/status"))
 
 
-def mounts(cache: Optional[Path] = None) -> list[tuple[Client, MountStatus]]:
-    """The mounts of every daemon in reach, but for detached ones."""
+def mounts(cache: Optional[Path] = None, only: bool = False) -> list[tuple[Client, MountStatus]]:
+    """The mounts of every daemon in reach, but for detached ones; or ``only`` of one cache."""
     found = []
-    for client in _client.all_clients(cache):
+    clients = [_client.of_cache(cache)] if only and cache else _client.all_clients(cache)
+    for client in filter(None, clients):
         try:
             status = status_of(client)
         except WarmfsError:
@@ -48,19 +53,30 @@ def mounts(cache: Optional[Path] = None) -> list[tuple[Client, MountStatus]]:
     return found
 
 
-def mount_at(path: Path, cache: Optional[Path] = None) -> Optional[tuple[Client, MountStatus]]:
-    """The mount whose mount point is ``path``."""
+def mount_at(
+    path: Union[Path, str], cache: Optional[Path] = None
+) -> Optional[tuple[Client, MountStatus]]:
+    """The mount whose mount point is ``path``, or the view of that URI."""
     return next((found for found in mounts(cache) if found[1].dir == str(path)), None)
+
+
+def uri_of(text: str) -> str:
+    """The URI that a text means: ``warmfs://s3/bucket/key`` is ``s3://bucket/key``."""
+    scheme, mark, rest = text.partition("://")
+    if scheme != PROTOCOL or not mark:
+        return text
+    scheme, _, rest = rest.partition("/")
+    return f"file:///{rest.lstrip('/')}" if scheme == "file" else f"{scheme}://{rest}"
 
 
 def find(path: Pathish) -> Found:
     """The mount that a path or a URI is in. Raises :class:`NotMountedError` if it is in none."""
     text = os.fspath(path)
     if "://" in text:
-        return _find_uri(text)
+        return find_uri(uri_of(text), mounts())
     canonical = walk(text)
     above = [
-        Found(client, mount, canonical)
+        Found(client, mount, str(canonical))
         for client, mount in mounts()
         if canonical == Path(mount.dir) or Path(mount.dir) in canonical.parents
     ]
@@ -79,19 +95,20 @@ def _not_found(path: Path) -> WarmfsError:
     return DaemonGoneError(message, "mount it again, or end it with warmfs.unmount(path)")
 
 
-def _find_uri(uri: str) -> Found:
+def find_uri(uri: str, mounted: Iterable[tuple[Client, MountStatus]]) -> Found:
+    """The one that a URI is in of what is ``mounted``."""
     within = []
-    for client, mount in mounts():
-        rest = _below(uri, mount.uri)
+    for client, mount in mounted:
+        rest = below(uri, mount.uri)
         if rest is not None:
-            within.append(Found(client, mount, Path(mount.dir, rest)))
+            within.append(Found(client, mount, f"{mount.dir}/{rest}" if rest else mount.dir))
     if not within:
-        hint = f"mount it first: warmfs.mount({uri!r}, path)"
+        hint = f"mount it first: warmfs.mount({uri!r})"
         raise NotMountedError(f"{uri} is not mounted", hint)
     return max(within, key=lambda found: len(found.mount.uri))
 
 
-def _below(uri: str, mounted: str) -> Optional[str]:
+def below(uri: str, mounted: str) -> Optional[str]:
     """What follows ``mounted`` in ``uri``, without slashes around it."""
     root = mounted.rstrip("/")
     rest = uri[len(root) :]

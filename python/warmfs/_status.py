@@ -67,6 +67,9 @@ class MountStatus(_html.Readable):
 
     uri: str = ""
     dir: str = ""
+    """The mount point; of a view its URI."""
+    view: bool = False
+    """There is no folder: its files are read at the socket."""
     mode: str = ""
     """How files are opened; see ``docs/kernel.md``."""
     mode_reason: str = ""
@@ -320,7 +323,7 @@ def _mount_rows(mount: MountStatus) -> list[tuple[str, str]]:
     reason = f": {mount.mode_reason}" if mount.mode_reason else ""
     rows = [
         ("mount", mount.uri),
-        ("at", mount.dir + (" (detached)" if mount.detached else "")),
+        ("at", "no folder" if mount.view else mount.dir + (" (detached)" * mount.detached)),
         ("mode", mount.mode + reason),
         ("since", format_duration(mount.uptime_s)),
         ("reads", f"{hits} from the cache, {misses} from the remote"),

@@ -16,9 +16,9 @@ from ._client import Client
 from ._errors import InvalidError, NotFoundError
 from ._html import Readable, columns, format_bytes, format_count, grid
 from ._mount import daemon
-from ._paths import Pathish
+from ._paths import Found, Pathish
 from ._progress import Progress, Report
-from ._status import decode
+from ._status import MountStatus, decode
 
 # `doctor` asks the remote twice, with retries.
 DOCTOR_TIMEOUT_S = 120.0
@@ -253,7 +253,8 @@ def prefetch(
     wanted = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not wanted:
         return Prefetched()
-    client, names = _paths.find(wanted[0]).client, [_canonical(path) for path in wanted]
+    client, mounted = _paths.find(wanted[0]).client, _paths.mounts()
+    names = [_canonical(path, mounted) for path in wanted]
     body = {"paths": names, "shuffled": order == "shuffled", "detached": not wait}
     reply = _shown(client, "/v1/prefetch", body, progress and wait)
     done = decode(Prefetched, reply)
@@ -273,14 +274,18 @@ def doctor(uri: Optional[str] = None) -> Diagnosis:
 
 
 def _rows(target: str, path: Pathish, **fields: Any) -> Rows:
+    return rows_of(_paths.find(path), target, **fields)
+
+
+def rows_of(found: Found, target: str, **fields: Any) -> Rows:
+    """Rows of what was found."""
     rows = Rows()
 
     def on_line(kind: str, value: Any) -> None:
         if kind == "rows" and isinstance(value, list):
             rows.extend(decode(Row, row) for row in value if isinstance(row, dict))
 
-    found = _paths.find(path)
-    found.client.upkeep(target, {"path": str(found.path), **fields}, on_line)
+    found.client.upkeep(target, {"path": found.path, **fields}, on_line)
     return rows
 
 
@@ -308,9 +313,11 @@ def _carrier(path: Optional[Pathish]) -> tuple[Client, Optional[str]]:
     if path is None:
         return daemon(), None
     found = _paths.find(path)
-    return found.client, str(found.path)
+    return found.client, found.path
 
 
-def _canonical(path: Pathish) -> str:
+def _canonical(path: Pathish, mounted: list[tuple[Client, MountStatus]]) -> str:
     text = os.fspath(path)
-    return str(_paths.find(text).path if "://" in text else _paths.walk(text))
+    if "://" in text:
+        return _paths.find_uri(_paths.uri_of(text), mounted).path
+    return str(_paths.walk(text))

@@ -84,7 +84,7 @@ def _held_back(shell: Any) -> Iterator[list[str]]:
 
 def _run_mount(words: list[str]) -> Mount:
     arguments, options = _options.parse(words)
-    if len(arguments) != 2:
+    if len(arguments) not in (1, 2):
         raise InvalidError("mount takes a URI and a folder", "%warmfs mount s3://BUCKET DIR")
     return _mount.mount(*arguments, **options)
 

@@ -116,7 +116,7 @@ def hint(sampler: Iterable[_T], paths: Sequence[Pathish]) -> Hinted[_T]:
     if not len(paths):
         raise InvalidError("hint() was given no paths", "give the path of every item")
     found = _paths.find(paths[0])
-    relative = _below(found.mount.dir, paths, os.fspath(paths[0]), str(found.path))
+    relative = _below(found.mount.dir, paths, os.fspath(paths[0]), found.path)
     _check_known(found.client, found.mount.dir)
     return Hinted(sampler, found.client, found.mount.dir, relative)
 

@@ -414,7 +414,8 @@ impl CachedObject {
         self.file_id == id && !self.is_doomed()
     }
 
-    pub(super) fn node(&self) -> NodeId {
+    /// Its node.
+    pub fn node(&self) -> NodeId {
         self.node
     }
 

@@ -29,7 +29,8 @@ pub(super) struct MountArgs {
     /// s3://BUCKET[/PREFIX], gs://…, az://…, ais://… or file:///FOLDER
     pub(super) uri: String,
     /// Mount point; created if it is missing, and then removed at unmount
-    pub(super) dir: PathBuf,
+    #[arg(required_unless_present = "no_fuse")]
+    pub(super) dir: Option<PathBuf>,
     /// More of both, with the same options and cache
     #[arg(value_name = "URI DIR")]
     pub(super) more: Vec<String>,
@@ -44,6 +45,9 @@ pub(super) struct MountArgs {
     /// Take names from an `index export`, ask for none
     #[arg(long, value_name = "FILE|URI", env = "WARMFS_INDEX", hide_env = true)]
     pub(super) index: Option<String>,
+    /// No DIR, for Python alone: warmfs.open("URI/KEY")
+    #[arg(long, env = "WARMFS_NO_FUSE", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub(super) no_fuse: bool,
     /// Log here [default: in the cache directory]
     #[arg(long, value_name = "FILE", env = "WARMFS_LOG_FILE", hide_env = true)]
     pub(super) log_file: Option<PathBuf>,
@@ -278,9 +282,17 @@ impl MountArgs {
                 verify_remote: self.traffic.verify_remote,
             },
         };
+        let dir = match (self.dir, self.no_fuse) {
+            (Some(dir), true) => {
+                let message = format!("with --no-fuse there is no folder at {}", dir.display());
+                return Err(ErrorReply::new(ErrorCode::Invalid, message)
+                    .with_hint("leave out one of the two"));
+            }
+            (dir, _) => dir.map(|dir| preflight::resolve(&dir)).transpose()?,
+        };
         let request = MountRequest {
             uri: self.uri,
-            dir: preflight::resolve(&self.dir)?,
+            dir,
             index: self.index.map(index_source).transpose()?,
             options,
             env: CallerEnv::from_process(),
@@ -296,8 +308,8 @@ impl MountArgs {
         let options = &request.options;
         let of_remote = [&options.remote.ca_file, &options.remote.customer_key_file];
         let given = options.record_trace.iter().chain(of_remote.into_iter().flatten());
-        let dirs = more.iter().map(|more| &more.dir);
-        for path in [&request.dir, &cache.dir].into_iter().chain(dirs).chain(given) {
+        let dirs = request.dir.iter().chain(more.iter().filter_map(|more| more.dir.as_ref()));
+        for path in dirs.chain([&cache.dir]).chain(given) {
             if path.to_str().is_none() {
                 let message = format!("{} is not UTF-8", path.display());
                 return Err(
@@ -359,7 +371,7 @@ fn more(first: &MountRequest, pairs: Vec<String>) -> Result<Vec<MountRequest>, E
             return wrong(&format!("{} has no mount point; write URI DIR URI DIR", pair[0]));
         };
         let (uri, dir) = (uri.clone(), preflight::resolve(Path::new(dir))?);
-        requests.push(MountRequest { uri, dir, ..first.clone() });
+        requests.push(MountRequest { uri, dir: Some(dir), ..first.clone() });
     }
     Ok(requests)
 }

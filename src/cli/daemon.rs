@@ -156,7 +156,7 @@ fn supervision() -> Result<Supervision, ErrorReply> {
 /// Gives the mounts of a daemon that died to one that was started meanwhile.
 async fn hand_over(socket: &Path, mounts: Vec<Kept>) -> Result<(), ErrorReply> {
     for kept in mounts {
-        let dir = kept.request.dir.clone();
+        let dir = kept.request.place().to_owned();
         // None: it ended already, and the next try serves by itself.
         let client = Client::connect(socket).await?.ok_or_else(|| {
             ErrorReply::new(ErrorCode::ShuttingDown, "the other daemon ended in this moment")

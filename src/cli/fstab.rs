@@ -150,7 +150,11 @@ fn entry(
         }
     }
     let options = options.join(",");
-    Ok(Entry { source: uri, dir: request.dir.clone(), fs_type: FS_TYPE.to_owned(), options })
+    let dir = request.dir.clone().ok_or_else(|| {
+        ErrorReply::new(ErrorCode::Invalid, "a line of fstab needs a mount point")
+            .with_hint("leave out --no-fuse")
+    })?;
+    Ok(Entry { source: uri, dir, fs_type: FS_TYPE.to_owned(), options })
 }
 
 /// The options that this process was given, as they were written: what they were parsed

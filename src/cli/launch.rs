@@ -3,7 +3,8 @@
 //!
 //! The daemon gets a session of its own, so that an interrupt to the caller's
 //! process group or a closing terminal does not reach it; none of the caller's
-//! descriptors; and none of its secrets, which travel over the socket.
+//! descriptors; and none of its secrets, which travel over the socket. Where an automount
+//! has it started there is neither terminal nor interrupt, and it stays in the group.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,7 +25,7 @@ use super::logging;
 use crate::config::CallerEnv;
 use crate::control::client::Client;
 use crate::control::wire::{ErrorCode, ErrorReply};
-use crate::daemon::{log_file, preflight};
+use crate::daemon::{log_file, mountinfo, preflight};
 
 /// How long a daemon may take to listen: it may wait 10 s for one that is
 /// saving its index, and check an index after a crash.
@@ -112,10 +113,19 @@ fn command(plan: &MountPlan) -> Command {
         command.env_remove(name);
     }
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped());
+    let leave = if is_awaited(plan) { leave_descriptors } else { leave_caller };
     // SAFETY: between fork and exec only async-signal-safe system calls are
     // made, and nothing is allocated.
-    unsafe { command.pre_exec(leave_caller) };
+    unsafe { command.pre_exec(leave) };
     command
+}
+
+/// Whether an automount waits for one of the mounts. It lets nobody pass before that is there
+/// but the process group that it waits for, so the daemon has to stay in that.
+fn is_awaited(plan: &MountPlan) -> bool {
+    let at = |dir| mountinfo::topmost_at(dir).ok().flatten();
+    let mut dirs = plan.requests().filter_map(|request| request.dir.as_deref());
+    dirs.any(|dir| at(dir).is_some_and(|mount| mount.waits_for_us()))
 }
 
 /// This program, also if its file was replaced by an update meanwhile.
@@ -136,6 +146,10 @@ fn is_secret(name: &OsStr) -> bool {
 
 fn leave_caller() -> io::Result<()> {
     nix::unistd::setsid()?;
+    leave_descriptors()
+}
+
+fn leave_descriptors() -> io::Result<()> {
     // Marked, not closed: std reports a failed exec through one of them.
     // SAFETY: plain system calls on this process's own descriptors.
     unsafe {

@@ -137,7 +137,7 @@ impl Log {
 fn failed(path: &Path, error: &std::io::Error) -> ErrorReply {
     let message = format!("cannot read the log {}: {error}", path.display());
     if error.kind() == std::io::ErrorKind::PermissionDenied {
-        return ErrorReply::new(ErrorCode::Denied, message).with_hint("it is another user's");
+        return ErrorReply::new(ErrorCode::Denied, message).with_hint("run this as its owner");
     }
     ErrorReply::new(ErrorCode::NotFound, message)
         .with_hint("`warmfs mount` starts a daemon, which writes one; --cache-dir chooses it")

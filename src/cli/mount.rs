@@ -93,6 +93,8 @@ async fn foreground(plan: &MountPlan, manager: &Manager) -> Result<(), ErrorRepl
     hear_hang_ups();
     let open = |cache| async move { read_through::open(&cache).await };
     manager.status(&format!("mounting {}", plan.request.uri));
+    // Else this one would take the place of the one that a supervisor starts.
+    Client::of_cache_again(&plan.cache.dir).await?;
     let (cache, options) = (plan.cache.clone(), plan.daemon.clone());
     let mut running = match daemon::start(cache, options, Supervision::default(), open).await {
         Ok(running) => running,
@@ -139,6 +141,7 @@ async fn join(plan: &MountPlan, manager: &Manager) -> Result<(), ErrorReply> {
         result = futures::future::try_join_all(ends) => result.map(drop),
         _ = interrupt.received() => {
             manager.stopping();
+            let client = Client::of_cache(&plan.cache.dir).await?.unwrap_or(client);
             unmount_all(&made, &client).await
         }
     }
@@ -151,16 +154,19 @@ async fn ended(
     client: &Client,
     request: &MountRequest,
 ) -> Result<(), ErrorReply> {
-    let wait = WaitRequest { dir: request.dir.clone() };
+    let wait = WaitRequest { dir: request.place().to_owned() };
+    let mut client = client.clone();
     loop {
         match client.wait(&wait).await {
             Ok(()) => {}
             Err(error) if error.code == ErrorCode::NotMounted => return Ok(()),
             Err(error) => return Err(error),
         }
-        if Client::of_cache_again(&plan.cache.dir).await?.is_none() {
-            return Ok(());
-        }
+        // It may listen elsewhere.
+        client = match Client::of_cache_again(&plan.cache.dir).await? {
+            Some(client) => client,
+            None => return Ok(()),
+        };
     }
 }
 
@@ -187,7 +193,7 @@ async fn make_all<'a>(
 async fn unmount_all(requests: &[&MountRequest], client: &Client) -> Result<(), ErrorReply> {
     let mut result = Ok(());
     for request in requests {
-        let unmount = |lazy| UnmountRequest { dir: request.dir.clone(), lazy };
+        let unmount = |lazy| UnmountRequest { dir: request.place().to_owned(), lazy };
         let mut unmounted = client.unmount(&unmount(false)).await;
         if unmounted.as_ref().is_err_and(|error| error.code == ErrorCode::Busy) {
             unmounted = client.unmount(&unmount(true)).await;
@@ -230,7 +236,10 @@ fn check_budgets(plan: &MountPlan, client: &Client) -> Result<(), ErrorReply> {
 
 /// What a service manager shows of it.
 fn mounts_of(plan: &MountPlan) -> String {
-    let mounts = plan.requests().map(|one| format!("{} at {}", one.uri, one.dir.display()));
+    let mounts = plan.requests().map(|one| match &one.dir {
+        Some(dir) => format!("{} at {}", one.uri, dir.display()),
+        None => one.uri.clone(),
+    });
     mounts.collect::<Vec<_>>().join(", ")
 }
 
@@ -239,6 +248,12 @@ fn announce(plan: &MountPlan, reply: &MountReply) -> Result<(), ErrorReply> {
         return Ok(());
     }
     let cache = output::short(&plan.cache.dir);
-    let dir = reply.dir.display();
-    output::line(&format!("{} mounted at {dir} (cache {cache})", reply.uri))
+    match plan.request.dir {
+        Some(_) => output::line(&format!(
+            "{} mounted at {} (cache {cache})",
+            reply.uri,
+            reply.dir.display()
+        )),
+        None => output::line(&format!("{} can be read from Python (cache {cache})", reply.uri)),
+    }
 }

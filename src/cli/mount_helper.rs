@@ -150,7 +150,10 @@ mod tests {
             &["warmfs", "mount.warmfs", "s3://b/p", "/d", "-sfnv", "-o", "uid=7,no_such_thing"],
         ] {
             let mount = helper(args).unwrap_or_else(|error| panic!("{args:?}: {error}"));
-            assert_eq!((mount.uri.as_str(), mount.dir.to_str()), ("s3://b/p", Some("/d")));
+            assert_eq!(
+                (mount.uri.as_str(), mount.dir.as_deref()),
+                ("s3://b/p", Some(Path::new("/d")))
+            );
             assert_eq!(mount.look.uid, Some(7), "{args:?}");
         }
         for (args, word) in [

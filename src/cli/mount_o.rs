@@ -42,7 +42,7 @@ const IGNORED: [&str; 28] = [
 const IGNORED_STARTS: [&str; 4] = ["x-", "X-", "comment=", "user="];
 
 /// Long options that make no sense where mount(8) runs the command.
-pub(super) const REFUSED: [&str; 3] = ["foreground", "help", "version"];
+pub(super) const REFUSED: [&str; 4] = ["foreground", "help", "no-fuse", "version"];
 
 /// The long options that stand for `options`. `C` is the whole command line.
 ///

@@ -12,13 +12,13 @@ use crate::daemon::preflight;
 /// Give a mount the credentials of this shell; files stay open
 #[derive(Debug, Args)]
 pub(super) struct RenewArgs {
-    /// The mount point
+    /// The mount point; after --no-fuse the URI
     dir: PathBuf,
 }
 
 /// Renews, once the remote was reached with them.
 pub(super) fn run(args: RenewArgs) -> Result<(), ErrorReply> {
-    let dir = preflight::resolve(&args.dir)?;
+    let dir = preflight::resolve_place(&args.dir)?;
     client_runtime()?.block_on(async {
         let Some((client, _)) = status::find_mount(&dir).await? else {
             let message = format!("no daemon serves {}", dir.display());

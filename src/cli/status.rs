@@ -23,7 +23,7 @@ use crate::daemon::{mountinfo, preflight};
 /// Show mounts, cache and requests
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// Only this mount point
+    /// Only this mount point; after --no-fuse the URI
     dir: Option<PathBuf>,
     /// As JSON (docs/status.md)
     #[arg(long)]
@@ -124,7 +124,7 @@ fn check_owner(cache: &Path) -> Result<(), ErrorReply> {
 
 async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
     if let Some(dir) = &args.dir {
-        let dir = preflight::resolve(dir)?;
+        let dir = preflight::resolve_place(dir)?;
         return match find_mount(&dir).await? {
             Some((_, mut status)) => {
                 status.mounts.retain(|mount| mount.dir == dir);
@@ -142,11 +142,11 @@ async fn ask(args: &StatusArgs) -> Result<StatusReply, ErrorReply> {
     if let Some(status) = Client::status_of_cache(&cache).await? {
         return Ok(status);
     }
-    check_owner(&cache)?;
     let others = if args.cache_dir.is_some() { Vec::new() } else { Client::all().await };
     match others.as_slice() {
         [only] => only.status().await,
         [] => {
+            check_owner(&cache)?;
             let message = format!("no daemon serves the cache {}", output::short(&cache));
             Err(ErrorReply::new(ErrorCode::NotMounted, message)
                 .with_hint("`warmfs mount URI DIR` starts one"))

@@ -105,7 +105,7 @@ async fn supervise(args: &DaemonArgs) -> Result<ExitStatus, ErrorReply> {
 /// Leaves nothing dead behind.
 fn give_up(mounts: &Mounts) {
     for mount in &mounts.kept {
-        clear_dead(&mount.request.dir, &mount.created);
+        clear_dead(mount.request.place(), &mount.created);
     }
     for (dir, created) in &mounts.pending {
         clear_dead(dir, created);

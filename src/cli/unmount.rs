@@ -26,7 +26,7 @@ const END_LIMIT: Duration = Duration::from_secs(3);
 /// Unmount a folder; returns once the cache is saved
 #[derive(Debug, Args)]
 pub(super) struct UnmountArgs {
-    /// The mount point
+    /// The mount point; after --no-fuse the URI
     dir: PathBuf,
     /// Detach it although files are open; they stay readable
     #[arg(short, long)]
@@ -35,7 +35,7 @@ pub(super) struct UnmountArgs {
 
 /// Unmounts, and waits for the daemon if that was its last mount.
 pub(super) fn run(args: UnmountArgs) -> Result<(), ErrorReply> {
-    let dir = preflight::resolve(&args.dir)?;
+    let dir = preflight::resolve_place(&args.dir)?;
     client_runtime()?.block_on(async {
         let Some((client, _)) = status::find_mount(&dir).await? else {
             return without_daemon(&dir, args.lazy);
@@ -72,7 +72,10 @@ fn without_daemon(dir: &Path, lazy: bool) -> Result<(), ErrorReply> {
     }
     let lazy = lazy || kernel::is_stale(dir);
     let unmounted = kernel::unmount(dir, lazy);
-    unmounted.map_err(|error| status::not_served(dir, unmount_failed(dir, &error)))
+    unmounted.map_err(|error| match unmount_failed(dir, &error) {
+        busy if busy.code == ErrorCode::Busy => busy,
+        denied => status::not_served(dir, denied),
+    })
 }
 
 /// A handle on a process; `None` where the kernel has none (before 5.3).

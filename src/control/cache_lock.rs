@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 /// Bytes of a record, spaces at its end included.
 const RECORD_BYTES: usize = 4_096;
 
+/// How the command line of a supervisor begins.
+const SUPERVISOR_WORDS: &[u8] = b"warmfs\0supervise\0";
+
 /// The exclusive right to serve a cache directory, until dropped.
 #[derive(Debug)]
 pub struct CacheLock(File);
@@ -50,7 +53,9 @@ impl LockRecord {
 
     /// Whether there is a supervisor that starts another holder, should this one be dead.
     pub fn is_supervised(&self) -> bool {
-        self.supervisor > 0 && Path::new(&format!("/proc/{}", self.supervisor)).exists()
+        // Not another process of that number, and not one that is dead and not waited for.
+        let words = std::fs::read(format!("/proc/{}/cmdline", self.supervisor));
+        words.is_ok_and(|words| words.starts_with(SUPERVISOR_WORDS))
     }
 }
 

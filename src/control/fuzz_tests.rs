@@ -48,7 +48,7 @@ fn mount_request() -> MountRequest {
     let env = [("AWS_SECRET_ACCESS_KEY", "x")].into_iter().collect();
     MountRequest {
         uri: "s3://b/p".to_owned(),
-        dir: "/mnt/é".into(),
+        dir: Some("/mnt/é".into()),
         index: Some(IndexSource::Uri("s3://b/i".to_owned())),
         options,
         env,
@@ -62,6 +62,15 @@ fn requests(effort: Effort) {
             text(&mount_request()),
             text(&UnmountRequest { dir: "/d".into(), lazy: true }),
             text(&WaitRequest { dir: "/d".into() }),
+            text(&MountRequest { dir: None, ..mount_request() }),
+            text(&StatRequest { path: "s3://b/p/é".into() }),
+            text(&ReadRequest {
+                dir: "s3://b/p".into(),
+                ino: 1,
+                version: "\"e\"".to_owned(),
+                offset: 1 << 40,
+                length: u64::MAX,
+            }),
         ],
         words: WORDS,
         inputs: 20_000,
@@ -71,6 +80,8 @@ fn requests(effort: Effort) {
         parses::<MountRequest>(input)
             | parses::<UnmountRequest>(input)
             | parses::<WaitRequest>(input)
+            | parses::<StatRequest>(input)
+            | parses::<ReadRequest>(input)
     });
 }
 
@@ -80,6 +91,7 @@ fn status() -> StatusReply {
         refusal: None,
         uri: "s3://b".to_owned(),
         dir: "/d".into(),
+        view: true,
         mode: "cached".to_owned(),
         mode_reason: String::new(),
         uptime_s: 0.5,
@@ -138,6 +150,7 @@ fn replies(effort: Effort) {
             text(&ErrorReply::new(ErrorCode::Busy, "busy").with_hint("wait")),
             text(&MountReply { uri: "s3://b".to_owned(), dir: "/d".into(), existed: true }),
             text(&ping),
+            text(&StatReply { dir: "/d".into(), ino: 7, row: Row::default() }),
             text(&status()),
             text(&UnmountReply { daemon_exits: true, still_in_use: false }),
         ],
@@ -161,6 +174,7 @@ fn replies(effort: Effort) {
             | parses::<MountReply>(input)
             | parses::<Ping>(input)
             | parses::<UnmountReply>(input)
+            | parses::<StatReply>(input)
             // Its times are fractions, which may change in their last digit.
             | serde_json::from_slice::<StatusReply>(input).is_ok()
     });

@@ -10,6 +10,8 @@
 //! POST   /v1/mounts/wait  WaitRequest    -> {} once the mount has ended
 //! POST   /v1/renew        RenewRequest   -> {}
 //! POST   /v1/hint         HintRequest    -> {} once it is taken
+//! POST   /v1/stat         StatRequest    -> StatReply
+//! POST   /v1/read         ReadRequest    -> the bytes, application/octet-stream
 //! POST   /v1/evict        EvictRequest   -> lines of UpkeepLine
 //! POST   /v1/verify       VerifyRequest  -> lines of UpkeepLine
 //! POST   /v1/pin          PinRequest     -> lines of UpkeepLine
@@ -24,13 +26,16 @@
 //!
 //! What may take long is answered by lines of JSON in one body
 //! (`application/x-ndjson`): progress, which shows that the daemon lives, and
-//! at last what was done or why not. It is stopped when the client goes away.
+//! at last what was done or why not. It is stopped when the client goes away. A read is
+//! answered by as many bytes as its head says; fewer are a failure on the way, and who asks
+//! again from there is told which.
 //!
 //! A failure is an [`wire::ErrorReply`] with a status of 400 and above. Both
 //! sides name their protocol in a header and check the other's user: requests
 //! carry credentials. On disk this module owns the socket in the runtime
 //! directory and `<cache>/lock`, which names the socket of its holder.
 
+mod body;
 pub mod cache_lock;
 pub mod client;
 pub mod exposition;

@@ -2,23 +2,22 @@
 //!
 //! Answers only the daemon's own user and root. Requests run to their end in
 //! tasks of the [`Service`]; a client that goes away drops its answer only,
-//! but for answers in lines: their senders see that nobody listens, and stop.
+//! but for answers in lines and those of files: their senders see that nobody listens,
+//! and stop.
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Either, Full, Limited};
-use hyper::body::{Body, Frame, Incoming};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,23 +28,33 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::body::Answer;
+pub use super::body::Reading;
 use super::exposition::CONTENT_TYPE;
 use super::wire::{
-    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, StatusReply, UnmountReply,
-    UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, ReadRequest, RenewRequest, StatReply,
+    StatRequest, StatusReply, UnmountReply, UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
 };
 use super::{BODY_BYTES_MAX, NAMES_BYTES_MAX, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER};
 use crate::config::MountRequest;
 
-/// Connections served at once. Commands use one each for a moment; only
-/// `mount --foreground` keeps one. Twice the mounts a daemon may have, so that
-/// with all of them waited for there is still one free to unmount.
-const CONNECTIONS_MAX: usize = 128;
+/// Connections served at once. Commands use one each for a moment, and `mount --foreground`
+/// keeps one: twice the mounts that a daemon may have, so that with all of them waited for
+/// there is still one free to unmount. The other 512 are for who reads files here, which
+/// keeps one a thread while it reads.
+const CONNECTIONS_MAX: usize = 128 + 512;
+
+/// The kind of most answers.
+const JSON: &str = "application/json";
+
+/// What is taken of an answer before its client takes it: two chunks of a file.
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// Requests that name files and are read at once.
 static NAMES_AT_ONCE: Semaphore = Semaphore::const_new(2);
 
-/// How long a client may take to send its request.
+/// How long a client may take to send its request, and keep a connection that it does not
+/// use.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a stopping server waits for answers still on their way.
@@ -70,6 +79,10 @@ pub trait Service: Send + Sync + 'static {
     async fn renew(&self, request: RenewRequest) -> Result<(), ErrorReply>;
     /// Takes a part of the order in which a mount will be read.
     async fn hint(&self, request: HintRequest) -> Result<(), ErrorReply>;
+    /// Says what a path is.
+    async fn stat(&self, request: StatRequest) -> Result<StatReply, ErrorReply>;
+    /// Begins to read from a file. Dropped at any time, it ends.
+    async fn read(&self, request: ReadRequest) -> Result<Reading, ErrorReply>;
     /// Starts an upkeep command, which tells how far it is and at last how it
     /// ended. It is stopped when nobody listens any more.
     async fn upkeep(
@@ -168,6 +181,7 @@ async fn serve_connection(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), handler);
     tokio::pin!(connection);
     let result = tokio::select! {
@@ -187,47 +201,12 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// What a request is answered with.
-enum Answer {
-    /// At once.
-    Json(Vec<u8>),
-    /// Figures for Prometheus.
-    Metrics(String),
-    /// Bit by bit.
-    Lines(Lines),
-}
-
-/// A body of one JSON value a line.
-struct Lines(mpsc::Receiver<UpkeepLine>);
-
-impl Body for Lines {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|line| {
-            let mut text = serde_json::to_vec(&line?).ok()?;
-            text.push(b'\n');
-            Some(Ok(Frame::data(Bytes::from(text))))
-        })
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    service: Arc<dyn Service>,
-) -> Response<Either<Full<Bytes>, Lines>> {
-    let whole = |text: Vec<u8>| Either::Left(Full::new(Bytes::from(text)));
+async fn answer(request: Request<Incoming>, service: Arc<dyn Service>) -> Response<Answer> {
     let (status, kind, body) = match dispatch(request, service).await {
-        Ok(Answer::Json(text)) => (StatusCode::OK, "application/json", whole(text)),
-        Ok(Answer::Metrics(text)) => (StatusCode::OK, CONTENT_TYPE, whole(text.into_bytes())),
-        Ok(Answer::Lines(lines)) => (StatusCode::OK, "application/x-ndjson", Either::Right(lines)),
+        Ok((kind, body)) => (StatusCode::OK, kind, body),
         Err(error) => {
             let text = serde_json::to_vec(&error).unwrap_or_default();
-            (status_of(error.code), "application/json", whole(text))
+            (status_of(error.code), JSON, whole(text))
         }
     };
     let mut response = Response::new(body);
@@ -239,10 +218,15 @@ async fn answer(
     response
 }
 
+fn whole(text: Vec<u8>) -> Answer {
+    Answer::Whole(Full::new(Bytes::from(text)))
+}
+
+/// What a request is answered with: a kind, and a body of it.
 async fn dispatch(
     request: Request<Incoming>,
     service: Arc<dyn Service>,
-) -> Result<Answer, ErrorReply> {
+) -> Result<(&'static str, Answer), ErrorReply> {
     let protocol = request.headers().get(PROTOCOL_HEADER).map(|value| value.as_bytes());
     if protocol.is_some_and(|protocol| protocol != PROTOCOL.as_bytes()) {
         let message = concat!("the daemon is warmfs ", env!("CARGO_PKG_VERSION"));
@@ -252,12 +236,19 @@ async fn dispatch(
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/ping") => json(&service.ping()),
         (&Method::GET, "/v1/status") => json(&service.status().await),
-        (&Method::GET, "/metrics") => Ok(Answer::Metrics(service.metrics().await)),
+        (&Method::GET, "/metrics") => {
+            Ok((CONTENT_TYPE, whole(service.metrics().await.into_bytes())))
+        }
         (&Method::POST, "/v1/mounts") => json(&service.mount(read(request).await?).await?),
         (&Method::DELETE, "/v1/mounts") => json(&service.unmount(read(request).await?).await?),
         (&Method::POST, "/v1/mounts/wait") => json(&service.wait(read(request).await?).await?),
         (&Method::POST, "/v1/renew") => json(&service.renew(read(request).await?).await?),
         (&Method::POST, "/v1/hint") => json(&service.hint(read_names(request).await?).await?),
+        (&Method::POST, "/v1/stat") => json(&service.stat(read(request).await?).await?),
+        (&Method::POST, "/v1/read") => {
+            let reading = service.read(read(request).await?).await?;
+            Ok(("application/octet-stream", Answer::Pieces(reading)))
+        }
         (&Method::POST, "/v1/evict") => {
             lines(service, UpkeepRequest::Evict(read(request).await?)).await
         }
@@ -318,13 +309,17 @@ async fn read_up_to<T: DeserializeOwned>(
     })
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Answer, ErrorReply> {
+fn json<T: Serialize>(value: &T) -> Result<(&'static str, Answer), ErrorReply> {
     let text = serde_json::to_vec(value);
-    text.map(Answer::Json).map_err(|e| ErrorReply::new(ErrorCode::Internal, e.to_string()))
+    let text = text.map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?;
+    Ok((JSON, whole(text)))
 }
 
-async fn lines(service: Arc<dyn Service>, request: UpkeepRequest) -> Result<Answer, ErrorReply> {
-    service.upkeep(request).await.map(|lines| Answer::Lines(Lines(lines)))
+async fn lines(
+    service: Arc<dyn Service>,
+    request: UpkeepRequest,
+) -> Result<(&'static str, Answer), ErrorReply> {
+    service.upkeep(request).await.map(|lines| ("application/x-ndjson", Answer::Lines(lines)))
 }
 
 fn status_of(code: ErrorCode) -> StatusCode {
@@ -332,6 +327,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         ErrorCode::Invalid => StatusCode::BAD_REQUEST,
         ErrorCode::NotMounted | ErrorCode::NotFound => StatusCode::NOT_FOUND,
         ErrorCode::MountPoint | ErrorCode::Busy => StatusCode::CONFLICT,
+        ErrorCode::Stale => StatusCode::PRECONDITION_FAILED,
         ErrorCode::Denied => StatusCode::FORBIDDEN,
         ErrorCode::Unreachable => StatusCode::BAD_GATEWAY,
         ErrorCode::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,

@@ -57,12 +57,14 @@ pub enum ErrorCode {
     Invalid,
     /// The mount point cannot be used: in use, not empty, not a folder.
     MountPoint,
-    /// A process keeps the mount busy.
+    /// A process keeps the mount busy, or there are too many such requests.
     Busy,
     /// No such mount.
     NotMounted,
     /// No such bucket, prefix or object.
     NotFound,
+    /// The object is no longer the version that was opened.
+    Stale,
     /// The remote or the operating system refuses.
     Denied,
     /// The remote cannot be reached.
@@ -107,7 +109,7 @@ pub struct Ping {
 pub struct MountReply {
     /// What is mounted, normalised.
     pub uri: String,
-    /// Where.
+    /// Where; of a view its URI. Other requests know it by this.
     pub dir: PathBuf,
     /// Whether the same mount was there before.
     pub existed: bool,
@@ -116,7 +118,7 @@ pub struct MountReply {
 /// Asks for a mount to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnmountRequest {
-    /// The mount point.
+    /// The mount point, or a view's URI.
     pub dir: PathBuf,
     /// Detach it although it is in use.
     #[serde(default)]
@@ -135,7 +137,7 @@ pub struct UnmountReply {
 /// Gives a mount other credentials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewRequest {
-    /// The mount point.
+    /// The mount point, or a view's URI.
     pub dir: PathBuf,
     /// The caller's credentials and configuration, all of them.
     pub env: CallerEnv,
@@ -144,7 +146,7 @@ pub struct RenewRequest {
 /// Asks for an answer once the mount at `dir` has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitRequest {
-    /// The mount point.
+    /// The mount point, or a view's URI.
     pub dir: PathBuf,
 }
 
@@ -231,7 +233,7 @@ pub struct PrefetchRequest {
 /// Tells a part of the order in which the files of a mount will be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HintRequest {
-    /// The mount point.
+    /// The mount point, or a view's URI.
     pub dir: PathBuf,
     /// Names the order: another one takes the place of the one before. Empty to ask
     /// whether orders are understood.
@@ -240,6 +242,40 @@ pub struct HintRequest {
     pub first: u64,
     /// The files of the next turns, relative to the mount point.
     pub paths: Vec<String>,
+}
+
+/// Asks what a path is, to read it at the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatRequest {
+    /// An absolute path in a mount, or one below a view's URI.
+    pub path: PathBuf,
+}
+
+/// The answer to [`StatRequest`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatReply {
+    /// The mount point, or the view's URI.
+    pub dir: PathBuf,
+    /// Its inode number: never given to anything else, nor to another version of it.
+    pub ino: u64,
+    /// What it is.
+    #[serde(flatten)]
+    pub row: Row,
+}
+
+/// Asks for bytes of a file; see [`StatReply`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadRequest {
+    /// The mount point, or the view's URI.
+    pub dir: PathBuf,
+    /// The file's inode number.
+    pub ino: u64,
+    /// The version that it has: an index that was lost may count inodes anew.
+    pub version: String,
+    /// Where to begin, in bytes.
+    pub offset: u64,
+    /// Bytes; fewer come at the end of the file.
+    pub length: u64,
 }
 
 /// Asks for everything to end that was asked for with [`PrefetchRequest::detached`].

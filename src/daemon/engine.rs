@@ -5,7 +5,6 @@
 //! kernel.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use crate::config::{CallerEnv, MountRequest};
 use crate::control::wire::{
     CacheStatus, DownloadStatus, ErrorReply, HintRequest, RemoteQueueStatus,
 };
+use crate::fs::FileSystem;
 use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
 use crate::remote::later::Known;
 
@@ -26,8 +26,8 @@ use crate::remote::later::Known;
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     /// Connects the remote, checks that the prefix can be mounted, and mounts
-    /// it at `dir`: an empty folder that nothing is mounted on. Returns once
-    /// requests are served.
+    /// it at the request's folder, which is empty and nothing is mounted on; a view of it
+    /// needs none. Returns once requests are served.
     ///
     /// What was mounted `before`, by a daemon that died, is mounted without a request to
     /// the remote, and its bytes are counted on.
@@ -37,7 +37,6 @@ pub trait Engine: Send + Sync + 'static {
     async fn mount(
         &self,
         request: &MountRequest,
-        dir: &Path,
         before: Option<Before>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply>;
 
@@ -114,7 +113,7 @@ pub struct Before {
     pub downloaded_bytes: u64,
 }
 
-/// A mount that the kernel sends requests to.
+/// A mount that the kernel sends requests to, or a view.
 #[async_trait]
 pub trait ActiveMount: Send + Sync + 'static {
     /// Its remote, as it takes to mount it again.
@@ -176,18 +175,23 @@ pub trait ActiveMount: Send + Sync + 'static {
     /// If the remote had to be asked, and could not tell.
     async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply>;
 
+    /// Its files, for who reads them at the socket; `None` if it has none to read.
+    fn files(&self) -> Option<&Arc<FileSystem>> {
+        None
+    }
+
     /// Whether its mount point still leads to it. It does not after an
     /// outside `umount -l`, while files are open. Tells by the device number
     /// in [`super::mountinfo`]: another mount of warmfs may be there by then.
     fn is_attached(&self) -> bool;
 
-    /// Asks the kernel to unmount it, lazily if `lazy`. Blocks for as long as
-    /// the kernel or fusermount takes.
+    /// Asks the kernel to unmount it, lazily if `lazy`; a view just ends. Blocks for as
+    /// long as the kernel or fusermount takes.
     ///
     /// # Errors
     /// `ResourceBusy` while it is in use and not `lazy`.
     fn unmount(&self, lazy: bool) -> io::Result<()>;
 
-    /// Returns once the kernel has ended the session, whoever unmounted it.
+    /// Returns once it has ended, whoever unmounted it.
     async fn ended(&self);
 }

@@ -190,7 +190,7 @@ fn is_object(node: &Node) -> bool {
     matches!(node.kind, NodeKind::Object(_))
 }
 
-fn row(name: String, look: Look) -> Row {
+pub(super) fn row(name: String, look: Look) -> Row {
     Row {
         name,
         is_folder: look.is_folder,

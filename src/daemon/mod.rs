@@ -20,6 +20,7 @@ mod process;
 mod prometheus;
 mod rates;
 pub mod read_through;
+mod reads;
 mod serve;
 mod status;
 pub mod supervision;
@@ -41,16 +42,18 @@ use tokio::time::MissedTickBehavior;
 
 use crate::cache::kill_point;
 use crate::config::{CacheOptions, CallerEnv, MountRequest};
-use crate::control::server::Service;
+use crate::control::server::{Reading, Service};
 use crate::control::wire::{
-    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, RenewRequest, RestartStatus, StatusReply,
-    UnmountReply, UnmountRequest, UpkeepLine, UpkeepRequest, WaitRequest,
+    ErrorCode, ErrorReply, HintRequest, MountReply, Ping, ReadRequest, RenewRequest, RestartStatus,
+    StatReply, StatRequest, StatusReply, UnmountReply, UnmountRequest, UpkeepLine, UpkeepRequest,
+    WaitRequest,
 };
 use engine::{Before, Engine};
 use mount_point::MountPoint;
 pub use mount_point::clear_dead;
 pub use process::{logs_to, prepare_to_hold_secrets};
 use rates::{Rates, Totals};
+use reads::Reads;
 pub use serve::{Running, StartError, Supervision, start};
 use supervision::{Change, Kept, Mounts, Supervisor};
 use table::{Entry, Table};
@@ -78,6 +81,7 @@ struct Daemon {
     engine: Arc<dyn Engine>,
     table: Arc<Table>,
     jobs: Jobs,
+    reads: Reads,
     supervisor: Arc<Supervisor>,
     restarts: Arc<RestartStatus>,
     since: Instant,
@@ -125,7 +129,7 @@ impl Service for Daemon {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let daemon = self.clone();
         tokio::spawn(async move {
-            let dir = request.dir.clone();
+            let dir = request.place().to_owned();
             let pending = match daemon.table.begin() {
                 Ok(pending) => pending,
                 Err(error) => return drop(answer.send(Err(error))),
@@ -169,6 +173,14 @@ impl Service for Daemon {
         entry.mount.hint(&request).await
     }
 
+    async fn stat(&self, request: StatRequest) -> Result<StatReply, ErrorReply> {
+        self.stat_path(&request.path).await
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<Reading, ErrorReply> {
+        self.start_reading(&request).await
+    }
+
     async fn upkeep(
         &self,
         request: UpkeepRequest,
@@ -188,6 +200,7 @@ impl Daemon {
             engine,
             table: Arc::default(),
             jobs: Jobs::default(),
+            reads: Reads::default(),
             supervisor: supervision.supervisor.clone(),
             restarts: Arc::new(restarts),
             since: Instant::now(),
@@ -204,8 +217,9 @@ impl Daemon {
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
+            let totals = self.totals();
             self.table.all().iter().for_each(|entry| entry.tell_download());
-            self.rates.sample(Instant::now(), self.totals());
+            self.rates.sample(Instant::now(), totals);
         }
     }
 
@@ -263,7 +277,7 @@ impl Daemon {
         });
         let _ = tokio::time::timeout(RESTORE_LIMIT, cleared).await;
         let restored = mounts.into_iter().map(|kept| async move {
-            let dir = kept.request.dir.clone();
+            let dir = kept.request.place().to_owned();
             let restored = tokio::time::timeout(RESTORE_LIMIT, self.restore_one(kept)).await;
             let hangs =
                 || Err(ErrorReply::new(ErrorCode::Environment, "its folder does not answer"));
@@ -280,8 +294,9 @@ impl Daemon {
         let before = Before { remote, downloaded_bytes };
         let uri = preflight::check_uri(&request)?.to_string();
         let (dir, cache_dir) = (request.dir.clone(), self.cache.dir.clone());
-        let supervisor = self.supervisor.clone();
+        let (place, supervisor) = (request.place().to_owned(), self.supervisor.clone());
         let prepare = move || {
+            let Some(dir) = dir else { return Ok(MountPoint::none(&place)) };
             // Unmounted meanwhile, by whoever found it dead.
             if !is_restoring && !mount_point::is_dead(&dir) {
                 let message = "it was unmounted meanwhile";
@@ -291,9 +306,9 @@ impl Daemon {
             MountPoint::prepare_again(&dir, &cache_dir, created)
         };
         let point = blocking(prepare).await??;
-        let mount = self.engine.mount(&request, &request.dir, Some(before)).await?;
+        let mount = self.engine.mount(&request, Some(before)).await?;
         self.supervisor.tell(&Change::Mounted(Box::new(Kept { is_restoring: false, ..kept })));
-        tracing::info!("{uri} is mounted at {} again, {}", request.dir.display(), mount.mode());
+        tracing::info!("{} is there again, {}", describe(&request, &uri), mount.mode());
         self.keep(Entry::new(request, uri, mount, point, self.supervisor.clone())).await
     }
 
@@ -310,34 +325,37 @@ impl Daemon {
     }
 
     async fn add_mount(&self, request: MountRequest) -> Result<MountReply, ErrorReply> {
-        if !request.dir.is_absolute() {
-            let message = format!("{} is not an absolute path", request.dir.display());
-            return Err(ErrorReply::new(ErrorCode::Invalid, message));
+        let mut request = request;
+        let parsed = preflight::check_uri(&request)?;
+        let uri = parsed.to_string();
+        match &request.dir {
+            Some(dir) if !dir.is_absolute() => {
+                let message = format!("{} is not an absolute path", dir.display());
+                return Err(ErrorReply::new(ErrorCode::Invalid, message));
+            }
+            Some(dir) => preflight::check_source(&parsed, dir).await?,
+            // It is known by this.
+            None => request.uri.clone_from(&uri),
         }
-        let uri = preflight::check_uri(&request)?;
-        preflight::check_source(&uri, &request.dir).await?;
-        let uri = uri.to_string();
-        let _turn = self.table.lock_dir(&request.dir).await;
-        let dir = request.dir.clone();
+        let dir = request.place().to_owned();
+        let _turn = self.table.lock_dir(&dir).await;
         if let Some(reply) = self.find_same(&request, &uri).await? {
             return Ok(reply);
         }
-        let cache_dir = self.cache.dir.clone();
-        let wanted = dir.clone();
-        let point = blocking(move || MountPoint::prepare(&wanted, &cache_dir)).await??;
+        let point = self.prepare_point(&request).await?;
         let created = point.created().to_owned();
         self.supervisor.tell(&Change::Mounting { dir: dir.clone(), created });
-        let mount = match self.engine.mount(&request, &dir, None).await {
+        let mount = match self.engine.mount(&request, None).await {
             Ok(mount) => mount,
             Err(error) => {
-                tracing::warn!("{uri} was not mounted at {}: {error}", dir.display());
+                tracing::warn!("{} did not come to be: {error}", describe(&request, &uri));
                 blocking(move || point.remove()).await?;
                 self.supervisor.tell_gone(&dir);
                 return Err(error);
             }
         };
         kill_point::reach("mount-made");
-        tracing::info!("{uri} is mounted at {}, {}", dir.display(), mount.mode());
+        tracing::info!("{} is there, {}", describe(&request, &uri), mount.mode());
         let kept = Kept {
             // What an index file says is in the index by now.
             request: MountRequest { index: None, ..request.clone() },
@@ -352,6 +370,14 @@ impl Daemon {
         Ok(MountReply { uri, dir, existed: false })
     }
 
+    async fn prepare_point(&self, request: &MountRequest) -> Result<MountPoint, ErrorReply> {
+        let Some(dir) = request.dir.clone() else {
+            return Ok(MountPoint::none(request.place()));
+        };
+        let cache_dir = self.cache.dir.clone();
+        blocking(move || MountPoint::prepare(&dir, &cache_dir)).await?
+    }
+
     /// Whether the mount is there already. It asks with the credentials of this request
     /// from now on.
     async fn find_same(
@@ -359,18 +385,21 @@ impl Daemon {
         request: &MountRequest,
         uri: &str,
     ) -> Result<Option<MountReply>, ErrorReply> {
-        let Some(entry) = self.table.at(&request.dir) else { return Ok(None) };
+        let Some(entry) = self.table.at(request.place()) else { return Ok(None) };
         if !self.is_attached(&entry).await? {
             return Ok(None);
         }
         if entry.uri == uri && entry.options == request.options {
             self.renew(&entry, &request.env).await?;
-            let dir = request.dir.clone();
+            let dir = request.place().to_owned();
             return Ok(Some(MountReply { uri: uri.to_owned(), dir, existed: true }));
         }
-        let dir = request.dir.display();
-        let difference = if entry.uri == uri { " with other options" } else { "" };
-        let message = format!("{dir} is in use by {}{difference}", entry.uri);
+        let dir = request.place().display();
+        let message = match (entry.is_view, entry.uri == uri) {
+            (true, _) => format!("{dir} is in use with other options"),
+            (false, true) => format!("{dir} is in use by {uri} with other options"),
+            (false, false) => format!("{dir} is in use by {}", entry.uri),
+        };
         Err(ErrorReply::new(ErrorCode::MountPoint, message)
             .with_hint(format!("`warmfs unmount {dir}` first")))
     }
@@ -462,6 +491,14 @@ pub fn unmount_failed(dir: &Path, error: &io::Error) -> ErrorReply {
     };
     ErrorReply::new(ErrorCode::Busy, format!("{shown} is busy, {user}"))
         .with_hint(format!("end that, or detach it with `warmfs unmount --lazy {shown}`"))
+}
+
+/// A mount or a view, as the log has it.
+fn describe(request: &MountRequest, uri: &str) -> String {
+    match &request.dir {
+        Some(dir) => format!("the mount of {uri} at {}", dir.display()),
+        None => format!("the view of {uri}"),
+    }
 }
 
 fn not_mounted(dir: &Path) -> ErrorReply {

@@ -63,6 +63,11 @@ impl MountPoint {
         Ok(point)
     }
 
+    /// For a view, which has none: there is nothing to make ready or to put back.
+    pub(super) fn none(uri: &Path) -> MountPoint {
+        MountPoint { dir: uri.to_owned(), created: Vec::new() }
+    }
+
     /// What was created for it, parents first.
     pub(super) fn created(&self) -> &[PathBuf] {
         &self.created
@@ -129,7 +134,7 @@ impl Drop for MountPoint {
 pub(super) fn clear_stale(dir: &Path) -> Result<(), ErrorReply> {
     for _ in 0..STALE_LAYERS_MAX {
         let found = mountinfo::topmost_at(dir).map_err(|error| not_usable(dir, &error))?;
-        let Some(mount) = found else { return Ok(()) };
+        let Some(mount) = found.filter(|mount| !mount.waits_for_us()) else { return Ok(()) };
         if !mount.is_fuse() || !kernel::is_stale(dir) {
             return Err(occupied(dir, &mount));
         }
@@ -148,6 +153,15 @@ fn occupied(dir: &Path, mount: &mountinfo::MountInfo) -> ErrorReply {
     if mount.is_warmfs() {
         let message = format!("{dir} is in use by {}", mount.source);
         return refused(message, &format!("`warmfs unmount {dir}` first"));
+    }
+    if mount.mounter.is_some() && mount.source.starts_with("systemd") {
+        let message = format!("{dir} is mounted by {} at its first use", mount.source);
+        return refused(
+            message,
+            &format!(
+                "`ls {dir}` does; where a daemon runs already, give this mount a cache_dir of its own"
+            ),
+        );
     }
     let message = format!("{dir} is in use by a mount of {} ({})", mount.source, mount.fs_type);
     refused(message, &format!("unmount it with `umount {dir}`, or choose another mount point"))

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use nix::unistd::Uid;
+use nix::unistd::{Uid, getpgrp};
 
 /// The file system type the kernel shows for our mounts.
 pub const FS_TYPE: &str = "fuse.warmfs";
@@ -24,12 +25,21 @@ pub struct MountInfo {
     pub source: String,
     /// The user whose process serves it, if it is a FUSE mount.
     pub owner: Option<u32>,
+    /// If it waits for something to be mounted on it (autofs), the process group that may do
+    /// so: everybody else who goes there waits, too.
+    pub mounter: Option<i32>,
 }
 
 impl MountInfo {
     /// Whether it is one of ours, dead or alive.
     pub fn is_warmfs(&self) -> bool {
         self.fs_type == FS_TYPE
+    }
+
+    /// Whether this process is the one that is to mount something on it.
+    pub fn waits_for_us(&self) -> bool {
+        // 0 is a group that this process cannot see.
+        self.mounter.is_some_and(|group| group > 0 && group == getpgrp().as_raw())
     }
 
     /// Whether it is a FUSE mount of any kind.
@@ -82,13 +92,14 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
         dir: OsString::from_vec(unescape(fields.get(4)?)).into(),
         fs_type: text(fields.get(dash + 1)?),
         source: text(fields.get(dash + 2)?),
-        owner: fields.get(dash + 3).and_then(|options| owner(&text(options))),
+        owner: fields.get(dash + 3).and_then(|options| number(&text(options), "user_id=")),
+        mounter: fields.get(dash + 3).and_then(|options| number(&text(options), "pgrp=")),
     })
 }
 
-/// Of `rw,user_id=0,group_id=0,allow_other`.
-fn owner(options: &str) -> Option<u32> {
-    options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok())
+/// The number of one of `rw,user_id=0,group_id=0,allow_other`.
+fn number<T: FromStr>(options: &str, name: &str) -> Option<T> {
+    options.split(',').find_map(|option| option.strip_prefix(name)?.parse().ok())
 }
 
 /// The kernel writes space, tab, newline, backslash and hash as `\` and three octal digits.
@@ -123,12 +134,13 @@ mod tests {
         40 22 0:44 / /mnt/a\\040b\\134c rw,nosuid shared:7 master:1 - fuse.warmfs s3://bucket/x ro,user_id=7\n\
         41 40 8:1 /sub /mnt/tab\\011x rw - ext4 /dev/sda1 rw\n\
         42 22 0:45 / /mnt/a\\040b\\134c rw - tmpfs  rw\n\
+        43 22 0:46 / /mnt/auto rw - autofs systemd-1 rw,fd=29,pgrp=7,timeout=0,direct\n\
         nonsense\n";
 
     #[test]
     fn fields_and_octal_escapes() {
         let mounts = parse(TEXT);
-        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts.len(), 5);
         assert_eq!(mounts[1].dir, Path::new("/mnt/a b\\c"));
         assert_eq!(mounts[1].device, (0, 44));
         assert_eq!((mounts[1].source.as_str(), mounts[1].owner), ("s3://bucket/x", Some(7)));
@@ -136,6 +148,7 @@ mod tests {
         assert_eq!(mounts[2].dir, Path::new("/mnt/tab\tx"));
         assert!(!mounts[2].is_fuse() && mounts[2].owner.is_none());
         assert_eq!(mounts[3].fs_type, "tmpfs");
+        assert_eq!((mounts[4].mounter, mounts[4].waits_for_us()), (Some(7), false));
     }
 
     #[test]

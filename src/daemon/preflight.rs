@@ -20,8 +20,10 @@ use crate::remote::{RemoteUri, local};
 /// The first thing that is wrong.
 pub fn check(request: &MountRequest, cache_dir: &Path) -> Result<(), ErrorReply> {
     check_uri(request)?;
-    check_owner(&request.dir)?;
-    check_fuse()?;
+    if let Some(dir) = &request.dir {
+        check_owner(dir)?;
+        check_fuse()?;
+    }
     check_cache_dir(cache_dir)
 }
 
@@ -31,11 +33,9 @@ pub fn check(request: &MountRequest, cache_dir: &Path) -> Result<(), ErrorReply>
 /// # Errors
 /// If it cannot be mounted there.
 pub fn check_uri(request: &MountRequest) -> Result<RemoteUri, ErrorReply> {
-    let uri: RemoteUri = request.uri.parse().map_err(|error: crate::remote::uri::UriError| {
-        ErrorReply::new(ErrorCode::Invalid, error.to_string())
-    })?;
-    if let RemoteUri::File { path } = &uri {
-        check_apart(path, &uri, &request.dir)?;
+    let uri = parse_uri(&request.uri)?;
+    if let (RemoteUri::File { path }, Some(dir)) = (&uri, &request.dir) {
+        check_apart(path, &uri, dir)?;
     }
     Ok(uri)
 }
@@ -62,16 +62,22 @@ fn check_apart(source: &Path, uri: &RemoteUri, dir: &Path) -> Result<(), ErrorRe
         .with_hint("choose a mount point outside the source"))
 }
 
+/// What to do on a machine whose kernel cannot be made to mount.
+pub(super) const WITHOUT_FUSE: &str = "`warmfs mount --no-fuse URI` serves Python without it";
+
 pub(super) fn check_fuse() -> Result<(), ErrorReply> {
     if let Err(error) = access("/dev/fuse", AccessFlags::R_OK | AccessFlags::W_OK) {
         let (message, hint) = match error {
             Errno::ENOENT => (
                 "there is no /dev/fuse".to_owned(),
-                "run `modprobe fuse`, or start the container with `--device /dev/fuse --cap-add SYS_ADMIN`",
+                format!(
+                    "run `modprobe fuse`, or start the container with `--device /dev/fuse \
+                     --cap-add SYS_ADMIN`; {WITHOUT_FUSE}"
+                ),
             ),
             _ => (
                 format!("/dev/fuse cannot be opened: {}", error.desc().to_lowercase()),
-                "run as root, or `chmod 666 /dev/fuse` as root",
+                format!("run as root, or `chmod 666 /dev/fuse` as root; {WITHOUT_FUSE}"),
             ),
         };
         return Err(ErrorReply::new(ErrorCode::Environment, message).with_hint(hint));
@@ -79,7 +85,7 @@ pub(super) fn check_fuse() -> Result<(), ErrorReply> {
     if !Uid::effective().is_root() && !find_program("fusermount3") {
         let message = "only root can mount without fusermount3, which is not installed";
         return Err(ErrorReply::new(ErrorCode::Environment, message)
-            .with_hint("run `apt-get install fuse3` as root"));
+            .with_hint(format!("run `apt-get install fuse3` as root; {WITHOUT_FUSE}")));
     }
     Ok(())
 }
@@ -112,6 +118,23 @@ pub fn check_cache_dir(dir: &Path) -> Result<(), ErrorReply> {
             .map_err(|errno| refused(path, errno.desc().to_lowercase()));
     }
     Ok(())
+}
+
+/// What a mount is known by: its mount point in canonical form, or a view's URI.
+///
+/// # Errors
+/// If it can be neither.
+pub fn resolve_place(path: &Path) -> Result<PathBuf, ErrorReply> {
+    match path.to_str().filter(|text| text.contains("://")) {
+        Some(uri) => Ok(parse_uri(uri)?.to_string().into()),
+        None => resolve(path),
+    }
+}
+
+fn parse_uri(uri: &str) -> Result<RemoteUri, ErrorReply> {
+    uri.parse().map_err(|error: crate::remote::uri::UriError| {
+        ErrorReply::new(ErrorCode::Invalid, error.to_string())
+    })
 }
 
 /// The canonical form of a path whose end may not exist yet. The last
@@ -192,7 +215,7 @@ mod tests {
         let options = MountOptions::default();
         MountRequest {
             uri: uri.to_owned(),
-            dir: dir.to_owned(),
+            dir: Some(dir.to_owned()),
             index: None,
             options,
             env: CallerEnv::default(),
@@ -239,12 +262,12 @@ mod tests {
         let link = tmp.path().join("link");
         std::os::unix::fs::symlink("/", &link).unwrap();
         request.uri = format!("file://{}", link.display());
-        request.dir = PathBuf::from("/mount");
+        request.dir = Some(PathBuf::from("/mount"));
         let uri = check_uri(&request).unwrap();
-        let refused = check_source(&uri, &request.dir).await.unwrap_err();
+        let refused = check_source(&uri, Path::new("/mount")).await.unwrap_err();
         assert!(refused.to_string().contains("overlap"), "{refused}");
         request.uri = "s3://bucket".to_owned();
-        check_source(&check_uri(&request).unwrap(), &request.dir).await.unwrap();
+        check_source(&check_uri(&request).unwrap(), Path::new("/mount")).await.unwrap();
         request.uri = "ftp://bucket".to_owned();
         assert_eq!(check_uri(&request).unwrap_err().code, ErrorCode::Invalid);
     }

@@ -1,6 +1,7 @@
 //! The engine of the product: a cache, and file systems that read through it.
 
-use std::io;
+mod mounted;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,25 +11,21 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex as AsyncMutex;
 
+use self::mounted::{Mounted, Way};
 use super::engine::{ActiveMount, Before, Engine};
-use super::{kernel, mountinfo};
 use crate::cache::{
-    AttachError, Audited, Cache, CacheError, Evicted, HintError, NodeId, OnTheWay, Pinned,
-    PrefetchOrder, Prefetched, Progress, Refreshed, Scope, Tree, Verified, Warming,
+    AttachError, Audited, Cache, CacheError, Evicted, NodeId, OnTheWay, Pinned, PrefetchOrder,
+    Prefetched, Progress, Refreshed, Scope, Tree, Verified,
 };
 use crate::config::{CacheOptions, CallerEnv, MountOptions, MountRequest, RemoteOptions};
-use crate::control::wire::{
-    CacheStatus, ComparedStatus, DownloadStatus, ErrorCode, ErrorReply, HintRequest,
-    RemoteQueueStatus,
-};
+use crate::control::wire::{CacheStatus, ComparedStatus, ErrorCode, ErrorReply};
 use crate::fs::FileSystem;
-use crate::fs::session::MountSession;
 use crate::fs::trace::Recorder;
-use crate::metrics::{CacheMetrics, MountMetrics, RemoteMetrics};
-use crate::remote::client::{Download, RemoteClient};
+use crate::metrics::{CacheMetrics, RemoteMetrics};
+use crate::remote::client::RemoteClient;
 use crate::remote::endpoint::Endpoints;
-use crate::remote::later::{Known, Later};
-use crate::remote::{self, ErrorKind, ListRequest, Remote, RemoteError, RemoteUri};
+use crate::remote::later::Later;
+use crate::remote::{self, ErrorKind, Remote, RemoteError, RemoteUri};
 
 /// Opens the engine of a cache directory whose lock the caller holds.
 ///
@@ -49,9 +46,6 @@ pub async fn open(options: &CacheOptions) -> Result<Arc<dyn Engine>, ErrorReply>
     Ok(Arc::new(ReadThrough { cache, remote_metrics, endpoints }))
 }
 
-/// Time for a LIST of one key, by which new credentials are tried.
-const RENEW_LIMIT: Duration = Duration::from_secs(10);
-
 struct ReadThrough {
     cache: Arc<Cache>,
     remote_metrics: Arc<RemoteMetrics>,
@@ -64,7 +58,6 @@ impl Engine for ReadThrough {
     async fn mount(
         &self,
         request: &MountRequest,
-        dir: &Path,
         before: Option<Before>,
     ) -> Result<Arc<dyn ActiveMount>, ErrorReply> {
         let uri = super::preflight::check_uri(request)?;
@@ -85,15 +78,11 @@ impl Engine for ReadThrough {
             let recorder = super::blocking(move || record_to(&path)).await??;
             fs.record(recorder);
         }
-        let (dir, runtime) = (dir.to_owned(), Handle::current());
-        let started = tokio::task::spawn_blocking(move || MountSession::start(fs, &dir, runtime));
-        let session = started
-            .await
-            .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string()))?
-            .map_err(|error| explain_mount(&error))?;
-        session.file_system().tree().start_warming(options.warm);
+        let way = Way::open(&fs, request.dir.clone()).await?;
+        fs.tree().start_warming(options.warm);
         Ok(Arc::new(Mounted {
-            session,
+            fs,
+            way,
             client,
             uri,
             options: options.remote.clone(),
@@ -259,148 +248,6 @@ impl ReadThrough {
     }
 }
 
-struct Mounted {
-    session: MountSession,
-    client: Arc<RemoteClient>,
-    uri: RemoteUri,
-    options: RemoteOptions,
-    env: AsyncMutex<CallerEnv>,
-    metrics: Arc<RemoteMetrics>,
-}
-
-#[async_trait]
-impl ActiveMount for Mounted {
-    fn remote(&self) -> Known {
-        self.client.known()
-    }
-
-    fn mode(&self) -> String {
-        self.session.mode().to_string()
-    }
-
-    fn mode_reason(&self) -> String {
-        self.session.file_system().mode_reason()
-    }
-
-    fn metrics(&self) -> &MountMetrics {
-        self.session.file_system().metrics()
-    }
-
-    fn warming(&self) -> Warming {
-        self.session.file_system().tree().warming()
-    }
-
-    fn download(&self) -> DownloadStatus {
-        let Download { bytes, cap, is_reached } = self.client.download();
-        DownloadStatus { bytes, cap, reached: is_reached }
-    }
-
-    fn requests(&self) -> Option<(RemoteQueueStatus, bool)> {
-        let load = self.client.requests().load();
-        let queue = RemoteQueueStatus {
-            remote: self.client.id().0.clone(),
-            mount: None,
-            in_flight: load.used,
-            limit: load.limit,
-            waiting: super::status::waiting(load.waiting),
-        };
-        Some((queue, self.client.has_own_requests()))
-    }
-
-    fn not_seen(&self) -> String {
-        self.session.file_system().not_seen().to_owned()
-    }
-
-    async fn renew(&self, env: &CallerEnv) -> Result<(), ErrorReply> {
-        let mut current = self.env.lock().await;
-        if current.is_same_login(env) && self.client.refusal().is_none() {
-            return Ok(());
-        }
-        let renewed = self.connect_as(env).await.and_then(|remote| self.client.renew(remote));
-        renewed.map_err(|error| {
-            let message = format!("{} keeps the credentials it has: {error}", self.uri);
-            ErrorReply::new(code_of(&error), message)
-        })?;
-        *current = env.clone();
-        Ok(())
-    }
-
-    async fn hint(&self, request: &HintRequest) -> Result<(), ErrorReply> {
-        let tree = self.session.file_system().tree();
-        let hinted = tree.hint(&request.order, request.first, &request.paths).await;
-        let hinted = hinted.map_err(|error| match error {
-            HintError::Cache(error) => explain_cache(&error),
-            HintError::Gap { .. } | HintError::TooLong => {
-                ErrorReply::new(ErrorCode::Invalid, error.to_string())
-                    .with_hint("tell the order from its beginning, under another name")
-            }
-        })?;
-        match hinted.first_unknown {
-            None => Ok(()),
-            Some(path) => {
-                let (unknown, all) = (hinted.unknown, request.paths.len());
-                let message = format!("{unknown} of {all} paths are no files here, such as {path}");
-                Err(ErrorReply::new(ErrorCode::NotFound, message)
-                    .with_hint("`warmfs refresh` if they are new; the others are gone along"))
-            }
-        }
-    }
-
-    fn refusal(&self) -> Option<String> {
-        self.client.refusal()
-    }
-
-    async fn find(&self, path: &str) -> Result<Option<(Arc<Tree>, NodeId)>, ErrorReply> {
-        let tree = self.session.file_system().tree();
-        let node = tree.resolve(path).await.map_err(|error| explain_cache(&error))?;
-        Ok(node.map(|node| (Arc::clone(tree), node.id)))
-    }
-
-    fn is_attached(&self) -> bool {
-        let device = self.session.device();
-        let there = mountinfo::topmost_at(self.session.dir());
-        // What cannot be told is no reason to give a mount up: nobody would
-        // unmount it any more.
-        there.map_or(true, |mount| {
-            mount.is_some_and(|m| m.device == (libc::major(device), libc::minor(device)))
-        })
-    }
-
-    fn unmount(&self, lazy: bool) -> io::Result<()> {
-        kernel::unmount(self.session.dir(), lazy)
-    }
-
-    async fn ended(&self) {
-        self.session.ended().await;
-        self.session.file_system().tree().end();
-        let fs = self.session.file_system().clone();
-        let finished = super::blocking(move || fs.recorder().map(Recorder::finish)).await;
-        if let Err(error) = finished {
-            tracing::error!(%error, "the trace was not finished");
-        }
-    }
-}
-
-impl Mounted {
-    /// The remote with the credentials of `env`, which it takes: not every remote asks
-    /// when it is connected.
-    async fn connect_as(&self, env: &CallerEnv) -> Result<Arc<dyn Remote>, RemoteError> {
-        let remote = remote::connect(&self.uri, &self.options, env, &self.metrics).await?;
-        let prefix = self.uri.prefix().to_owned();
-        let one = ListRequest { prefix, max_keys: Some(1), ..ListRequest::default() };
-        self.metrics.list.requests.add(1);
-        let listed = tokio::time::timeout(RENEW_LIMIT, remote.list(&one)).await;
-        match listed {
-            Ok(Err(error)) if error.kind == ErrorKind::Credentials => {
-                self.metrics.list.errors.add(error.kind.reason());
-                Err(error)
-            }
-            // Whoever reads hears of what else is wrong.
-            _ => Ok(remote),
-        }
-    }
-}
-
 fn record_to(path: &Path) -> Result<Recorder, ErrorReply> {
     Recorder::create(path).map_err(|error| {
         let why = super::preflight::describe(&error);
@@ -480,22 +327,6 @@ fn explain_attach(uri: &RemoteUri, error: AttachError) -> ErrorReply {
             } else {
                 reply.with_hint(format!("did you mean {}?", nearest.join(", ")))
             }
-        }
-    }
-}
-
-fn explain_mount(error: &io::Error) -> ErrorReply {
-    let text = error.to_string();
-    let reply =
-        ErrorReply::new(ErrorCode::Environment, format!("the kernel refused: {}", text.trim()));
-    if text.contains("user_allow_other") {
-        return reply
-            .with_hint("add `user_allow_other` to /etc/fuse.conf, or leave out --allow-other");
-    }
-    match error.kind() {
-        io::ErrorKind::NotFound => reply.with_hint("is fuse3 installed, and /dev/fuse there?"),
-        _ => {
-            reply.with_hint("in a container, run it with `--device /dev/fuse --cap-add SYS_ADMIN`")
         }
     }
 }

@@ -104,6 +104,7 @@ fn mount(entry: &Entry) -> MountStatus {
     MountStatus {
         uri: entry.uri.clone(),
         dir: entry.dir.clone(),
+        view: entry.is_view,
         mode: entry.mount.mode(),
         mode_reason: entry.mount.mode_reason(),
         uptime_s: entry.since.elapsed().as_secs_f64(),

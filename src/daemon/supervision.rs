@@ -8,11 +8,13 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::table::MOUNTS_MAX;
@@ -83,11 +85,11 @@ pub enum Change {
     },
     /// It is being made again.
     Restoring(PathBuf),
-    /// It is there.
+    /// It is there, mounted or as a view.
     Mounted(Box<Kept>),
     /// It has other credentials.
     Renewed {
-        /// Where it is mounted.
+        /// What it is known by.
         dir: PathBuf,
         /// These.
         env: CallerEnv,
@@ -117,7 +119,7 @@ impl Change {
                 }
             }
             Change::Mounted(kept) => {
-                mounts.forget(&kept.request.dir);
+                mounts.forget(kept.request.place());
                 mounts.kept.push(*kept);
             }
             Change::Renewed { dir, env } => {
@@ -142,11 +144,11 @@ impl Mounts {
     }
 
     fn find(&mut self, dir: &Path) -> Option<&mut Kept> {
-        self.kept.iter_mut().find(|mount| mount.request.dir == dir)
+        self.kept.iter_mut().find(|mount| mount.request.place() == dir)
     }
 
     fn forget(&mut self, dir: &Path) {
-        self.kept.retain(|mount| mount.request.dir != dir);
+        self.kept.retain(|mount| mount.request.place() != dir);
         self.pending.retain(|(pending, _)| pending != dir);
     }
 }
@@ -189,6 +191,21 @@ impl Supervisor {
         }
     }
 
+    /// Tells it if nobody has to wait for that; whether it was told.
+    pub(super) fn try_tell(&self, change: &Change) -> bool {
+        let has_room = {
+            let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(open) = socket.as_ref() else { return false };
+            // Of a socket's buffer much more than a line is free then.
+            let mut fds = [PollFd::new(open.as_fd(), PollFlags::POLLOUT)];
+            matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+        };
+        if has_room {
+            self.tell(change);
+        }
+        has_room
+    }
+
     /// Tells that a mount is gone.
     pub(super) fn tell_gone(&self, dir: &Path) {
         self.tell(&Change::Gone(dir.to_owned()));
@@ -204,7 +221,7 @@ mod tests {
     fn request(dir: &str) -> MountRequest {
         let options = MountOptions::default();
         let env = [("AWS_PROFILE", "old")].into_iter().collect();
-        MountRequest { uri: "s3://b".to_owned(), dir: dir.into(), index: None, options, env }
+        MountRequest { uri: "s3://b".to_owned(), dir: Some(dir.into()), index: None, options, env }
     }
 
     #[test]
@@ -240,7 +257,7 @@ mod tests {
             serde_json::from_slice::<Change>(&line).unwrap().apply(&mut mounts);
         }
         assert_eq!(mounts.kept.len(), 1);
-        assert_eq!(mounts.kept[0].request.dir, Path::new("/a"));
+        assert_eq!(mounts.kept[0].request.place(), Path::new("/a"));
         assert_eq!(mounts.kept[0].request.env, env);
         assert_eq!(mounts.kept[0].downloaded_bytes, 7);
         assert!(!mounts.kept[0].is_restoring, "it was mounted since");
@@ -253,6 +270,24 @@ mod tests {
     }
 
     #[test]
+    fn a_view_is_known_by_its_uri() {
+        let text = serde_json::to_value(request("/a")).unwrap();
+        let mut view = text.clone();
+        view.as_object_mut().unwrap().remove("dir");
+        let request: MountRequest = serde_json::from_value(view).unwrap();
+        assert_eq!((request.dir.as_ref(), request.place()), (None, Path::new("s3://b")));
+        let remote = Known::of(&ScriptedRemote::new());
+        let kept =
+            Kept { request, remote, created: Vec::new(), downloaded_bytes: 0, is_restoring: false };
+        let mut mounts = Mounts::default();
+        Change::Mounted(Box::new(kept)).apply(&mut mounts);
+        Change::Gone("/a".into()).apply(&mut mounts);
+        assert_eq!(mounts.kept.len(), 1);
+        Change::Gone("s3://b".into()).apply(&mut mounts);
+        assert!(mounts.is_empty());
+    }
+
+    #[test]
     fn a_supervisor_that_is_gone_is_no_matter() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let supervisor = Supervisor(Mutex::new(Some(ours)));
@@ -260,6 +295,10 @@ mod tests {
         let mut line = String::new();
         BufReader::new(&theirs).read_line(&mut line).unwrap();
         assert_eq!(line, "{\"gone\":\"/a\"}\n");
+        // One that is stopped is not waited for.
+        let downloaded = Change::Downloaded { dir: "/a".into(), bytes: 1 };
+        let told = (0..100_000).take_while(|_| supervisor.try_tell(&downloaded)).count();
+        assert!((1..100_000).contains(&told), "{told}");
         drop(theirs);
         supervisor.tell_gone(Path::new("/a"));
         supervisor.tell_gone(Path::new("/a"));

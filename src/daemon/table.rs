@@ -25,7 +25,10 @@ pub(super) const MOUNTS_MAX: usize = 64;
 
 /// One mount and what the daemon remembers of it.
 pub(super) struct Entry {
+    /// The mount point, or a view's URI.
     pub(super) dir: PathBuf,
+    /// There is no folder.
+    pub(super) is_view: bool,
     /// Normalised.
     pub(super) uri: String,
     /// Not the whole request, which holds secrets.
@@ -51,7 +54,8 @@ impl Entry {
         supervisor: Arc<Supervisor>,
     ) -> Self {
         Entry {
-            dir: request.dir,
+            dir: request.place().to_owned(),
+            is_view: request.dir.is_none(),
             uri,
             options: request.options,
             mount,
@@ -67,9 +71,13 @@ impl Entry {
     /// Tells the supervisor what was downloaded of a cap: another daemon counts on.
     pub(super) fn tell_download(&self) {
         let DownloadStatus { bytes, cap, .. } = self.mount.download();
-        // One task tells, and a mount without a cap counts for nobody.
-        if cap.is_some() && self.told_bytes.swap(bytes, Ordering::Relaxed) != bytes {
-            self.supervisor.tell(&Change::Downloaded { dir: self.dir.clone(), bytes });
+        // A mount without a cap counts for nobody, and another may be in the place of one that
+        // is detached.
+        if cap.is_none() || self.is_detached() || self.told_bytes.load(Ordering::Relaxed) == bytes {
+            return;
+        }
+        if self.supervisor.try_tell(&Change::Downloaded { dir: self.dir.clone(), bytes }) {
+            self.told_bytes.store(bytes, Ordering::Relaxed);
         }
     }
 
@@ -128,7 +136,7 @@ struct State {
 pub(super) struct Reads {
     pub(super) hit_bytes: u64,
     pub(super) miss_bytes: u64,
-    /// READs.
+    /// READs that failed.
     pub(super) failed: u64,
 }
 
@@ -161,7 +169,7 @@ impl Table {
         mutex.lock_owned().await
     }
 
-    /// The mount that `dir` leads to.
+    /// The mount that `dir` leads to, or the view of that URI.
     pub(super) fn at(&self, dir: &Path) -> Option<Arc<Entry>> {
         let state = lock(&self.state);
         state.entries.iter().find(|entry| entry.dir == dir && !entry.is_detached()).cloned()
@@ -172,7 +180,7 @@ impl Table {
         lock(&self.state).entries.clone()
     }
 
-    /// Bytes of READ of every mount there ever was: hits and misses.
+    /// Of every mount there ever was.
     pub(super) fn reads(&self) -> Reads {
         let state = lock(&self.state);
         state.entries.iter().map(|entry| entry.reads()).fold(state.ended, Reads::plus)

@@ -386,14 +386,18 @@ impl Daemon {
         self.find_in(&entry, path).await
     }
 
-    async fn mount_of(&self, path: &Path) -> Result<Arc<Entry>, ErrorReply> {
+    pub(super) async fn mount_of(&self, path: &Path) -> Result<Arc<Entry>, ErrorReply> {
         self.mount_above(path).await?.ok_or_else(|| {
             let message = format!("{} is in no mount of this cache", path.display());
             ErrorReply::new(ErrorCode::NotMounted, message).with_hint("`warmfs status` lists them")
         })
     }
 
-    async fn find_in(&self, entry: &Entry, path: &Path) -> Result<(Arc<Tree>, NodeId), ErrorReply> {
+    pub(super) async fn find_in(
+        &self,
+        entry: &Entry,
+        path: &Path,
+    ) -> Result<(Arc<Tree>, NodeId), ErrorReply> {
         let shown = path.display();
         let rest = path.strip_prefix(&entry.dir).ok().and_then(Path::to_str).unwrap_or_default();
         entry.mount.find(rest).await?.ok_or_else(|| {

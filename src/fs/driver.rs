@@ -233,15 +233,8 @@ impl Filesystem for Driver {
                 return reply.error(errno.into());
             }
         };
-        if offset == 0 && self.fs.mode() == OpenMode::Cached {
-            object.opened(); // As near as it comes.
-            if let Some(recorder) = self.fs.recorder() {
-                recorder.open(node);
-            }
-        }
-        if let Some(recorder) = self.fs.recorder() {
-            recorder.read(node, object.size(), offset, u64::from(size));
-        }
+        let is_unopened = self.fs.mode() == OpenMode::Cached;
+        self.fs.will_read(&object, offset, u64::from(size), is_unopened);
         let reply = READ_BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < size as usize {
                 buffer.resize(size as usize, 0);

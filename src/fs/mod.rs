@@ -9,6 +9,7 @@ pub mod errno;
 pub mod inode;
 pub mod open_mode;
 pub mod ops;
+mod read;
 pub mod session;
 pub mod trace;
 mod xattr;

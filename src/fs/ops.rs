@@ -3,22 +3,16 @@
 use std::ffi::OsStr;
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
+use std::time::Duration;
 
 use super::Answer;
 use super::errno::Errno;
 use super::inode::{Attr, Ino};
 use super::open_mode::{MountMode, Obstacle, OpenMode};
 use super::trace::Recorder;
-use crate::cache::{
-    AtHand, CacheError, CachedObject, Child, Extent, Node, NodeId, NodeKind, ReadOutcome, Rollup,
-    Tree,
-};
+use crate::cache::{CacheError, CachedObject, Child, Extent, Node, NodeId, NodeKind, Rollup, Tree};
 use crate::config::MountOptions;
 use crate::metrics::MountMetrics;
-use crate::remote::ErrorKind;
 
 /// Entries of one READDIR answer at most. Newer kernels ask for 32 KiB, which is
 /// about 200 entries with attributes; more would be read for nothing.
@@ -27,10 +21,10 @@ pub const READDIR_ENTRIES_MAX: usize = 256;
 /// Bytes of a name at most, as in every file system.
 pub const NAME_BYTES_MAX: usize = 255;
 
-/// Offset after `.`; the one after `..` is 2. Others are node ids, which begin higher.
 /// Names of a path that are told of. Keys have 1,024 bytes at most where they are bounded.
 const PATH_NAMES_MAX: usize = 1_024;
 
+/// Offset after `.`; the one after `..` is 2. Others are node ids, which begin higher.
 const OFFSET_DOT: u64 = 1;
 const OFFSET_DOT_DOT: u64 = 2;
 
@@ -331,84 +325,6 @@ impl FileSystem {
             Ok(Some(object)) => Ok(object),
             Ok(None) => Err(Errno::EISDIR),
             Err(error) => Err(self.failed("open", &node.name, &error)),
-        }
-    }
-
-    /// Reads as many bytes of a file as `buf` has room for, if that waits for
-    /// nothing: fewer at the end of the file only.
-    pub fn read_at_hand(
-        &self,
-        object: &Arc<CachedObject>,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Option<AtHand> {
-        let len = object.size().saturating_sub(offset).min(buf.len() as u64) as usize;
-        if len == 0 {
-            return Some(AtHand::Copied(0));
-        }
-        let began = Instant::now();
-        let read = object.read_at_hand(offset, &mut buf[..len])?;
-        let miss_bytes = match &read {
-            AtHand::Copied(_) => 0,
-            AtHand::Shared { miss_bytes, .. } => *miss_bytes,
-        };
-        self.was_read(object, len as u64, miss_bytes, began);
-        Some(read)
-    }
-
-    /// Reads from a file what is on the disk, where that may block: with what is
-    /// returned, which gives `None` if it is to be had elsewhere after all. One thread
-    /// less on the way than with [`FileSystem::read`].
-    pub fn read_on_disk(
-        self: &Arc<Self>,
-        object: &Arc<CachedObject>,
-        offset: u64,
-        len: u64,
-    ) -> Option<impl FnOnce() -> Option<Bytes> + Send + 'static> {
-        let read = object.read_on_disk(offset, len)?;
-        let (fs, object, began) = (self.clone(), object.clone(), Instant::now());
-        Some(move || {
-            let data = read()?;
-            fs.was_read(&object, data.len() as u64, 0, began);
-            Some(data)
-        })
-    }
-
-    fn was_read(&self, object: &CachedObject, bytes: u64, miss_bytes: u64, began: Instant) {
-        self.metrics.hit_bytes.add(bytes.saturating_sub(miss_bytes));
-        self.metrics.miss_bytes.add(miss_bytes);
-        let times = if miss_bytes > 0 { &self.metrics.misses } else { &self.metrics.hits };
-        times.observe(began.elapsed());
-        self.tree.was_read(object, bytes, miss_bytes > 0);
-    }
-
-    /// Reads from a file, waiting for the disk or the remote.
-    pub async fn read(
-        self: Arc<Self>,
-        ino: Ino,
-        object: Arc<CachedObject>,
-        offset: u64,
-        len: u64,
-    ) -> Result<Bytes, Errno> {
-        let began = Instant::now();
-        match object.read(offset, len).await {
-            Ok(ReadOutcome { data, miss_bytes }) => {
-                self.was_read(&object, data.len() as u64, miss_bytes, began);
-                Ok(data)
-            }
-            Err(error) => {
-                self.metrics.failed_reads.add(1);
-                let node = self.node(ino);
-                let name = node.as_ref().map_or("?", |node| node.name.as_str());
-                tracing::warn!(name, offset, %error, "a read failed");
-                if matches!(error.kind, ErrorKind::Changed | ErrorKind::NotFound)
-                    && let Ok(node) = &node
-                    && let Err(error) = self.tree.expire(node).await
-                {
-                    tracing::warn!(name, %error, "a changed object could not be noted");
-                }
-                Err(Errno::of_read(&error))
-            }
         }
     }
 

@@ -16,6 +16,7 @@ pub mod moto;
 pub mod namespace;
 pub mod readers;
 pub mod server;
+pub mod socket;
 pub mod store;
 pub mod stub;
 pub mod tree;

@@ -194,8 +194,13 @@ impl Run {
                 self.victims.push(node);
             }
         }
-        let victims = std::mem::take(&mut self.victims);
+        let mut victims = std::mem::take(&mut self.victims);
         self.victim_bytes = 0;
+        // Pinned since they were picked.
+        let pinned =
+            victims.iter().map(|node| tree.is_pinned(*node)).collect::<Result<Vec<_>, _>>()?;
+        let mut pinned = pinned.into_iter();
+        victims.retain(|_| pinned.next() == Some(false));
         let removed = store.remove(&victims, Readers::Spare)?;
         // Who reads is heard of before the file is closed.
         for node in victims.into_iter().filter(|node| store.present_bytes(*node) > 0) {

@@ -140,9 +140,11 @@ impl Sequence {
         true
     }
 
-    /// A victim is still open, and can go later.
+    /// A victim is still open. If it is not needed again it can go later.
     pub(super) fn spare(&mut self, victim: NodeId) {
-        self.read.push_back(victim);
+        if self.uses.get(&victim).is_some_and(|of| of.due == NEVER) {
+            self.read.push_back(victim);
+        }
     }
 
     /// The object that is needed last, of those that were not given up yet. `None` if
@@ -225,6 +227,8 @@ mod tests {
         assert_eq!(victims, [1, 0, 2, 4_999, 4_998]);
         order.spare(NodeId(0));
         assert_eq!(order.victim(), Some(NodeId(0)), "it was open, and is asked again");
+        order.spare(NodeId(4_998));
+        assert_eq!(order.victim(), Some(NodeId(4_997)), "that is still to come");
         // Never what comes soon.
         let near = std::iter::from_fn(|| order.victim()).last().unwrap();
         assert_eq!(near.0, 10 + NEAR as u64);

@@ -208,7 +208,8 @@ impl BenchArgs {
         MountArgs {
             index: None,
             uri,
-            dir,
+            dir: Some(dir),
+            no_fuse: false,
             more: Vec::new(),
             remote: self.remote,
             cache,

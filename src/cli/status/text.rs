@@ -65,7 +65,11 @@ fn of_mount(screen: &mut Screen, mount: &MountStatus) {
     screen.line("", String::new());
     screen.line("mount", mount.uri.clone());
     let detached = if mount.detached { " (detached)" } else { "" };
-    screen.line("  at", format!("{}{detached}", mount.dir.display()));
+    let at = match mount.view {
+        true => "no folder: warmfs.open() in Python reads it".to_owned(),
+        false => format!("{}{detached}", mount.dir.display()),
+    };
+    screen.line("  at", at);
     screen.line("  mode", mode(mount));
     screen.line("  since", format_duration(Duration::from_secs_f64(mount.uptime_s.max(0.0))));
     screen.line("  reads", reads(mount));
@@ -412,6 +416,7 @@ mod tests {
             pid: 4_194_303,
             version: "0.1.0".to_owned(),
             mounts: vec![MountStatus {
+                view: false,
                 refusal: None,
                 uri: "s3://a-bucket-with-a-long-name/and/a/prefix".to_owned(),
                 dir: "/content/drive/my data/train".into(),

@@ -40,11 +40,10 @@ pub(super) async fn watch(args: &StatusArgs) -> Result<(), ErrorReply> {
     };
     let mut cache_dir: Option<PathBuf> = None;
     loop {
-        let status = match (ask(args).await, cache_dir.take()) {
-            (Ok(status), _) => status,
-            // It died, and its supervisor starts another.
-            (Err(_), Some(dir)) if Client::of_cache_again(&dir).await?.is_some() => continue,
-            (Err(error), _) => return Err(error),
+        let status = tokio::select! {
+            status = look(args, cache_dir.take()) => status?,
+            _ = interrupt.received() => return Ok(()),
+            () = quit(&mut screen) => return Ok(()),
         };
         cache_dir = Some(status.cache.dir.clone());
         let is_read = match &mut screen {
@@ -54,17 +53,27 @@ pub(super) async fn watch(args: &StatusArgs) -> Result<(), ErrorReply> {
         if !is_read {
             return Ok(());
         }
-        let key = async {
-            match &mut screen {
-                Some(screen) => screen.quit().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = sleep(INTERVAL) => {}
             _ = interrupt.received() => return Ok(()),
-            () = key => return Ok(()),
+            () = quit(&mut screen) => return Ok(()),
         }
+    }
+}
+
+/// The state; of the next daemon if that of `cache_dir` died, and its supervisor starts
+/// another.
+async fn look(args: &StatusArgs, cache_dir: Option<PathBuf>) -> Result<StatusReply, ErrorReply> {
+    match (ask(args).await, cache_dir) {
+        (Err(_), Some(dir)) if Client::of_cache_again(&dir).await?.is_some() => ask(args).await,
+        (asked, _) => asked,
+    }
+}
+
+async fn quit(screen: &mut Option<Screen>) {
+    match screen {
+        Some(screen) => screen.quit().await,
+        None => std::future::pending().await,
     }
 }
 

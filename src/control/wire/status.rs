@@ -223,9 +223,12 @@ pub struct RestartStatus {
 pub struct MountStatus {
     /// What is mounted.
     pub uri: String,
-    /// Where.
+    /// Where; of a view its URI.
     pub dir: PathBuf,
-    /// How files are opened; see `docs/kernel.md`.
+    /// It is a view: there is no folder, and its files are read at the socket.
+    #[serde(default)]
+    pub view: bool,
+    /// How files are opened; see `docs/kernel.md`. `socket` for a view.
     pub mode: String,
     /// Why that mode.
     pub mode_reason: String,

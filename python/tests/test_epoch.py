@@ -223,6 +223,9 @@ def test_a_report_has_no_figures_where_there_are_none() -> None:
     lost = _epoch.Epoch("lost", wall_s=75.0, problem="the daemon was restarted")
     warm = _epoch.Epoch("warm", wall_s=0.5, wait_s=0.1, reader_wait_s=0.1)
     assert _epoch._cells(lost) == ["lost", "1m 15s", *["-"] * 5]
+    assert [_html.format_seconds(s) for s in (0, 1e-4, 0.0042, 0.0996, 59.99, 60)] == [
+        "0.00 s", "1 ms", "4 ms", "0.10 s", "59.99 s", "1m 0s",
+    ]  # fmt: skip
     assert _epoch._cells(warm)[1:4] == ["0.50 s", "0.10 s", "-"]
     assert "nothing was read through the daemon" in str(warm)
     assert pretty(warm) == str(warm)

@@ -64,9 +64,9 @@ class Epoch(_html.Readable):
         if self.wait_s is None:
             waited = "waiting for files not measured"
         else:
-            waited = f"waited for files {self.wait_s:.2f} s"
-            waited += f" ({self.reader_wait_s:.2f} s over all readers)"
-        lines = [f"{self.name}: {self.wall_s:.2f} s, {waited}"]
+            waited = f"waited for files {format_seconds(self.wait_s)}"
+            waited += f" ({format_seconds(self.reader_wait_s or 0.0)} over all readers)"
+        lines = [f"{self.name}: {format_seconds(self.wall_s)}, {waited}"]
         if self.problem:
             return f"{lines[0]}\n  {self.problem}"
         reads = "nothing was read through the daemon"

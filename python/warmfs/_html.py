@@ -53,7 +53,9 @@ def format_duration(seconds: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration that is compared with others: `0.12 s`, `75.3 s`, `5m 20s`."""
+    """A duration that is compared with others: `4 ms`, `0.12 s`, `5m 20s`."""
+    if 0 < seconds < 0.0995:
+        return f"{max(seconds * 1000, 1):.0f} ms"
     return f"{seconds:.2f} s" if seconds < 60 else format_duration(seconds)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Optional, Union
 from . import _binary, _paths
 from ._client import Client
 from ._errors import InvalidError, NotFoundError
-from ._html import Readable, columns, format_bytes, format_count, grid
+from ._html import Readable, columns, format_bytes, format_count, grid, note
 from ._mount import daemon
 from ._paths import Found, Pathish
 from ._progress import Progress, Report
@@ -49,19 +49,29 @@ class Rows(list[Row], Readable):
     """Rows that a notebook shows as a table."""
 
     def __str__(self) -> str:
-        return columns(HEAD, map(_cells, self))
+        return "\n".join(filter(None, (columns(HEAD, map(_cells, self)), self._unknown())))
 
     def _repr_html_(self) -> str:
-        return grid(HEAD, map(_cells, self))
+        unknown = self._unknown()
+        return grid(HEAD, map(_cells, self)) + (note(unknown) if unknown else "")
+
+    def _unknown(self) -> str:
+        return UNLISTED if any(map(_is_unlisted, self)) else ""
 
 
 HEAD = ("name", "size", "cached", "objects")
 
+UNLISTED = "-: not listed yet, or empty; warmfs.du(path) lists it."
+
+
+def _is_unlisted(row: Row) -> bool:
+    """No folder of a bucket is empty."""
+    return row.is_folder and not row.objects
+
 
 def _cells(row: Row) -> list[str]:
     name = (row.name or ".") + ("/" if row.is_folder else "")
-    if row.is_folder and not row.objects:
-        # No folder of a bucket is empty: this one was not listed yet.
+    if _is_unlisted(row):
         return [name, "-", "-", "-"]
     cached = f"{100 * row.cached_bytes // row.bytes} %" if row.bytes else "-"
     return [name, format_bytes(row.bytes), cached, str(row.objects)]

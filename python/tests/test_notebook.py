@@ -171,6 +171,17 @@ def test_an_error_in_a_measured_cell_is_shown_once_and_last(notebook: Notebook, 
     assert notebook.finish(notebook.start("1/0"))["shown"] == 1, "the shell shows errors again"
 
 
+def test_a_notebook_without_widgets_has_a_bar_and_no_warning(
+    world: World, notebook: Notebook
+) -> None:
+    world.fill()
+    notebook.run(mount_cell(world))
+    seen = notebook.run("warmfs.prefetch(data)")
+    assert "prefetch: 100%" in seen["text"] and "4 of 4 files" in seen["text"]
+    assert "Warning" not in seen["text"]
+    assert seen["text"].endswith("prefetched 4 objects, 1.14 MiB")
+
+
 def test_a_picture_drawn_anew_ends_the_one_before(world: World, notebook: Notebook) -> None:
     world.fill()
     notebook.run(mount_cell(world))

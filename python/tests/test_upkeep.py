@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -98,23 +96,6 @@ def test_a_bar_shows_the_latest_figures_and_the_end(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_progress, "_find_tqdm", lambda: lambda **_: Bar())
     _upkeep._shown(Answering(Path("/")), "/v1/pin", {}, True)
     assert shown == [(3, 4, "1 of 2 files"), (4, 4, "2 of 2 files"), (4, 4, "closed")]
-
-
-def test_a_notebook_without_widgets_is_not_warned_of_them() -> None:
-    """What tqdm says on its import, in a program of its own, since it says it once."""
-    cell = "get_ipython().config['IPKernelApp'] = {}; from warmfs import _progress; "
-    cell += "print(_progress._find_tqdm())"
-    package = str(Path(warmfs.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-m", "IPython", "--no-banner", "-c", cell],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": package},
-    )
-    assert "tqdm" in done.stdout
-    assert "Warning" not in done.stderr + done.stdout
 
 
 def stand_in(world: World, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -93,7 +93,11 @@ def test_a_bar_shows_the_latest_figures_and_the_end(monkeypatch: pytest.MonkeyPa
             call[2]("progress", report)
             return {"objects": 2, "bytes": 4, "cached_bytes": 4}
 
-    monkeypatch.setattr(_progress, "_find_tqdm", lambda: lambda **_: Bar())
+    def bar(total: Optional[int], **_: object) -> Bar:
+        assert total == 4, "a bar of widgets that begins without a total stays a dot"
+        return Bar()
+
+    monkeypatch.setattr(_progress, "_find_tqdm", lambda: bar)
     _upkeep._shown(Answering(Path("/")), "/v1/pin", {}, True)
     assert shown == [(3, 4, "1 of 2 files"), (4, 4, "2 of 2 files"), (4, 4, "closed")]
 

@@ -39,7 +39,14 @@ class Progress:
         if self._tqdm is None or not report.bytes_done + report.bytes_total:
             return
         if self._bar is None:
-            self._bar = self._tqdm(desc=self._verb, unit="iB", unit_scale=True, unit_divisor=1024)
+            # A bar of widgets that begins without a total stays a dot.
+            self._bar = self._tqdm(
+                desc=self._verb,
+                total=report.bytes_total or None,
+                unit="iB",
+                unit_scale=True,
+                unit_divisor=1024,
+            )
         self._bar.total = report.bytes_total or None
         self._bar.n = report.bytes_done
         files = format_count(report.objects_done, "file")

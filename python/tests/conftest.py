@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, Optional
 
+import IPython.lib.pretty
 import pytest
 
 import warmfs
@@ -106,6 +107,11 @@ def _holders(root: Path) -> list[int]:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def pretty(value: object) -> str:
+    """What a terminal of IPython shows of a value."""
+    return str(IPython.lib.pretty.pretty(value))  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(autouse=True)

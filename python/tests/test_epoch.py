@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import World
+from conftest import World, pretty
 
 import warmfs
-from warmfs import _epoch, _live, _mount, _sampler
+from warmfs import _epoch, _html, _live, _mount, _sampler
 from warmfs._status import CacheStatus, MountStatus, ReadStatus, Status
 
 
@@ -47,7 +48,7 @@ def test_an_epoch_has_the_daemons_bytes_and_requests(world: World) -> None:
     report = warmfs.report()
     assert report.epochs == [cold, warm]
     html = report._repr_html_()
-    assert html.count("<svg") == 2
+    assert html.count("<title>") == 2
     assert "<script" not in html
 
 
@@ -172,11 +173,64 @@ def test_a_picture_has_the_rates_and_the_fill() -> None:
     )
     point = _live._rates(then, now, 2.0)
     assert point == (1.5 * (1 << 20), 0.5 * (1 << 20))
-    html = _live.picture(now, [point, point], 1.0)
-    for text in ("1.50 MiB/s warm", "512 KiB/s cold", "75 % of the last 2 s", "1.00 GiB of 4.00"):
+    html = _live.picture(now, [point, point], 1.0, "<now>")
+    for text in ("1.50 MiB/s warm", "512 KiB/s cold", "75 % of the last 2s", "1.00 GiB of 4.00"):
         assert text in html
-    assert "<polygon" in _live.picture(now, [], 1.0)
+    assert "1m 0s ago" in html and "&lt;now&gt;" in html
+    assert "<polygon" in _live.picture(now, [], 1.0, "")
     assert _live._rates(now, then, 1.0) == (0.0, 0.0)
+
+
+def test_a_curve_moves_and_is_not_stretched() -> None:
+    """The newest point is at the right, and the others keep their distance."""
+
+    def points(values: list[float]) -> list[str]:
+        drawn = _html.areas((("red", values),), 101, "1m 40s")
+        found = re.search(r'points="([^"]*)"', drawn)
+        assert found
+        return found[1].split()[: len(values)]
+
+    right = 560 - _html.SCALE_PX
+    assert points([1.0]) == [f"{right:.1f},0.0"]
+    assert points([1.0, 2.0]) == [f"{right * 0.99:.1f},60.0", f"{right:.1f},0.0"]
+
+
+@pytest.mark.parametrize(
+    ("value", "end", "text"),
+    [
+        (0, 1, "1 B/s"),
+        (3, 5, "5 B/s"),
+        (501, 1024, "1 KiB/s"),
+        (7.6 * 1024**2, 10 * 1024**2, "10 MiB/s"),
+        (600 * 1024**2, 1024**3, "1 GiB/s"),
+    ],
+)
+def test_a_scale_ends_with_a_round_number(value: float, end: float, text: str) -> None:
+    assert _html.ceiling(value) == end
+    drawn = _html.areas((("red", [value]),), 10, "10s")
+    assert f">{text}<" in drawn and ">0<" in drawn
+
+
+def test_bars_have_names_and_figures_and_are_not_too_many() -> None:
+    rows = [(f"<epoch {n}>", (("red", float(n)),), f"{n} s") for n in range(100)]
+    drawn = _html.bars(rows, "time")
+    assert drawn.count("<rect") == _html.BARS_MAX
+    assert "&lt;epoch 99&gt;" in drawn and ">99 s<" in drawn
+    assert "epoch 69" not in drawn
+
+
+def test_a_report_has_no_figures_where_there_are_none() -> None:
+    lost = _epoch.Epoch("lost", wall_s=75.0, problem="the daemon was restarted")
+    warm = _epoch.Epoch("warm", wall_s=0.5, wait_s=0.1, reader_wait_s=0.1)
+    assert _epoch._cells(lost) == ["lost", "1m 15s", *["-"] * 5]
+    assert [_html.format_seconds(s) for s in (0, 1e-4, 0.0042, 0.0996, 59.99, 60)] == [
+        "0.00 s", "1 ms", "4 ms", "0.10 s", "59.99 s", "1m 0s",
+    ]  # fmt: skip
+    assert _epoch._cells(warm)[1:4] == ["0.50 s", "0.10 s", "-"]
+    assert "nothing was read through the daemon" in str(warm)
+    assert pretty(warm) == str(warm)
+    report = _epoch.EpochReport([lost] * 40)
+    assert "Without the first 10." in report._repr_html_()
 
 
 class Handle:
@@ -205,11 +259,14 @@ def test_a_watch_draws_until_it_is_stopped_or_its_daemon_ends(
             watch.stop()
         wait_until(lambda watch=watch: not watch.is_running)  # type: ignore[misc]
         assert "<polygon" in handle.shown[-1]
+        assert handle.most == 2 or "the picture ends: stopped" in handle.shown[-1]
     handle = Handle(most=10_000)
     watch = _live.Watch(client, 0.02, 60, handle)
     data.unmount()
     wait_until(lambda: not watch.is_running)
-    assert "the picture ends" in handle.shown[-1]
+    assert "the picture ends: the daemon at" in handle.shown[-1]
+    assert "<polygon" in handle.shown[-1], "the last picture stays"
+    assert repr(watch) == "<Watch: ended>"
 
 
 def test_a_watch_needs_a_notebook_and_some_time(world: World) -> None:

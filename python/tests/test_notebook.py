@@ -45,6 +45,7 @@ class Notebook:
     def finish(self, cell: str) -> dict[str, Any]:
         """What a cell printed and showed until it ended."""
         seen: dict[str, Any] = {"text": "", "html": [], "updates": [], "error": None, "shown": 0}
+        seen["errors"] = 0
         while True:
             message = self.client.get_iopub_msg(timeout=CELL_TIMEOUT_S)
             kind, content = message["msg_type"], message["content"]
@@ -59,6 +60,7 @@ class Notebook:
                 seen["html"].append(content["data"].get("text/html", ""))
             elif kind == "error":
                 seen["error"] = content
+                seen["errors"] += 1
                 seen["shown"] += bool(content["traceback"])
             elif kind == "status" and content["execution_state"] == "idle":
                 return seen
@@ -155,6 +157,37 @@ def test_errors_in_a_cell_are_a_sentence(notebook: Notebook, cell: str, error: s
     while reply["parent_header"]["msg_id"] != cell_id:
         reply = notebook.client.get_shell_msg(timeout=CELL_TIMEOUT_S)
     assert reply["content"]["status"] == "error", "it stops `run all`"
+
+
+@pytest.mark.parametrize("body", ["print('x')\n1/0", "print('x')\n1 +"])
+def test_an_error_in_a_measured_cell_is_shown_once_and_last(notebook: Notebook, body: str) -> None:
+    notebook.run("%load_ext warmfs")
+    seen = notebook.finish(notebook.start(f"%%warmfs epoch broken\n{body}"))
+    assert "broken: " in seen["text"]
+    assert seen["errors"] == 1
+    shown = "\n".join(seen["error"]["traceback"])
+    assert seen["error"]["ename"] in shown
+    assert "_run_epoch" not in shown or body.endswith("+"), "none of our frames"
+    assert notebook.finish(notebook.start("1/0"))["shown"] == 1, "the shell shows errors again"
+
+
+def test_a_notebook_without_widgets_has_a_bar_and_no_warning(
+    world: World, notebook: Notebook
+) -> None:
+    world.fill()
+    notebook.run(mount_cell(world))
+    seen = notebook.run("warmfs.prefetch(data)")
+    assert "prefetch: 100%" in seen["text"] and "4 of 4 files" in seen["text"]
+    assert "Warning" not in seen["text"]
+    assert seen["text"].endswith("prefetched 4 objects, 1.14 MiB")
+
+
+def test_a_picture_drawn_anew_ends_the_one_before(world: World, notebook: Notebook) -> None:
+    world.fill()
+    notebook.run(mount_cell(world))
+    notebook.run("first = warmfs.watch(interval_s=0.2)")
+    seen = notebook.run("second = warmfs.watch(interval_s=0.2)\nprint(first, second)")
+    assert seen["text"].endswith("<Watch: ended> <Watch: stop() ends the picture>\n")
 
 
 def test_an_interrupted_cell_leaves_mount_and_cache(world: World, notebook: Notebook) -> None:

@@ -7,13 +7,14 @@ import re
 import subprocess
 from datetime import timedelta
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import pytest
-from conftest import World
+from conftest import World, pretty
 
 import warmfs
-from warmfs import _binary, _options, _progress
+from warmfs import _binary, _html, _options, _progress, _upkeep
+from warmfs._client import Client
 from warmfs._status import Status, decode
 
 
@@ -71,8 +72,8 @@ def test_refresh_and_verify(world: World) -> None:
     assert verified.damaged_chunks == 0
 
 
-def test_a_bar_shows_the_latest_figures() -> None:
-    shown = []
+def test_a_bar_shows_the_latest_figures_and_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, Optional[int], str]] = []
 
     class Bar:
         total: Optional[int] = None
@@ -84,10 +85,21 @@ def test_a_bar_shows_the_latest_figures() -> None:
         def close(self) -> None:
             shown.append((self.n, self.total, "closed"))
 
-    with _progress.Progress("pin", True) as display:
-        display._tqdm = lambda **_: Bar()
-        display.show(_progress.Report(objects_done=1, objects_total=2, bytes_done=3, bytes_total=4))
-    assert shown == [(3, 4, "1 of 2 files"), (3, 4, "closed")]
+    class Answering(Client):
+        def upkeep(self, *call: Any) -> dict[str, Any]:
+            call[2]("progress", {"objects_done": 0})
+            assert not shown, "a bar without a figure"
+            report = {"objects_done": 1, "objects_total": 2, "bytes_done": 3, "bytes_total": 4}
+            call[2]("progress", report)
+            return {"objects": 2, "bytes": 4, "cached_bytes": 4}
+
+    def bar(total: Optional[int], **_: object) -> Bar:
+        assert total == 4, "a bar of widgets that begins without a total stays a dot"
+        return Bar()
+
+    monkeypatch.setattr(_progress, "_find_tqdm", lambda: bar)
+    _upkeep._shown(Answering(Path("/")), "/v1/pin", {}, True)
+    assert shown == [(3, 4, "1 of 2 files"), (4, 4, "2 of 2 files"), (4, 4, "closed")]
 
 
 def stand_in(world: World, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -99,26 +111,60 @@ def stand_in(world: World, monkeypatch: pytest.MonkeyPatch, script: str) -> None
     monkeypatch.setenv("WARMFS_BINARY", str(path))
 
 
-def test_prefetch_hands_the_program_every_path(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_prefetch_fetches_what_is_named_and_says_how_much(
+    world: World, wait_until: Callable[[Callable[[], object]], None]
 ) -> None:
     world.fill()
     data = world.mount()
-    out = world.root / "out"
-    stand_in(world, monkeypatch, f'prefetch) echo "$@" > {out}; cat >> {out}; exit 0;;')
-    warmfs.prefetch([data.path / "0", f"{world.uri}/1"], order="shuffled", progress=False)
-    lines = out.read_text().splitlines()
-    assert lines[0] == "prefetch --from=- --order=shuffled --wait"
-    assert lines[1:] == [f"{world.point}/0", f"{world.uri}/1"]
-    warmfs.prefetch(data, wait=False)
-    assert out.read_text().splitlines() == ["prefetch --from=- --order=listed", str(world.point)]
-    warmfs.prefetch([])
+    done = warmfs.prefetch([data.path / "0", f"{world.uri}/1/001.bin"], order="shuffled")
+    assert (done.objects, done.bytes, done.cached_bytes) == (3, 900_000, 900_000)
+    assert str(done) == "prefetched 3 objects, 879 KiB"
+    assert warmfs.du(data)[0].cached_bytes == 900_000
+    assert warmfs.prefetch(data, wait=False).detached
+    wait_until(lambda: warmfs.du(data)[0].is_cached)
+    assert warmfs.prefetch([]) == warmfs.Prefetched()
     with pytest.raises(warmfs.InvalidError, match=r"'listed' or 'shuffled'"):
         warmfs.prefetch(data, order="sorted")
-    with pytest.raises(warmfs.InvalidError, match=r"line break"):
-        warmfs.prefetch([data.path / "0", "a\nb"])
+    with pytest.raises(warmfs.NotFoundError, match=r"1 path does not exist, such as .*/a b: "):
+        warmfs.prefetch([data.path / "0", data.path / "a\nb"])
     with pytest.raises(warmfs.NotMountedError):
         warmfs.prefetch("/tmp")
+
+
+def test_what_was_done_is_a_sentence_with_units() -> None:
+    mib = 1 << 20
+    for done, text in (
+        (warmfs.Pinned(1, 3 * mib, 3 * mib), "pinned 1 object, 3.00 MiB"),
+        (warmfs.Pinned(2, 3 * mib, mib), "pinned 2 objects, 3.00 MiB; 1.00 MiB of it in the cache"),
+        (
+            warmfs.Prefetched(objects=2, bytes=mib, cached_bytes=0, unfit=1, capped=True),
+            "prefetched 2 objects, 1.00 MiB; 0 B of it in the cache; 1 object did not fit the "
+            "cache; max_download was reached",
+        ),
+        (warmfs.Evicted(4, mib), "evicted 4 objects, 1.00 MiB"),
+        (warmfs.Evicted(4, mib, 1, 2), "evicted 4 objects, 1.00 MiB; 1 in use, 2 pinned stayed"),
+        (warmfs.Refreshed(1, 2), "refreshed 1 folder, 2 objects"),
+        (
+            warmfs.Verified(2, mib, 1, 1, differing_objects=1),
+            "verified 2 objects, 1.00 MiB: 1 damaged chunk, 1 repaired; 1 object differ from "
+            "their store's",
+        ),
+    ):
+        assert str(done) == text
+        assert pretty(done) == text, "in a terminal of IPython, too"
+
+
+def test_rows_are_a_table_as_text_too_and_no_more_than_a_browser_takes() -> None:
+    row = warmfs.Row("<b>", False, 1, 1024, 512)
+    rows = warmfs.Rows([row] * 1_000 + [warmfs.Row("", True, 1_000, 1_024_000, 0)])
+    rows.append(warmfs.Row("not listed", True))
+    html, text = rows._repr_html_(), str(rows)
+    assert html.count("<tr>") == 1 + _html.ROWS_MAX + 1
+    assert "<b>" not in html and "… 802 more rows …" in html
+    assert text.splitlines()[1].split() == ["<b>", "1.00", "KiB", "50", "%", "1"]
+    assert text.splitlines()[-2].split() == ["not", "listed/", "-", "-", "-"]
+    assert text.splitlines()[-1] in html and "not listed yet" not in str(warmfs.Rows([row]))
+    assert pretty(rows) == text
 
 
 def test_doctor_tells_what_it_found_and_whether_all_is_well(
@@ -130,16 +176,13 @@ def test_doctor_tells_what_it_found_and_whether_all_is_well(
     assert str(warmfs.doctor("s3://b")) == "OK  kernel s3://b"
 
 
-@pytest.mark.parametrize("verb", ["prefetch", "doctor"])
 def test_a_verb_that_the_program_has_not_is_said_to_be_missing(
-    world: World, monkeypatch: pytest.MonkeyPatch, verb: str
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.fill()
-    data = world.mount()
-    script = f"{verb}) echo \"error: unrecognized subcommand '{verb}'\" >&2; exit 2;;"
+    script = "doctor) echo \"error: unrecognized subcommand 'doctor'\" >&2; exit 2;;"
     stand_in(world, monkeypatch, script)
-    with pytest.raises(warmfs.UnsupportedError, match=rf"no `{verb}` yet: install"):
-        warmfs.doctor() if verb == "doctor" else warmfs.prefetch(data)
+    with pytest.raises(warmfs.UnsupportedError, match=r"no `doctor` yet: install"):
+        warmfs.doctor()
 
 
 def test_a_program_that_hangs_or_is_missing_is_a_sentence(

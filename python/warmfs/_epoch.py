@@ -21,7 +21,7 @@ from typing import Optional
 
 from . import _client, _html, _paths
 from ._errors import WarmfsError
-from ._html import COLD, OTHER, WARM, format_bytes
+from ._html import COLD, OTHER, WARM, format_bytes, format_seconds
 from ._status import Status
 
 # The sampler looks fifty times a second: it answers at once, or not at all.
@@ -30,9 +30,11 @@ SAMPLER_TIMEOUT_S = 5.0
 # Epochs that a report remembers.
 EPOCHS_MAX = 1_000
 
+HEAD = ("epoch", "time", "waited for files", "hits", "bytes at hand", "bytes waited for", "GETs")
+
 
 @dataclass
-class Epoch:
+class Epoch(_html.Readable):
     """One epoch. What could not be measured is ``None``."""
 
     name: str
@@ -42,7 +44,7 @@ class Epoch:
     reader_wait_s: Optional[float] = None
     """The same, added up over all threads and workers."""
     hit_bytes: int = 0
-    """From the cache."""
+    """From the cache, or fetched ahead before they were asked for."""
     miss_bytes: int = 0
     """After waiting for the remote."""
     get_requests: int = 0
@@ -62,21 +64,23 @@ class Epoch:
         if self.wait_s is None:
             waited = "waiting for files not measured"
         else:
-            waited = f"waited for files {self.wait_s:.2f} s"
-            waited += f" ({self.reader_wait_s:.2f} s over all readers)"
-        lines = [f"{self.name}: {self.wall_s:.2f} s, {waited}"]
+            waited = f"waited for files {format_seconds(self.wait_s)}"
+            waited += f" ({format_seconds(self.reader_wait_s or 0.0)} over all readers)"
+        lines = [f"{self.name}: {format_seconds(self.wall_s)}, {waited}"]
         if self.problem:
             return f"{lines[0]}\n  {self.problem}"
-        hits, misses = format_bytes(self.hit_bytes), format_bytes(self.miss_bytes)
-        rate = "" if self.hit_rate is None else f" ({int(self.hit_rate * 100)} % hits)"
+        reads = "nothing was read through the daemon"
+        if self.hit_rate is not None:
+            hits, misses = format_bytes(self.hit_bytes), format_bytes(self.miss_bytes)
+            reads = f"{hits} from the cache or fetched ahead, {misses} waited for"
+            reads += f" ({int(self.hit_rate * 100)} % hits)"
         requests = f"{self.get_requests} GET ({format_bytes(self.get_bytes)})"
         requests += f", {self.list_requests} LIST, {self.head_requests} HEAD"
-        lines.append(f"  daemon: {hits} from the cache, {misses} from the remote{rate}; {requests}")
-        return "\n".join(lines)
+        return "\n".join((*lines, f"  reads: {reads}", f"  requests: {requests}"))
 
 
 @dataclass(frozen=True)
-class EpochReport:
+class EpochReport(_html.Readable):
     """The epochs of this session."""
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -87,23 +91,42 @@ class EpochReport:
     def _repr_html_(self) -> str:
         if not self.epochs:
             return _html.note(str(self))
-        head = ("epoch", "seconds", "waited for files", "hits", "from cache", "from remote", "GET")
-        times = [
-            (e.name, ((COLD, _waited(e)), (OTHER, e.wall_s - _waited(e)))) for e in self.epochs
-        ]
-        reads = [
-            (e.name, ((WARM, float(e.hit_bytes)), (COLD, float(e.miss_bytes)))) for e in self.epochs
-        ]
         return "".join(
             (
-                _html.grid(head, map(_cells, self.epochs)),
-                _html.legend(((COLD, "waiting for files"), (OTHER, "everything else, in time"))),
-                _html.bars(times),
-                _html.legend(((WARM, "from the cache"), (COLD, "from the remote, in bytes"))),
-                _html.bars(reads),
+                _html.grid(HEAD, map(_cells, self.epochs)),
+                *self._bars(),
                 _html.note(f"Waiting is sampled; where it says - it could not be. {_html.UNSEEN}"),
             )
         )
+
+    def _bars(self) -> list[str]:
+        times = [
+            (
+                e.name,
+                ((COLD, _waited(e)), (OTHER, e.wall_s - _waited(e))),
+                format_seconds(e.wall_s),
+            )
+            for e in self.epochs
+        ]
+        reads = [
+            (
+                e.name,
+                ((WARM, float(e.hit_bytes)), (COLD, float(e.miss_bytes))),
+                format_bytes(e.hit_bytes + e.miss_bytes),
+            )
+            for e in self.epochs
+        ]
+        left_out = len(self.epochs) - _html.BARS_MAX
+        return [
+            _html.legend(((COLD, "waited for files"), (OTHER, "everything else")), "Time:"),
+            _html.bars(times, "time of each epoch"),
+            _html.legend(
+                ((WARM, "from the cache or fetched ahead"), (COLD, "waited for the remote")),
+                "Bytes read through the daemon:",
+            ),
+            _html.bars(reads, "bytes of each epoch"),
+            _html.note(f"Without the first {left_out}.") if left_out > 0 else "",
+        ]
 
 
 _epochs: list[Epoch] = []
@@ -224,10 +247,15 @@ def _waited(measured: Epoch) -> float:
 
 
 def _cells(measured: Epoch) -> list[str]:
-    return [
+    times = [
         measured.name,
-        f"{measured.wall_s:.2f}",
-        "-" if measured.wait_s is None else f"{measured.wait_s:.2f} s",
+        format_seconds(measured.wall_s),
+        "-" if measured.wait_s is None else format_seconds(measured.wait_s),
+    ]
+    if measured.problem:
+        return [*times, *["-"] * (len(HEAD) - len(times))]
+    return [
+        *times,
         "-" if measured.hit_rate is None else f"{int(measured.hit_rate * 100)} %",
         format_bytes(measured.hit_bytes),
         format_bytes(measured.miss_bytes),

@@ -123,8 +123,11 @@ _SENTENCES = (
     (r"is in use by|is not empty: |is not a folder: choose|overlap: choose", "mount-point"),
     (r"is busy, ", "busy"),
     (r"is not a warmfs mount|no daemon serves|is in no mount of|is not mounted", "not-mounted"),
-    (r"answered 404\b|there is no such |holds nothing", "not-found"),
-    (r"is in use with another|is not supported: |names no valid|^error: ", "invalid"),
+    (r"answered 404\b|there is no such |holds no objects", "not-found"),
+    (
+        r"is in use with another|is not a URI: |is not supported: |names no valid|^error: ",
+        "invalid",
+    ),
 )
 
 

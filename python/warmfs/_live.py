@@ -10,17 +10,18 @@ import contextlib
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from . import _html, _mount, _paths
 from ._client import Client
 from ._errors import InvalidError, MachineError, WarmfsError
-from ._html import COLD, WARM, format_bytes, format_count
+from ._html import COLD, WARM, format_bytes, format_count, format_duration
 from ._paths import Pathish
 from ._status import Status
 
-# Points of the curve.
-POINTS_MAX = 120
+# Points of the curve: a minute, wide enough to be seen when it begins.
+POINTS_MAX = 60
 
 # Drawn no more often than this: each picture travels to the browser.
 INTERVAL_S_MIN = 0.2
@@ -46,12 +47,13 @@ class Watch:
         self._client, self._interval_s, self._handle = client, interval_s, handle
         self._until = time.monotonic() + seconds
         self._points: deque[_Point] = deque(maxlen=POINTS_MAX)
+        self._status = Status()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="warmfs-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Leaves the picture as it is."""
+        """Leaves the picture as it is, and has it say so."""
         self._stopped.set()
         self._thread.join(STOP_TIMEOUT_S)
 
@@ -60,25 +62,39 @@ class Watch:
         """Whether it is still drawn."""
         return self._thread.is_alive()
 
+    def __repr__(self) -> str:
+        return f"<Watch: {'stop() ends the picture' if self.is_running else 'ended'}>"
+
     def _run(self) -> None:
+        try:
+            self._follow()
+            end = "stopped" if self._stopped.is_set() else "its time is over"
+        except WarmfsError as error:
+            end = str(error)
+        self._draw(f"the picture ends: {end}")
+
+    def _follow(self) -> None:
         last, then = None, time.monotonic()
         while not self._stopped.wait(self._interval_s) and time.monotonic() < self._until:
-            try:
-                status = _paths.status_of(self._client)
-            except WarmfsError as error:
-                self._draw(_html.note(f"the picture ends: {error}"))
-                return
-            now = time.monotonic()
+            self._status, now = _paths.status_of(self._client), time.monotonic()
             if last is not None:
-                self._points.append(_rates(last, status, now - then))
-                self._draw(picture(status, list(self._points), self._interval_s))
-            last, then = status, now
+                self._points.append(_rates(last, self._status, now - then))
+                self._draw(f"drawn every {self._interval_s:g} s")
+            last, then = self._status, now
 
-    def _draw(self, html: str) -> None:
+    def _draw(self, state: str) -> None:
+        # The clock tells a picture that moves from one whose kernel was restarted.
+        text = f"{time.strftime('%H:%M:%S %Z')}: {state}"
+        html = picture(self._status, list(self._points), self._interval_s, text)
         try:
             self._handle.update(_Html(html))
         except Exception:  # The notebook closed; whatever it says, there is nobody to tell.
             self._stopped.set()
+
+
+# The picture of each daemon that is drawn by this process. A cell that is run again has lost the
+# output that it drew to.
+_drawn: dict[Path, Watch] = {}
 
 
 class _Html:
@@ -96,19 +112,24 @@ def watch(
 ) -> Watch:
     """Shows a live picture below the cell and returns at once; ``watch().stop()`` ends it.
 
-    It is drawn every ``interval_s`` seconds for ``seconds``, while other cells run, too.
+    It is drawn every ``interval_s`` seconds for ``seconds``, while other cells run, too. The
+    next picture of the same daemon ends this one.
     """
     if interval_s < INTERVAL_S_MIN or seconds <= 0:
         raise InvalidError(f"watch() every {interval_s} s is too often", f"give {INTERVAL_S_MIN}")
     display = _display()
     client = _paths.find(path).client if path is not None else _mount.daemon()
+    if client.socket in _drawn:
+        _drawn.pop(client.socket).stop()
     handle = display(
         _Html(_html.note("warmfs: the first figures are on their way")), display_id=True
     )
-    return Watch(client, interval_s, min(seconds, WATCH_S_MAX), handle)
+    drawn = Watch(client, interval_s, min(seconds, WATCH_S_MAX), handle)
+    _drawn[client.socket] = drawn
+    return drawn
 
 
-def picture(status: Status, points: list[_Point], interval_s: float) -> str:
+def picture(status: Status, points: list[_Point], interval_s: float, state: str) -> str:
     """One picture."""
     latest = points[-1] if points else _Point(0.0, 0.0)
     read = sum(map(sum, points))
@@ -116,17 +137,19 @@ def picture(status: Status, points: list[_Point], interval_s: float) -> str:
     cache = status.cache
     fill = f"{format_bytes(cache.used_bytes)} of {format_bytes(cache.limit_bytes)}"
     rows = [
-        ("now", f"{format_bytes(latest.warm)}/s warm, {format_bytes(latest.cold)}/s cold"),
-        ("hits", f"{rate} of the last {len(points) * interval_s:.0f} s"),
+        ("latest", f"{format_bytes(latest.warm)}/s warm, {format_bytes(latest.cold)}/s cold"),
+        ("hits", f"{rate} of the last {format_duration(len(points) * interval_s)}"),
         ("cache", f"{fill}, {format_count(cache.objects, 'object')}"),
     ]
+    since = format_duration(POINTS_MAX * interval_s)
     warm, cold = [point.warm for point in points], [point.cold for point in points]
     return "".join(
         (
-            _html.legend(((WARM, "warm: from the cache"), (COLD, "cold: from the remote"))),
-            _html.areas(((WARM, warm), (COLD, cold))),
+            _html.legend(((WARM, "warm: cached or fetched ahead"), (COLD, "cold: waited for"))),
+            _html.areas(((WARM, warm), (COLD, cold)), POINTS_MAX, since),
             _html.table(rows),
-            _html.bar(cache.used_bytes, cache.limit_bytes, 560),
+            _html.bar(cache.used_bytes, cache.limit_bytes),
+            _html.note(state),
             _html.note(_html.UNSEEN),
         )
     )

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
-from . import _binary, _caller_env, _client, _options, _paths, _secrets, _sockets
+from . import _binary, _caller_env, _client, _html, _options, _paths, _secrets, _sockets
 from ._client import Client
 from ._errors import (
     BusyError,
@@ -101,7 +101,7 @@ class Mount:
         try:
             return self.status()._repr_html_()
         except WarmfsError as error:
-            return str(error)
+            return _html.note(str(error))
 
 
 def mount(uri: str, path: Optional[Pathish] = None, **options: Unpack[_options.Options]) -> Mount:

@@ -145,8 +145,9 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in options.items():
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, 1) or NAMES[:1]
-            raise InvalidError(f"mount() has no option {name!r}", f"did you mean {near[0]!r}?")
+            near = difflib.get_close_matches(name, NAMES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "`warmfs mount --help-all` lists them"
+            raise InvalidError(f"mount() has no option {name!r}", hint)
         flag = "--" + name.replace("_", "-")
         if name in SWITCHES:
             words += [flag] if value else []

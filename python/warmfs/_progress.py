@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Optional
+
+from ._html import format_count
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,33 @@ class Progress:
             self._bar.close()
 
     def show(self, report: Report) -> None:
-        """Draws a report."""
-        if self._tqdm is None:
+        """Draws a report, unless it has no bytes to show: a refresh counts none."""
+        if self._tqdm is None or not report.bytes_done + report.bytes_total:
             return
         if self._bar is None:
-            self._bar = self._tqdm(desc=self._verb, unit="B", unit_scale=True, unit_divisor=1024)
+            # A bar of widgets that begins without a total stays a dot.
+            self._bar = self._tqdm(
+                desc=self._verb,
+                total=report.bytes_total or None,
+                unit="iB",
+                unit_scale=True,
+                unit_divisor=1024,
+            )
         self._bar.total = report.bytes_total or None
         self._bar.n = report.bytes_done
-        files = f"{report.objects_done} of {report.objects_total or '?'} files"
+        files = format_count(report.objects_done, "file")
+        if report.objects_total:
+            files = f"{report.objects_done} of {format_count(report.objects_total, 'file')}"
         self._bar.set_postfix_str(files, refresh=True)
 
 
 def _find_tqdm() -> Optional[Any]:
-    try:
-        # Chooses a bar for the notebook or the terminal, and does without widgets.
-        from tqdm.auto import tqdm
-    except ImportError:
-        return None
+    with warnings.catch_warnings():
+        # Chooses a bar for the notebook or the terminal, and does without widgets: no reason to
+        # warn of them.
+        warnings.simplefilter("ignore")
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            return None
     return tqdm

@@ -62,7 +62,7 @@ class WarmingStatus:
 
 
 @dataclass(frozen=True)
-class MountStatus:
+class MountStatus(_html.Readable):
     """One mount."""
 
     uri: str = ""
@@ -82,6 +82,9 @@ class MountStatus:
     """Why its credentials are refused, if they are."""
     fuse: FuseStatus = field(default_factory=FuseStatus)
     warming: WarmingStatus = field(default_factory=WarmingStatus)
+
+    def __str__(self) -> str:
+        return _text(_mount_rows(self))
 
     def _repr_html_(self) -> str:
         return _html.table(_mount_rows(self))
@@ -207,7 +210,7 @@ class MemoryStatus:
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(_html.Readable):
     """The state of a daemon. A notebook shows it as a table; ``str()`` is plain text."""
 
     schema: int = 0
@@ -236,12 +239,15 @@ class Status:
         return sum(mount.reads.miss_bytes for mount in self.mounts)
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<9}{value}".rstrip() for name, value in self._rows())
+        return "\n\n".join((_text(self._rows()), *map(str, self.mounts)))
 
     def _repr_html_(self) -> str:
         cache = self.cache
         fill = _html.bar(cache.used_bytes, cache.limit_bytes)
-        return _html.table(self._rows()) + fill + _html.note(_html.UNSEEN)
+        used = f"{format_bytes(cache.used_bytes)} of {format_bytes(cache.limit_bytes)} of the cache"
+        mounts = "".join(mount._repr_html_() for mount in self.mounts)
+        head = _html.table(self._rows()) + fill + _html.note(f"{used} in use")
+        return head + mounts + _html.note(_html.UNSEEN)
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("daemon", f"warmfs {self.version}, process {self.pid}")]
@@ -252,8 +258,6 @@ class Status:
         rows += [("memory", format_bytes(self.memory.rss_bytes)), ("cache", self.cache.dir)]
         rows += [("", text) for text in _cache_lines(self)]
         rows.append(("remote", _remote_line(self.remote)))
-        for mount in self.mounts:
-            rows += _mount_rows(mount)
         return rows
 
 
@@ -278,6 +282,10 @@ def _decoded(kind: Any, value: Any) -> Any:
     if kind is float and isinstance(value, int):
         return float(value)
     return value if isinstance(value, get_origin(kind) or kind) else None
+
+
+def _text(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<9}{value}".rstrip() for name, value in rows)
 
 
 def _cache_lines(status: Status) -> list[str]:
@@ -312,7 +320,7 @@ def _remote_line(remote: RemoteStatus) -> str:
 
 def _mount_rows(mount: MountStatus) -> list[tuple[str, str]]:
     hits, misses = (format_bytes(n) for n in (mount.reads.hit_bytes, mount.reads.miss_bytes))
-    reason = f" ({mount.mode_reason})" if mount.mode_reason else ""
+    reason = f": {mount.mode_reason}" if mount.mode_reason else ""
     rows = [
         ("mount", mount.uri),
         ("at", "no folder" if mount.view else mount.dir + (" (detached)" * mount.detached)),

@@ -7,25 +7,18 @@ interrupt stops it in the daemon, and what is done until then is kept.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 from . import _binary, _paths
 from ._client import Client
-from ._errors import InvalidError, WarmfsError
-from ._html import format_bytes, grid
+from ._errors import InvalidError, NotFoundError
+from ._html import Readable, columns, format_bytes, format_count, grid, note
 from ._mount import daemon
 from ._paths import Found, Pathish
 from ._progress import Progress, Report
-from ._status import decode
-
-# How often the bar of a prefetch is drawn.
-PREFETCH_INTERVAL_S = 0.5
-
-# No dataset takes longer to fetch: a day.
-PREFETCH_TIMEOUT_S = 86_400.0
+from ._status import MountStatus, decode
 
 # `doctor` asks the remote twice, with retries.
 DOCTOR_TIMEOUT_S = 120.0
@@ -52,24 +45,40 @@ class Row:
         return self.cached_bytes >= self.bytes and (self.bytes > 0 or not self.is_folder)
 
 
-class Rows(list[Row]):
+class Rows(list[Row], Readable):
     """Rows that a notebook shows as a table."""
 
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (columns(HEAD, map(_cells, self)), self._unknown())))
+
     def _repr_html_(self) -> str:
-        lines = (
-            (
-                (row.name or ".") + ("/" if row.is_folder else ""),
-                format_bytes(row.bytes),
-                f"{100 * row.cached_bytes // row.bytes} %" if row.bytes else "-",
-                str(row.objects),
-            )
-            for row in self
-        )
-        return grid(("name", "bytes", "cached", "objects"), lines)
+        unknown = self._unknown()
+        return grid(HEAD, map(_cells, self)) + (note(unknown) if unknown else "")
+
+    def _unknown(self) -> str:
+        return UNLISTED if any(map(_is_unlisted, self)) else ""
+
+
+HEAD = ("name", "size", "cached", "objects")
+
+UNLISTED = "-: not listed yet, or empty; warmfs.du(path) lists it."
+
+
+def _is_unlisted(row: Row) -> bool:
+    """No folder of a bucket is empty."""
+    return row.is_folder and not row.objects
+
+
+def _cells(row: Row) -> list[str]:
+    name = (row.name or ".") + ("/" if row.is_folder else "")
+    if _is_unlisted(row):
+        return [name, "-", "-", "-"]
+    cached = f"{100 * row.cached_bytes // row.bytes} %" if row.bytes else "-"
+    return [name, format_bytes(row.bytes), cached, str(row.objects)]
 
 
 @dataclass(frozen=True)
-class Pinned:
+class Pinned(Readable):
     """What is pinned by a request."""
 
     objects: int = 0
@@ -77,9 +86,39 @@ class Pinned:
     cached_bytes: int = 0
     """Fewer than ``bytes`` if the cache has no room for it."""
 
+    def __str__(self) -> str:
+        return f"pinned {_sum(self)}{_cached(self)}"
+
 
 @dataclass(frozen=True)
-class Evicted:
+class Prefetched(Readable):
+    """What :func:`prefetch` fetched. Without ``wait`` no figures are known."""
+
+    detached: bool = False
+    """The daemon goes on by itself."""
+    objects: int = 0
+    bytes: int = 0
+    cached_bytes: int = 0
+    """Fewer than ``bytes`` if not all was fetched."""
+    unfit: int = 0
+    """Objects for which the cache has no room."""
+    capped: bool = False
+    """``max_download`` was reached."""
+    missing: int = 0
+    """Paths that do not exist."""
+
+    def __str__(self) -> str:
+        if self.detached:
+            return "the daemon prefetches; warmfs.du(path) shows how far it is"
+        text = f"prefetched {_sum(self)}{_cached(self)}"
+        text += (
+            f"; {format_count(self.unfit, 'object')} did not fit the cache" if self.unfit else ""
+        )
+        return text + ("; max_download was reached" if self.capped else "")
+
+
+@dataclass(frozen=True)
+class Evicted(Readable):
     """What left the cache."""
 
     objects: int = 0
@@ -89,17 +128,29 @@ class Evicted:
     pinned: int = 0
     """Objects left because they are pinned."""
 
+    def __str__(self) -> str:
+        stayed = [f"{self.in_use} in use"] if self.in_use else []
+        stayed += [f"{self.pinned} pinned"] if self.pinned else []
+        return f"evicted {_sum(self)}" + (f"; {', '.join(stayed)} stayed" if stayed else "")
+
 
 @dataclass(frozen=True)
-class Refreshed:
+class Refreshed(Readable):
     """What was listed anew."""
 
     folders: int = 0
     objects: int = 0
 
+    def __str__(self) -> str:
+        folders, objects = (
+            format_count(self.folders, "folder"),
+            format_count(self.objects, "object"),
+        )
+        return f"refreshed {folders}, {objects}"
+
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(Readable):
     """What was compared with its checksums."""
 
     objects: int = 0
@@ -111,9 +162,30 @@ class Verified:
     differing_objects: int = 0
     unverifiable_objects: int = 0
 
+    def __str__(self) -> str:
+        damaged = format_count(self.damaged_chunks, "damaged chunk")
+        text = f"verified {_sum(self)}: {damaged}, {self.repaired_chunks} repaired"
+        of_store = (
+            (self.same_objects, "as their store says"),
+            (self.differing_objects, "differ from their store's"),
+            (self.unverifiable_objects, "of which the store does not say"),
+        )
+        told = [f"{format_count(count, 'object')} {what}" for count, what in of_store if count]
+        return "; ".join((text, *told))
+
+
+def _sum(done: Union[Pinned, Prefetched, Evicted, Verified]) -> str:
+    return f"{format_count(done.objects, 'object')}, {format_bytes(done.bytes)}"
+
+
+def _cached(done: Union[Pinned, Prefetched]) -> str:
+    if done.cached_bytes >= done.bytes:
+        return ""
+    return f"; {format_bytes(done.cached_bytes)} of it in the cache"
+
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Readable):
     """What :func:`doctor` found."""
 
     ok: bool
@@ -179,8 +251,9 @@ def prefetch(
     wait: bool = True,
     progress: bool = True,
     order: str = "listed",
-) -> None:
-    """Fetches files and folders into the cache, in the order given or ``"shuffled"``.
+) -> Prefetched:
+    """Fetches files and folders of one daemon into the cache, in the order given or
+    ``"shuffled"``.
 
     With ``wait`` it returns once they are there, and an interrupt stops it; without, the
     daemon goes on by itself.
@@ -189,13 +262,17 @@ def prefetch(
         raise InvalidError(f"order={order!r} is unknown", "give 'listed' or 'shuffled'")
     wanted = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not wanted:
-        return
-    found = [_paths.find(path) for path in wanted[:1]]
-    lines = "".join(f"{_line(path)}\n" for path in wanted).encode("utf-8", "surrogateescape")
-    args = ["prefetch", "--from=-", f"--order={order}", *(["--wait"] if wait else [])]
-    with Progress("prefetch", progress and wait) as display:
-        figures = _fetched(found[0].client)
-        _watched(args, lines, lambda: display.show(figures()))
+        return Prefetched()
+    client, mounted = _paths.find(wanted[0]).client, _paths.mounts()
+    names = [_canonical(path, mounted) for path in wanted]
+    body = {"paths": names, "shuffled": order == "shuffled", "detached": not wait}
+    reply = _shown(client, "/v1/prefetch", body, progress and wait)
+    done = decode(Prefetched, reply)
+    if done.missing:
+        paths_do = "1 path does" if done.missing == 1 else f"{done.missing} paths do"
+        message = f"{paths_do} not exist, such as {reply.get('first_missing')}"
+        raise NotFoundError(message, f"the others: {done}")
+    return done
 
 
 def doctor(uri: Optional[str] = None) -> Diagnosis:
@@ -224,13 +301,22 @@ def rows_of(found: Found, target: str, **fields: Any) -> Rows:
 
 def _run(target: str, path: Optional[Pathish], progress: bool, **fields: Any) -> dict[str, Any]:
     client, where = _carrier(path)
+    return _shown(client, target, {"path": where, **fields}, progress)
+
+
+def _shown(client: Client, target: str, body: dict[str, Any], progress: bool) -> dict[str, Any]:
     with Progress(target.rpartition("/")[2], progress) as display:
 
         def on_line(kind: str, value: Any) -> None:
             if kind == "progress" and isinstance(value, dict):
                 display.show(decode(Report, value))
 
-        return client.upkeep(target, {"path": where, **fields}, on_line)
+        reply = client.upkeep(target, body, on_line)
+        # The last report was of a moment before the end.
+        done = decode(Prefetched, reply)
+        kept = done.cached_bytes if "cached_bytes" in reply else done.bytes
+        display.show(Report(done.objects, done.objects, kept, done.bytes))
+        return reply
 
 
 def _carrier(path: Optional[Pathish]) -> tuple[Client, Optional[str]]:
@@ -240,41 +326,8 @@ def _carrier(path: Optional[Pathish]) -> tuple[Client, Optional[str]]:
     return found.client, found.path
 
 
-def _line(path: Pathish) -> str:
+def _canonical(path: Pathish, mounted: list[tuple[Client, MountStatus]]) -> str:
     text = os.fspath(path)
-    if "\n" in text:
-        raise InvalidError(f"{text!r} holds a line break", "name its folder instead")
-    return _paths.uri_of(text) if "://" in text else str(_paths.walk(text))
-
-
-def _fetched(client: Client) -> Callable[[], Report]:
-    """What a daemon fetched ahead since now."""
-    before = _paths.status_of(client).prefetched
-
-    def figures() -> Report:
-        now = _paths.status_of(client).prefetched
-        return Report(
-            objects_done=now.objects - before.objects, bytes_done=now.bytes - before.bytes
-        )
-
-    return figures
-
-
-def _watched(args: list[str], stdin: bytes, show: Callable[[], None]) -> None:
-    """Runs the program, and shows how far it is meanwhile."""
-    done = threading.Event()
-
-    def draw() -> None:
-        while not done.wait(PREFETCH_INTERVAL_S):
-            try:
-                show()
-            except WarmfsError:
-                return  # The program says so, too.
-
-    thread = threading.Thread(target=draw, name="warmfs-progress", daemon=True)
-    thread.start()
-    try:
-        _binary.run(args, PREFETCH_TIMEOUT_S, stdin)
-    finally:
-        done.set()
-        thread.join()
+    if "://" in text:
+        return _paths.find_uri(_paths.uri_of(text), mounted).path
+    return str(_paths.walk(text))

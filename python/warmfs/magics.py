@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Iterator
 from typing import Any, Optional
 
 from . import _binary, _epoch, _mount, _options
@@ -55,15 +56,30 @@ def _split(line: str) -> list[str]:
 def _run_epoch(words: list[str], cell: str, shell: Any) -> None:
     if words[:1] != ["epoch"]:
         raise InvalidError("%%warmfs over a cell measures it", "write %%warmfs epoch")
-    with _epoch.epoch(" ".join(words[1:]) or None) as measured:
+    with _epoch.epoch(" ".join(words[1:]) or None) as measured, _held_back(shell) as traceback:
         result = shell.run_cell(cell)
     print(measured)
     error = result.error_before_exec or result.error_in_exec
     if error is not None:
-        # It was shown, so it shows nothing more; but it must stop "run all".
-        with contextlib.suppress(AttributeError):
-            error._render_traceback_ = list
+        # Raised once more it stops "run all", and is shown this time, without our frames.
+        if traceback:
+            with contextlib.suppress(AttributeError):
+                error._render_traceback_ = lambda: traceback
         raise error
+
+
+@contextlib.contextmanager
+def _held_back(shell: Any) -> Iterator[list[str]]:
+    """What a shell would show of an error, line by line."""
+    lines: list[str] = []
+    shown = vars(shell).get("_showtraceback")
+    shell._showtraceback = lambda _kind, _error, traceback: lines.extend(traceback)
+    try:
+        yield lines
+    finally:
+        del shell._showtraceback
+        if shown is not None:
+            shell._showtraceback = shown
 
 
 def _run_mount(words: list[str]) -> Mount:

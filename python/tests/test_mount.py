@@ -242,7 +242,6 @@ def test_a_request_at_the_socket_is_the_command_lines_own(
         "dir_mode": "550",
         "open_mode": "cached",
         "warm": "off",
-        "noexec": True,
     }
     left = set(_options.NAMES) - every.keys() - set(_options.DAEMON)
     assert left == {"index", "origin", "customer_key_file"}, "an option is tried by no test"

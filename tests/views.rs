@@ -100,6 +100,27 @@ fn a_view_reads_what_a_mount_cached_and_the_other_way_round() {
 }
 
 #[test]
+fn a_folder_that_shows_another_bucket_is_not_read_for_the_first() {
+    let store = filled();
+    store.put(BUCKET, "other/large", noise(9, 1_000));
+    let warmfs = store.warmfs();
+    view(&warmfs);
+    let mount = warmfs.mount_with(URI, "mount", &["--warm", "off"]);
+    let mut socket = Connection::to(&warmfs);
+    let large = socket.open(mount.join("large").to_str().unwrap()).unwrap();
+    assert_eq!(socket.read(&large, 0, 10).unwrap().len(), 10);
+    warmfs.unmount("mount");
+    warmfs.mount_with("s3://bucket/other", "mount", &["--warm", "off"]);
+    // What an inode number names is there: it is another mount's.
+    assert_eq!(socket.read(&large, 0, 10).unwrap_err(), "not-mounted");
+    let other = socket.open(mount.join("large").to_str().unwrap()).unwrap();
+    assert_eq!((other.uri.as_str(), other.size), ("s3://bucket/other", 1_000));
+    assert_same(&socket.read_all(&other).unwrap(), &noise(9, 1_000), "the other one");
+    warmfs.unmount("mount");
+    warmfs.ok(&["unmount", URI]);
+}
+
+#[test]
 fn the_verbs_take_a_views_uri() {
     let store = filled();
     let warmfs = store.warmfs();

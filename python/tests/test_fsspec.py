@@ -165,6 +165,48 @@ def test_open_reads_a_uri_as_a_file(world: World, content: dict[str, bytes], dat
         assert plain.readline() == "zwölf\n".encode()
 
 
+def test_each_way_of_reading_begins_where_it_was_sought(
+    world: World, content: dict[str, bytes], data: Any
+) -> None:
+    whole = content["large.bin"]
+    with warmfs.open(f"{world.uri}/large.bin") as file:
+        for read in ("read", "read1", "peek", "readinto", "readinto1", "readline"):
+            file.seek(10)
+            if read.startswith("readinto"):
+                found = bytearray(4)
+                getattr(file, read)(found)
+            else:
+                found = getattr(file, read)(4)
+            assert bytes(found[:4]) == whole[10:14][: len(found)], read
+            after = 10 if read == "peek" else 10 + len(found)
+            assert (file.tell(), file.read(4)) == (after, whole[after : after + 4]), read
+        file.seek(10)
+        assert file.seek(5, io.SEEK_CUR) == 15
+        assert file.read(4) == whole[15:19]
+
+
+def test_a_folder_that_shows_something_else_is_not_read_for_the_first(
+    world: World, content: dict[str, bytes]
+) -> None:
+    mount = world.mount()
+    opened: Any = warmfs.open(f"{world.uri}/0/000.bin", buffering=0)
+    assert opened.read(3) == content["0/000.bin"][:3]
+    other = world.root / "other"
+    (other / "0").mkdir(parents=True)
+    (other / "0/000.bin").write_bytes(b"of another")
+    kept = warmfs.mount(other.as_uri(), world.root / "kept", warm="off")
+    mount.unmount()
+    second = warmfs.mount(other.as_uri(), world.point, warm="off")
+    assert warmfs.open(f"{other.as_uri()}/0/000.bin").read() == b"of another"
+    with pytest.raises(OSError, match=r"no longer at") as ended:
+        opened.read(3)
+    assert ended.value.errno == errno.ENODEV
+    # It is attached again, and what is there now is none of it.
+    assert warmfs.open(f"{world.uri}/0/000.bin").read() == content["0/000.bin"]
+    second.unmount()
+    kept.unmount()
+
+
 def test_what_cannot_be_opened_is_an_error_of_a_file(world: World, data: Any) -> None:
     with pytest.raises(FileNotFoundError, match=r"does not exist") as missing:
         warmfs.open(f"{world.uri}/none")
@@ -285,6 +327,8 @@ def test_a_mount_and_a_view_share_the_cache(world: World, content: dict[str, byt
     assert warmfs.open(f"{world.uri}/large.bin").read() == content["large.bin"]
     assert len(_paths.mounts()) == 1
     data: Any = warmfs.mount(world.uri, warm="off")
+    assert (data.status().view, mount.status().view) == (True, False)
+    data.renew()
     assert data.cat_file("large.bin") == content["large.bin"]
     assert gets() == cold
     assert data.cat_file("1/001.bin") == content["1/001.bin"]

@@ -68,6 +68,7 @@ class Stat(Row):
     """What is at a URI, and how its bytes are asked for."""
 
     dir: str = ""
+    uri: str = ""
     ino: int = 0
 
 
@@ -89,7 +90,12 @@ class Files:
 
     def rows(self, uri: str) -> Rows:
         """What is in a folder."""
-        return self._asked(uri, lambda found: rows_of(found, "/v1/ls", hidden=False))
+
+        def listed(found: Found) -> Rows:
+            _stat(found)  # What is mounted there may be another bucket by now.
+            return rows_of(found, "/v1/ls", hidden=False)
+
+        return self._asked(uri, listed)
 
     def open(self, uri: str) -> RawFile:
         """A file, whatever becomes of its name."""
@@ -111,17 +117,21 @@ class Files:
     def _ask(self, uri: str, ask: Callable[[Found], _T]) -> _T:
         if self._mounted:
             try:
-                return ask(_paths.find_uri(uri, self._mounted))
+                return ask(self._find(uri))
             except NotMountedError:
                 pass  # It was ended, or it is in another one.
         self._mounted = _mount.mounts_for(self._options)
         try:
-            found = _paths.find_uri(uri, self._mounted)
+            found = self._find(uri)
         except NotMountedError:
             _mount.attach(self._root or top_of(uri), self._options)
             self._mounted = _mount.mounts_for(self._options)
-            found = _paths.find_uri(uri, self._mounted)
+            found = self._find(uri)
         return ask(found)
+
+    def _find(self, uri: str) -> Found:
+        # A view has the options that it was made with.
+        return _paths.find_uri(uri, self._mounted, self._root)
 
 
 class RawFile(io.RawIOBase):
@@ -185,13 +195,19 @@ class RawFile(io.RawIOBase):
 
     def _read(self, offset: int, view: memoryview) -> int:
         stat = self._stat
-        body: dict[str, Any] = {"dir": stat.dir, "ino": stat.ino, "version": stat.version or ""}
-        body.update(offset=offset, length=len(view))
-        return _reads.read(self._client.socket, body, view)
+        body: dict[str, Any] = {"dir": stat.dir, "uri": stat.uri, "ino": stat.ino}
+        body.update(version=stat.version or "", offset=offset, length=len(view))
+        count = _reads.read(self._client.socket, body, view)
+        if not count:
+            raise StaleError("the file ended before its size", "open it again")
+        return count
 
     def _is_same_again(self) -> bool:
         """Whether the name leads to the same version, under another number."""
-        stat = self._look()
+        try:
+            stat = self._look()
+        except OSError:
+            return False  # Whatever it is by now, it is not what was opened.
         is_same = (stat.version, stat.bytes) == (self._stat.version, self.size)
         is_news = stat.ino != self._stat.ino
         if is_same and is_news:
@@ -238,6 +254,8 @@ class BufferedFile(io.BufferedReader):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Where this thread's next read begins, and everybody's if nobody seeks before it."""
         with self._turn:
+            if whence == io.SEEK_CUR:
+                self._go()
             at = super().seek(offset, whence)
             self._sought.at = at
             return at
@@ -264,6 +282,18 @@ class BufferedFile(io.BufferedReader):
         with self._turn:
             self._go()
             return super().readinto(buffer)
+
+    def readinto1(self, buffer: Any) -> int:
+        """As of any file."""
+        with self._turn:
+            self._go()
+            return super().readinto1(buffer)
+
+    def peek(self, size: int = 0) -> bytes:
+        """As of any file."""
+        with self._turn:
+            self._go()
+            return super().peek(size)
 
     def readline(self, size: Optional[int] = -1) -> bytes:
         """As of any file."""
@@ -356,4 +386,8 @@ def top_of(uri: str) -> str:
 
 def _stat(found: Found) -> Stat:
     body = {"path": found.path}
-    return decode(Stat, found.client.send("POST", "/v1/stat", body, _client.REMOTE_TIMEOUT_S))
+    reply = found.client.send("POST", "/v1/stat", body, _client.REMOTE_TIMEOUT_S)
+    stat = decode(Stat, reply)
+    if stat.uri and stat.uri != found.mount.uri:
+        raise NotMountedError(f"{found.mount.uri} is no longer at {found.mount.dir}")
+    return stat

@@ -328,6 +328,8 @@ def mounts_for(options: Mapping[str, Any]) -> list[tuple[Client, MountStatus]]:
 
 
 def _at(place: str) -> tuple[Client, MountStatus]:
+    if "://" in place and (view := _paths.mount_at(place)) is not None:
+        return view
     found = _paths.find(place)
     if found.mount.dir != place:
         raise NotMountedError(f"{place} is not a warmfs mount", "warmfs.status() lists them")

@@ -95,8 +95,10 @@ def _not_found(path: Path) -> WarmfsError:
     return DaemonGoneError(message, "mount it again, or end it with warmfs.unmount(path)")
 
 
-def find_uri(uri: str, mounted: Iterable[tuple[Client, MountStatus]]) -> Found:
-    """The one that a URI is in of what is ``mounted``."""
+def find_uri(
+    uri: str, mounted: Iterable[tuple[Client, MountStatus]], place: Optional[str] = None
+) -> Found:
+    """The one that a URI is in of what is ``mounted``; of several the one at ``place``."""
     within = []
     for client, mount in mounted:
         rest = below(uri, mount.uri)
@@ -105,7 +107,7 @@ def find_uri(uri: str, mounted: Iterable[tuple[Client, MountStatus]]) -> Found:
     if not within:
         hint = f"mount it first: warmfs.mount({uri!r})"
         raise NotMountedError(f"{uri} is not mounted", hint)
-    return max(within, key=lambda found: len(found.mount.uri))
+    return max(within, key=lambda found: (len(found.mount.uri), found.mount.dir == place))
 
 
 def below(uri: str, mounted: str) -> Optional[str]:

@@ -10,7 +10,7 @@ from . import _files, _upkeep
 from ._errors import MachineError
 from ._mount import Mount
 from ._paths import uri_of
-from ._upkeep import Rows
+from ._upkeep import Prefetched, Rows
 
 
 class View(Mount):
@@ -54,10 +54,10 @@ class View(Mount):
         wait: bool = True,
         progress: bool = True,
         order: str = "listed",
-    ) -> None:
+    ) -> Prefetched:
         """As :func:`warmfs.prefetch`: all of it, or what is named."""
         wanted = [paths] if isinstance(paths, str) else list(paths)
-        _upkeep.prefetch([self._uri(path) for path in wanted], wait, progress, order)
+        return _upkeep.prefetch([self._uri(path) for path in wanted], wait, progress, order)
 
     def _uri(self, name: str) -> str:
         """The URI of a name, which may be one itself."""

@@ -180,7 +180,7 @@ impl Writer {
     /// Whether nothing is being written.
     pub(super) fn is_idle(&self) -> bool {
         let queue = self.lock();
-        queue.at_work() == 0 && queue.unwritten_bytes == 0
+        queue.jobs.is_empty() && queue.at_work() == 0 && queue.unwritten_bytes == 0
     }
 
     /// `bytes` were fetched, and are on their way to the disk until the drop of

@@ -66,6 +66,7 @@ fn requests(effort: Effort) {
             text(&StatRequest { path: "s3://b/p/é".into() }),
             text(&ReadRequest {
                 dir: "s3://b/p".into(),
+                uri: "s3://b/p".to_owned(),
                 ino: 1,
                 version: "\"e\"".to_owned(),
                 offset: 1 << 40,
@@ -150,7 +151,12 @@ fn replies(effort: Effort) {
             text(&ErrorReply::new(ErrorCode::Busy, "busy").with_hint("wait")),
             text(&MountReply { uri: "s3://b".to_owned(), dir: "/d".into(), existed: true }),
             text(&ping),
-            text(&StatReply { dir: "/d".into(), ino: 7, row: Row::default() }),
+            text(&StatReply {
+                dir: "/d".into(),
+                uri: "s3://b".to_owned(),
+                ino: 7,
+                row: Row::default(),
+            }),
             text(&status()),
             text(&UnmountReply { daemon_exits: true, still_in_use: false }),
         ],

@@ -256,6 +256,9 @@ pub struct StatRequest {
 pub struct StatReply {
     /// The mount point, or the view's URI.
     pub dir: PathBuf,
+    /// What is mounted there: another bucket may be by the next request.
+    #[serde(default)]
+    pub uri: String,
     /// Its inode number: never given to anything else, nor to another version of it.
     pub ino: u64,
     /// What it is.
@@ -268,6 +271,9 @@ pub struct StatReply {
 pub struct ReadRequest {
     /// The mount point, or the view's URI.
     pub dir: PathBuf,
+    /// What is mounted there, as [`StatReply`] had it; empty for whatever is.
+    #[serde(default)]
+    pub uri: String,
     /// The file's inode number.
     pub ino: u64,
     /// The version that it has: an index that was lost may count inodes anew.

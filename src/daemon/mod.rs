@@ -53,7 +53,6 @@ use mount_point::MountPoint;
 pub use mount_point::clear_dead;
 pub use process::{logs_to, prepare_to_hold_secrets};
 use rates::{Rates, Totals};
-use reads::Reads;
 pub use serve::{Running, StartError, Supervision, start};
 use supervision::{Change, Kept, Mounts, Supervisor};
 use table::{Entry, Table};
@@ -81,7 +80,6 @@ struct Daemon {
     engine: Arc<dyn Engine>,
     table: Arc<Table>,
     jobs: Jobs,
-    reads: Reads,
     supervisor: Arc<Supervisor>,
     restarts: Arc<RestartStatus>,
     since: Instant,
@@ -200,7 +198,6 @@ impl Daemon {
             engine,
             table: Arc::default(),
             jobs: Jobs::default(),
-            reads: Reads::default(),
             supervisor: supervision.supervisor.clone(),
             restarts: Arc::new(restarts),
             since: Instant::now(),

@@ -27,7 +27,7 @@ use crate::remote::{ErrorKind, RemoteError};
 /// more.
 const READ_BYTES_MAX: u64 = 16 << 20;
 
-/// Reads that are answered at once: each has up to [`PIECE_BYTES`] twice in memory.
+/// Reads of a mount that are answered at once: each has up to [`PIECE_BYTES`] twice in memory.
 const ANSWERED_MAX: usize = 64;
 
 /// Reads that wait for their turn besides. More are told so, and leave connections to others.
@@ -40,7 +40,7 @@ const PIECE_BYTES: u64 = 2 * CHUNK_BYTES;
 /// How long a client may take no piece: one that is stopped keeps no turn.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// The reads under way.
+/// The reads of a mount that are under way: those of one that hangs hold up no other.
 #[derive(Clone, Debug)]
 pub(super) struct Reads {
     waiting: Arc<Semaphore>,
@@ -139,7 +139,8 @@ impl Daemon {
             ErrorReply::new(ErrorCode::NotFound, message)
         })?;
         let ino = if is_root { Ino::ROOT.0 } else { node.0 };
-        Ok(StatReply { dir: entry.dir.clone(), ino, row: row(look.name.clone(), look) })
+        let (dir, uri) = (entry.dir.clone(), entry.uri.clone());
+        Ok(StatReply { dir, uri, ino, row: row(look.name.clone(), look) })
     }
 
     /// Begins to read: the first piece is there, or it is said why not.
@@ -150,8 +151,15 @@ impl Daemon {
                 .with_hint(format!("ask for {READ_BYTES_MAX} at most, and then again")));
         }
         let entry = self.table.at(&request.dir).ok_or_else(|| not_mounted(&request.dir))?;
+        // Inode numbers are of the whole cache.
+        if !request.uri.is_empty() && request.uri != entry.uri {
+            let message = format!("{} is no longer at {}", request.uri, request.dir.display());
+            return Err(
+                ErrorReply::new(ErrorCode::NotMounted, message).with_hint("open the file again")
+            );
+        }
         let fs = entry.mount.files().ok_or_else(|| not_mounted(&request.dir))?.clone();
-        let turn = self.reads.turn().await?;
+        let turn = entry.reads_at_socket.turn().await?;
         let ino = Ino(request.ino);
         let of_disk = fs.clone();
         // Its row may have to be read from the disk.

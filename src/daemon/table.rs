@@ -15,6 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::engine::ActiveMount;
 use super::mount_point::MountPoint;
+use super::reads;
 use super::supervision::{Change, Supervisor};
 use crate::config::{MountOptions, MountRequest};
 use crate::control::wire::{DownloadStatus, ErrorCode, ErrorReply};
@@ -35,6 +36,7 @@ pub(super) struct Entry {
     pub(super) options: MountOptions,
     pub(super) mount: Arc<dyn ActiveMount>,
     pub(super) since: Instant,
+    pub(super) reads_at_socket: reads::Reads,
     supervisor: Arc<Supervisor>,
     /// Put back once the mount is off its folder.
     point: Mutex<Option<MountPoint>>,
@@ -60,6 +62,7 @@ impl Entry {
             options: request.options,
             mount,
             since: Instant::now(),
+            reads_at_socket: reads::Reads::default(),
             supervisor,
             point: Mutex::new(Some(point)),
             detached: watch::Sender::new(false),

@@ -21,6 +21,7 @@ pub struct Connection(BufReader<UnixStream>);
 #[derive(Clone, Debug)]
 pub struct Opened {
     pub dir: String,
+    pub uri: String,
     pub ino: u64,
     pub version: String,
     pub size: u64,
@@ -29,8 +30,8 @@ pub struct Opened {
 impl Opened {
     /// The request for some of its bytes.
     pub fn range(&self, offset: u64, length: u64) -> Value {
-        json!({"dir": self.dir, "ino": self.ino, "version": self.version, "offset": offset,
-               "length": length})
+        json!({"dir": self.dir, "uri": self.uri, "ino": self.ino, "version": self.version,
+               "offset": offset, "length": length})
     }
 }
 
@@ -93,6 +94,7 @@ impl Connection {
         match status {
             200 => Ok(Opened {
                 dir: value["dir"].as_str().unwrap().to_owned(),
+                uri: value["uri"].as_str().unwrap().to_owned(),
                 ino: value["ino"].as_u64().unwrap(),
                 version: value["version"].as_str().unwrap_or_default().to_owned(),
                 size: value["bytes"].as_u64().unwrap(),
